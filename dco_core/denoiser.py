@@ -1,0 +1,57 @@
+"""What the trainer needs from a network. The Toy World, a diffusers UNet and a host model all fit this seam."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from .adapters import AdapterConfig, adapter_off, add_adapter, read_adapter
+from .lora import LoraLayer
+from .schedules import Schedule
+
+
+class Denoiser(Protocol):
+    """theta and phi in one: a frozen pretrained network phi with an adapter that can be switched off."""
+
+    schedule: Schedule
+
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Sequence[Any], *, adapter: bool) -> Tensor:
+        """The network's native prediction [B, ...] for x_t [B, ...] at timestep indices t int64 [B], on one
+        conditioning a sample; theta with `adapter`, phi without."""
+        ...
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name, always in the same order."""
+        ...
+
+    def lora(self) -> dict[str, LoraLayer]:
+        """The adapter as it is now, {dotted module name: LoraLayer}, copied."""
+        ...
+
+
+class NetworkDenoiser:
+    """A Denoiser over any torch network: injects a LoRA into `network` (in place: hand over a copy of your own).
+
+    Subclasses say how the network is called by defining `forward(x_t, t, conditioning)`.
+    """
+
+    def __init__(self, network: nn.Module, schedule: Schedule, config: AdapterConfig):
+        self.network, self.schedule, self.config = network, schedule, config
+        self._trainable = add_adapter(network, config)
+
+    def forward(self, x_t: Tensor, t: Tensor, conditioning: Sequence[Any]) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} does not say how its network is called")
+
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Sequence[Any], *, adapter: bool) -> Tensor:
+        if adapter:
+            return self.forward(x_t, t, conditioning)
+        with adapter_off(self.network):
+            return self.forward(x_t, t, conditioning)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return self._trainable
+
+    def lora(self) -> dict[str, LoraLayer]:
+        return read_adapter(self.network, self.config)

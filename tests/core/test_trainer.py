@@ -1,0 +1,302 @@
+"""The trainer against an independent replay in plain torch, without peft and without our loss code."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dco_core.adapters import AdapterConfig, adapter_off, add_adapter, target_modules
+from dco_core.denoiser import NetworkDenoiser
+from dco_core.errors import DCOError
+from dco_core.schedules import Schedule
+from dco_core.trainer import Draw, Example, TrainingConfig, evaluate, random_draws, train
+
+RANK, LR, STEPS = 3, 1e-3, 12
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.to_q, self.to_k, self.to_v = nn.Linear(6, 6, bias=False), nn.Linear(5, 6), nn.Linear(5, 6)
+        self.to_out = nn.Sequential(nn.Linear(6, 6))
+
+    def forward(self, x, context):
+        weights = torch.softmax(self.to_q(x) @ self.to_k(context).transpose(1, 2), -1)
+        return self.to_out(weights @ self.to_v(context))
+
+
+class Network(nn.Module):
+    """x [B, 6, 2, 2], t [B], context [B, 4, 5] -> [B, 6, 2, 2]."""
+
+    def __init__(self):
+        super().__init__()
+        self.time, self.attn2, self.ff = nn.Linear(1, 6), Attention(), nn.Linear(6, 6)
+
+    def forward(self, x, t, context):
+        h = x.flatten(2).transpose(1, 2) + self.time(t.float()[:, None, None] / 1000)
+        h = h + self.attn2(h, context)
+        return (h + torch.tanh(self.ff(h))).transpose(1, 2).reshape(x.shape)
+
+
+class Denoiser(NetworkDenoiser):
+    def forward(self, x_t, t, conditioning):
+        return self.network(x_t, t, torch.stack(list(conditioning)))
+
+
+@pytest.fixture
+def base():
+    torch.manual_seed(0)
+    return Network().requires_grad_(False)
+
+
+@pytest.fixture
+def examples():
+    g = torch.Generator().manual_seed(1)
+    return [Example(*(torch.randn(s, generator=g) for s in ((6, 2, 2), (4, 5), (4, 5)))) for _ in range(3)]
+
+
+def recorded_draws(batch_size, examples, steps=STEPS):
+    config = TrainingConfig(batch_size=batch_size, offset_noise=0.1, seed=5)
+    stream = random_draws(examples, 1000, config)
+    return [next(stream) for _ in range(steps)]
+
+
+def replay(base, examples, draws, config, start):
+    """Algorithm 1 with functional LoRA: {name: (A, B)} -> losses and final weights."""
+    lora = {
+        name: (a.clone().requires_grad_(), torch.zeros(b, RANK).requires_grad_())
+        for name, (a, b) in start.items()
+    }
+    adam = {id(p): [torch.zeros_like(p), torch.zeros_like(p)] for pair in lora.values() for p in pair}
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    signal = torch.cumprod(1 - betas, 0).float()
+
+    def predict(x, t, context, with_lora):
+        net = copy.deepcopy(base)
+        for name, (a, b) in lora.items():
+            layer = net.get_submodule(name)
+            weight = layer.weight.detach() + (b @ a if with_lora else 0)
+            del layer.weight
+            layer.weight = weight
+        return net(x, t, context)
+
+    losses, history = [], []
+    for k, batch in enumerate(draws, 1):
+        x0 = torch.stack([examples[d.image].latent for d in batch])
+        noise = torch.stack([d.noise for d in batch])
+        t = torch.tensor([d.t for d in batch])
+        s = signal[t].view(-1, 1, 1, 1)
+        x_t = s.sqrt() * x0 + (1 - s).sqrt() * noise
+        c = torch.stack([examples[d.image].conditioning for d in batch])
+        c_base = torch.stack([examples[d.image].base_conditioning for d in batch])
+        theta = ((predict(x_t, t, c, True) - noise) ** 2).mean((1, 2, 3))
+        phi = ((predict(x_t, t, c_base, False) - noise) ** 2).mean((1, 2, 3)).detach()
+        if config.objective == "dreambooth":
+            loss = theta.mean()
+        elif config.reduction == "per-sample":
+            loss = torch.log1p(torch.exp(1000 * config.beta * (theta - phi))).mean()
+        else:
+            loss = torch.log1p(torch.exp(1000 * config.beta * (theta - phi).mean()))
+        parameters = [p for pair in lora.values() for p in pair]
+        grads = torch.autograd.grad(loss, parameters)
+        norm = math.sqrt(sum(float((g**2).sum()) for g in grads))
+        clip = min(1.0, 1.0 / (norm + 1e-6))
+        with torch.no_grad():
+            for p, g in zip(parameters, grads, strict=True):
+                m, v = adam[id(p)]
+                p.mul_(1 - LR * 1e-4)
+                m.mul_(0.9).add_(0.1 * g * clip)
+                v.mul_(0.999).add_(0.001 * (g * clip) ** 2)
+                p.sub_(LR * (m / (1 - 0.9**k)) / ((v / (1 - 0.999**k)).sqrt() + 1e-8))
+        losses.append(loss.item())
+        history.append({name: (a.detach().clone(), b.detach().clone()) for name, (a, b) in lora.items()})
+    return losses, history
+
+
+@pytest.mark.parametrize(
+    ("objective", "reduction", "batch"),
+    [
+        ("dco", "per-sample", 1),
+        ("dco", "per-sample", 2),
+        ("dco", "batch-mean", 2),
+        ("dreambooth", "per-sample", 2),
+    ],
+)
+def test_losses_first_update_and_final_weights_match_an_independent_replay(
+    base, examples, objective, reduction, batch
+):
+    draws = recorded_draws(batch, examples)
+    config = TrainingConfig(
+        steps=STEPS, batch_size=batch, learning_rate=LR, objective=objective, reduction=reduction, beta=0.05
+    )
+    adapter = AdapterConfig(rank=RANK, layers="attention", seed=3)
+    denoiser = Denoiser(copy.deepcopy(base), Schedule.stable_diffusion(), adapter)
+    start = {n: (layer.down, layer.up.shape[0]) for n, layer in denoiser.lora().items()}
+    losses, updates = [], []
+
+    def on_step(report):
+        losses.append(report.loss)
+        updates.append(denoiser.lora())
+
+    train(denoiser, examples, config, on_step, draws=iter(draws))
+    expected, history = replay(base, examples, draws, config, start)
+    assert set(start) == {"attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"}
+    assert losses == pytest.approx(expected, rel=2e-5, abs=1e-6)
+    for k in (0, -1):
+        for name, (a, b) in history[k].items():
+            torch.testing.assert_close(updates[k][name].down, a, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(updates[k][name].up, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_same_seed_trains_the_same_weights_and_another_does_not(base, examples):
+    def run(seed):
+        denoiser = Denoiser(
+            copy.deepcopy(base), Schedule.stable_diffusion(), AdapterConfig(rank=2, seed=seed)
+        )
+        return train(denoiser, examples, TrainingConfig(steps=5, seed=seed, learning_rate=1e-2))
+
+    first, again, other = run(1), run(1), run(2)
+    assert all(
+        torch.equal(first[n].up, again[n].up) and torch.equal(first[n].down, again[n].down) for n in first
+    )
+    assert not torch.equal(first["attn2.to_q"].up, other["attn2.to_q"].up)
+
+
+def test_training_lowers_the_held_out_loss_and_leaves_the_base_untouched(base, examples):
+    network = copy.deepcopy(base)
+    denoiser = Denoiser(network, Schedule.stable_diffusion(), AdapterConfig(rank=4))
+    config = TrainingConfig(steps=60, learning_rate=1e-2, beta=0.05, batch_size=2)
+    held_out = recorded_draws(2, examples, steps=20)
+    before = evaluate(denoiser, examples, config, held_out)
+    train(denoiser, examples, config)
+    assert evaluate(denoiser, examples, config, held_out) < before
+    trained = {n.replace(".base_layer", ""): p for n, p in network.named_parameters() if "lora_" not in n}
+    assert all(torch.equal(p, trained[n]) for n, p in base.named_parameters())
+
+
+def test_before_training_theta_is_phi_and_the_loss_is_log_two(base, examples):
+    same = [Example(e.latent, e.conditioning) for e in examples]
+    denoiser = Denoiser(copy.deepcopy(base), Schedule.stable_diffusion(), AdapterConfig(rank=2))
+    loss = evaluate(denoiser, same, TrainingConfig(), recorded_draws(1, examples, 4))
+    assert loss == pytest.approx(math.log(2))
+
+
+def test_adapter_off_gives_the_base_exactly_and_on_again_afterwards(base, examples):
+    network = copy.deepcopy(base)
+    parameters = add_adapter(network, AdapterConfig(rank=2))
+    for p in parameters.values():
+        p.data.normal_()
+    x, t, c = examples[0].latent[None], torch.tensor([10]), examples[0].conditioning[None]
+    changed = network(x, t, c)
+    with adapter_off(network):
+        assert torch.equal(network(x, t, c), base(x, t, c))
+        assert all(p.requires_grad for p in parameters.values())
+    assert torch.equal(network(x, t, c), changed)
+    assert not torch.allclose(changed, base(x, t, c))
+
+
+def test_half_precision_networks_get_fp32_adapters(base):
+    parameters = add_adapter(copy.deepcopy(base).half(), AdapterConfig(rank=2))
+    assert {p.dtype for p in parameters.values()} == {torch.float32}
+
+
+def test_an_exception_in_the_callback_keeps_what_was_trained(base, examples):
+    denoiser = Denoiser(copy.deepcopy(base), Schedule.stable_diffusion(), AdapterConfig(rank=2))
+
+    def stop(report):
+        if report.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(denoiser, examples, TrainingConfig(steps=100, learning_rate=1e-2), stop)
+    assert all(layer.up.abs().max() > 0 for layer in denoiser.lora().values())
+
+
+def test_every_image_is_seen_equally_often(examples):
+    stream = random_draws(examples, 1000, TrainingConfig(batch_size=2))
+    seen = [d.image for _ in range(30) for d in next(stream)]
+    assert [seen.count(i) for i in range(3)] == [20, 20, 20]
+
+
+def test_offset_noise_is_one_constant_per_channel(examples):
+    plain = next(random_draws(examples, 1000, TrainingConfig(seed=4)))[0]
+    offset = next(random_draws(examples, 1000, TrainingConfig(seed=4, offset_noise=0.5)))[0]
+    difference = (offset.noise - plain.noise) / 0.5
+    torch.testing.assert_close(difference, difference[:, :1, :1].expand_as(difference))
+    assert difference.std() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"beta": 0.0}, "beta is 0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1"),
+        ({"objective": "magic"}, "'magic'"),
+        ({"reduction": "sum"}, "'sum'"),
+        ({"offset_noise": -0.1}, "offset_noise"),
+    ],
+)
+def test_bad_configurations_are_refused_before_the_first_step(base, examples, change, words):
+    denoiser = Denoiser(copy.deepcopy(base), Schedule.stable_diffusion(), AdapterConfig(rank=2))
+    with pytest.raises(DCOError, match=words):
+        train(denoiser, examples, TrainingConfig(**change), lambda report: pytest.fail("a step was made"))
+
+
+def test_bad_examples_are_refused_before_the_first_step(base, examples):
+    denoiser = Denoiser(copy.deepcopy(base), Schedule.stable_diffusion(), AdapterConfig(rank=2))
+    with pytest.raises(DCOError, match="no images"):
+        train(denoiser, [], TrainingConfig())
+    broken = Example(torch.full((6, 2, 2), math.nan), examples[0].conditioning)
+    with pytest.raises(DCOError, match="image 2 holds NaN"):
+        train(denoiser, [examples[0], broken], TrainingConfig())
+    other = Example(torch.zeros(6, 4, 4), examples[0].conditioning)
+    with pytest.raises(DCOError, match="batch_size 1"):
+        train(denoiser, [examples[0], other], TrainingConfig(batch_size=2))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(base, examples):
+    denoiser = Denoiser(copy.deepcopy(base), Schedule.stable_diffusion(), AdapterConfig(rank=2))
+    nan = Draw(0, torch.full((6, 2, 2), math.nan), 10)
+    with pytest.raises(DCOError, match="step 2 of 3"):
+        train(
+            denoiser,
+            examples,
+            TrainingConfig(steps=3),
+            draws=iter([[Draw(0, torch.randn(6, 2, 2), 10)], [nan]]),
+        )
+    assert all(torch.isfinite(layer.up).all() for layer in denoiser.lora().values())
+
+
+def test_rank_zero_and_unknown_layers_are_refused(base):
+    with pytest.raises(DCOError, match="rank is 0"):
+        add_adapter(copy.deepcopy(base), AdapterConfig(rank=0))
+    with pytest.raises(DCOError, match="choose another set of layers"):
+        add_adapter(copy.deepcopy(base), AdapterConfig(layers=r"^nothing$"))
+    with pytest.raises(DCOError, match="regular expression"):
+        add_adapter(copy.deepcopy(base), AdapterConfig(layers="("))
+
+
+NAMES = """input_blocks.1.1.proj_in input_blocks.1.1.transformer_blocks.0.attn1.to_q
+input_blocks.1.1.transformer_blocks.0.attn2.to_out.0 input_blocks.1.1.transformer_blocks.0.ff.net.0.proj
+down_blocks.0.attentions.0.proj_in down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k
+down_blocks.0.attentions.0.transformer_blocks.0.ff.net.2 double_blocks.0.img_attn.qkv double_blocks.0.img_mlp.0
+layers.0.attention.qkv layers.0.feed_forward.w1 time_embed.0""".split()
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"), [("attention", 5), ("attention and feed-forward", 9), ("all linear", 12)]
+)
+def test_layer_choices_on_the_names_of_several_families(layers, expected):
+    tree = nn.Module()
+    for name in NAMES:
+        parent = tree
+        *parts, last = name.split(".")
+        for part in parts:
+            if part not in parent._modules:
+                parent.add_module(part, nn.Module())
+            parent = parent._modules[part]
+        parent.add_module(last, nn.Linear(2, 2))
+    assert len(target_modules(tree, layers)) == expected
