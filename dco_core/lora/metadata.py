@@ -1,0 +1,62 @@
+"""Headers of LoRA files."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping
+
+# ss_base_model_version of kohya: modelspec.architecture.
+ARCHITECTURES = {
+    "sd_v1": "stable-diffusion-v1/lora",
+    "sd_v2": "stable-diffusion-v2-512/lora",
+    "sd_v2_v": "stable-diffusion-v2-768-v/lora",
+    "sdxl_base_v1-0": "stable-diffusion-xl-v1-base/lora",
+    "sd3": "stable-diffusion-3/lora",
+    "flux1": "flux-1-dev/lora",
+}
+
+
+def training_metadata(
+    *,
+    title: str,
+    rank: int,
+    alpha: float,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    config: Mapping[str, object],
+    base_model_version: str | None = None,
+    architecture: str | None = None,
+    comment: str = "",
+    date: datetime.datetime | None = None,
+    extra: Mapping[str, object] | None = None,
+) -> dict[str, str]:
+    """Header of a trained LoRA: `ss_*` as kohya's scripts write it (A1111, Forge), `modelspec.*` 1.0.0 (the
+    hash is left out: it would have to be computed over the finished file), and `dco.config`, the complete
+    training configuration as JSON, from which a run can be repeated.
+
+    base_model_version: kohya's name, `sdxl_base_v1-0`, `sd_v1`, ...; None if unknown, and then left out.
+    architecture: modelspec's name; from base_model_version if that is a key of ARCHITECTURES.
+    extra: further entries, such as `modelspec.trigger_phrase`; they win over the standard ones.
+    """
+    date = date or datetime.datetime.now(datetime.timezone.utc)
+    entries: dict[str, object] = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": rank,
+        "ss_network_alpha": alpha,
+        "ss_base_model_version": base_model_version,
+        "ss_output_name": title,
+        "ss_steps": steps,
+        "ss_learning_rate": learning_rate,
+        "ss_seed": seed,
+        "ss_training_comment": comment or None,
+        "ss_training_finished_at": date.timestamp(),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": architecture or ARCHITECTURES.get(base_model_version or ""),
+        "modelspec.title": title,
+        "modelspec.date": date.isoformat(timespec="seconds"),
+        "dco.config": json.dumps(dict(config), sort_keys=True),
+    }
+    entries |= extra or {}
+    return {key: str(value) for key, value in entries.items() if value is not None}
