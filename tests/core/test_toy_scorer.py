@@ -1,0 +1,168 @@
+"""The Toy World's scorers must be right about renders before they may judge samples."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from dco_core.errors import DCOError
+from dco_core.toy_world import scorer
+from dco_core.toy_world.renderer import render
+from dco_core.toy_world.scorer import obeyed, prompt_alignment, read, style_likeness, subject_likeness
+from dco_core.toy_world.world import (
+    BACKGROUNDS,
+    FACTORS,
+    PRINT,
+    SHAPES,
+    STYLE,
+    STYLES,
+    SUBJECT,
+    TOY,
+    caption,
+    mark,
+    sample_scenes,
+    style_reference,
+    subject_references,
+)
+
+N = 300
+FLAT = STYLES.index("flat")
+
+
+def scenes(seed: int):
+    """Scenes from a generator that training has not used; nothing is held out."""
+    return sample_scenes(N, torch.Generator().manual_seed(500_000_000 + seed), hold_out=False)
+
+
+def grainy(images: torch.Tensor) -> torch.Tensor:
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(7))
+    return torch.nn.functional.avg_pool2d(images, 3, 1, 1) * 0.4 + images * 0.6 + 0.08 * noise
+
+
+def auc(same: torch.Tensor, other: torch.Tensor) -> float:
+    return (same[:, None] > other[None]).float().mean().item()
+
+
+@pytest.mark.parametrize("spoil", [torch.clone, grainy], ids=["clean", "grainy"])
+@pytest.mark.parametrize("factor", FACTORS)
+def test_reads_every_factor_of_held_out_renders(factor, spoil):
+    drawn = scenes(1)
+    rows = read(spoil(render(drawn)))
+    right = [
+        row[factor] == FACTORS[factor][getattr(drawn, factor)[i]]
+        for i, row in enumerate(rows)
+        if factor != "colour" or (drawn.shape[i] != TOY and drawn.style[i] != PRINT)
+    ]
+    assert sum(right) / len(right) >= (0.93 if factor == "shape" else 0.95)
+
+
+@pytest.mark.parametrize("held_out", [SUBJECT, STYLE], ids=["subject", "style"])
+def test_reads_what_base_training_never_shows(held_out):
+    drawn = scenes(2).with_(**held_out)
+    prompts = [caption(drawn, i) for i in range(N)]
+    assert prompt_alignment(render(drawn), prompts).mean() > 0.95
+
+
+def test_reads_the_attributes_of_a_toy_and_of_a_print():
+    toy = read(render(subject_references()[0]))[1]
+    assert toy["colour"] is None and toy["ears"] == "round" and "ink_rgb" not in toy
+    assert toy["body_rgb"] == pytest.approx(SUBJECT["body_rgb"], abs=0.2)
+    assert toy["accent_rgb"] == pytest.approx(SUBJECT["accent_rgb"], abs=0.2)
+    (printed,) = read(render(style_reference()[0]))
+    assert printed["colour"] is None and "body_rgb" not in printed
+    assert printed["ink_rgb"] == pytest.approx(STYLE["ink_rgb"], abs=0.15)
+    assert printed["paper_rgb"] == pytest.approx(STYLE["paper_rgb"], abs=0.15)
+
+
+@pytest.mark.parametrize("style", [s for s in STYLES if s != "print"])
+def test_subject_likeness_separates_the_subject_from_other_toys(style):
+    references, drawn = render(subject_references()[0]), scenes(3).with_(style=STYLES.index(style))
+    same = subject_likeness(render(drawn.with_(**SUBJECT)), references)
+    other = subject_likeness(render(drawn.with_(shape=TOY)), references)
+    assert same.mean() > 0.8 and other.mean() < 0.1 and auc(same, other) > 0.97
+
+
+def test_other_objects_have_no_subject_likeness():
+    drawn = scenes(4)
+    likeness = subject_likeness(render(drawn[drawn.shape != TOY]), render(subject_references()[0]))
+    assert likeness.mean() < 0.02
+
+
+def test_in_prints_the_subject_is_known_by_its_form():
+    references, drawn = render(subject_references()[0]), scenes(5).with_(**STYLE)
+    same = subject_likeness(render(drawn.with_(**SUBJECT)), references)
+    other = subject_likeness(render(drawn.with_(shape=TOY)), references)
+    assert same.mean() > 0.8 and other.mean() < 0.35
+
+
+def test_style_likeness_separates_the_style_from_other_prints_and_styles():
+    reference, drawn = render(style_reference()[0]), scenes(6)
+    same = style_likeness(render(drawn.with_(**STYLE)), reference)
+    prints = style_likeness(render(drawn.with_(style=PRINT)), reference)
+    rest = style_likeness(render(drawn[drawn.style != PRINT]), reference)
+    assert same.mean() > 0.85 and prints.mean() < 0.15 and rest.mean() < 0.02 and auc(same, prints) > 0.97
+
+
+def test_likeness_falls_as_the_subject_is_repainted():
+    references, drawn = render(subject_references()[0]), scenes(7).with_(**SUBJECT, style=FLAT)
+    body = torch.tensor(SUBJECT["body_rgb"])
+    steps = [torch.lerp(body, torch.tensor([0.8, 0.1, 0.6]), amount) for amount in (0.0, 0.35, 0.7, 1.0)]
+    means = [subject_likeness(render(drawn.with_(body_rgb=rgb)), references).mean() for rgb in steps]
+    assert means == sorted(means, reverse=True) and means[0] - means[-1] > 0.7
+
+
+def test_a_copied_reference_has_likeness_without_alignment_and_another_object_the_reverse():
+    references, captions = subject_references()
+    elsewhere = references.with_(background=BACKGROUNDS.index("at night"))
+    prompts = [mark(caption(elsewhere, i), "toy") for i in range(4)]
+    copies = render(references)
+    assert subject_likeness(copies, copies).min() > 0.8
+    assert obeyed(copies, prompts)["background"] == [False] * 4
+    assert prompt_alignment(copies, captions).min() == 1
+    assert prompt_alignment(copies, prompts).max() < 1
+    asked = ["a star at night, in neon style"] * 4
+    stars = references.with_(
+        shape=SHAPES.index("star"), background=BACKGROUNDS.index("at night"), style=STYLES.index("neon")
+    )
+    assert subject_likeness(render(stars), copies).max() < 0.05
+    assert prompt_alignment(render(stars), asked).min() == 1 and prompt_alignment(copies, asked).max() == 0
+
+
+def test_prompts_are_read_by_their_phrases():
+    assert scorer.named("A photo of a small red Star on the left, at night, in neon style") == {
+        "shape": ["star"], "colour": ["red"], "size": ["small"], "position": ["on the left"],
+        "background": ["at night"], "style": ["neon"],
+    }  # fmt: skip
+    assert scorer.named("a <toy> in the sky") == {"shape": ["toy"], "background": ["in the sky"]}
+    assert scorer.named("a red <toy> in <print> style") == {"shape": ["toy"], "style": ["print"]}
+    assert scorer.named("a blue heart, in print style") == {"shape": ["heart"], "style": ["print"]}
+    assert scorer.named("a thing") == {}
+
+
+def test_factors_that_the_prompt_leaves_open_are_not_judged():
+    checks = obeyed(render(style_reference()[0]), ["a star in <print> style"])
+    assert checks == {
+        "shape": [True], "colour": [None], "size": [None], "position": [None],
+        "background": [None], "style": [True],
+    }  # fmt: skip
+
+
+def test_says_what_cannot_be_scored():
+    image = render(style_reference()[0])
+    with pytest.raises(DCOError, match="names nothing"):
+        prompt_alignment(image, ["a thing"])
+    with pytest.raises(DCOError, match="1 images have 2 prompts"):
+        prompt_alignment(image, ["a star", "a star"])
+    with pytest.raises(DCOError, match=r"\[1, 4, 32, 32\]"):
+        read(torch.zeros(1, 4, 32, 32))
+
+
+def test_the_weights_are_small_and_scoring_is_quick():
+    assert scorer.WEIGHTS.stat().st_size < 1_000_000
+    images, references = render(scenes(8)[:200]), render(subject_references()[0])
+    subject_likeness(images[:2], references)
+    started = time.process_time()
+    subject_likeness(images, references)
+    assert time.process_time() - started < 2
