@@ -1,0 +1,47 @@
+"""Where LoRA files live in the host."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import folder_paths
+
+from ...dco_core.errors import DCOError
+
+
+def lora_names() -> list[str]:
+    """Names of the LoRA files that the host's own loaders list."""
+    return folder_paths.get_filename_list("loras")
+
+
+def lora_path(name: str) -> Path:
+    """Full path of a listed LoRA file; DCOError if it is gone."""
+    path = folder_paths.get_full_path("loras", name)
+    if path is None:
+        raise DCOError(f'The LoRA file "{name}" is not in the loras folders: press R to refresh the list.')
+    return Path(path)
+
+
+def new_lora_path(prefix: str) -> Path:
+    """A new file below the output folder for a prefix such as `loras/my_dog`, counted up as the host does.
+    `output/loras` is one of the host's loras folders, so the file shows up in its loaders after a refresh.
+    Raises DCOError for a prefix that leads out of the output folder or names no file."""
+    if not re.sub(r"[\\/\s.]", "", prefix):
+        raise DCOError(f'filename_prefix "{prefix}" names no file: write something like "loras/my_subject".')
+    output = Path(folder_paths.get_output_directory()).resolve()
+    if not (output / prefix).resolve().is_relative_to(output):
+        raise DCOError(
+            f'filename_prefix "{prefix}" leads out of the output folder: use a relative path inside it.'
+        )
+    folder, stem, counter, _, _ = folder_paths.get_save_image_path(prefix, str(output))
+    return Path(folder) / f"{stem}_{counter:05}_.safetensors"
+
+
+def shown_name(path: Path) -> str:
+    """The path as users know it: relative to the output folder."""
+    return path.relative_to(Path(folder_paths.get_output_directory()).resolve()).as_posix()
+
+
+def embedding_folders() -> list[str]:
+    return folder_paths.get_folder_paths("embeddings")

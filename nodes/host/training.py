@@ -1,0 +1,203 @@
+"""A host MODEL as the trainer's Denoiser, without a second copy of its weights.
+
+The host runs nodes under torch.inference_mode, so its weights cannot take part in autograd. Training works on a
+copy of the network's modules whose parameters are normal tensors on the same storage: nothing is duplicated, and
+the user's MODEL stays bit-identical because only the injected LoRA is ever written.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.conds
+import comfy.model_management
+import comfy.model_sampling
+import comfy.sampler_helpers
+import comfy.samplers
+import comfy.utils
+import torch
+from torch import Tensor, nn
+
+from ...dco_core.adapters import AdapterConfig
+from ...dco_core.denoiser import NetworkDenoiser
+from ...dco_core.errors import DCOError
+from ...dco_core.lora import LoraWeights
+from ...dco_core.schedules import Schedule
+
+_PREDICTIONS = (  # most specific first: V_PREDICTION is a subclass of EPS, EDM of V_PREDICTION
+    (comfy.model_sampling.CONST, "flow"),
+    (comfy.model_sampling.V_PREDICTION, "v"),
+    (comfy.model_sampling.EPS, "epsilon"),
+)
+_UNTRAINABLE = (
+    comfy.model_sampling.EDM,
+    comfy.model_sampling.X0,
+    comfy.model_sampling.IMG_TO_IMG_FLOW,
+    comfy.model_sampling.StableCascadeSampling,
+)
+
+
+def schedule_of(sampling) -> Schedule:
+    """The core Schedule of a host `model_sampling`; DCOError if the trainer has no formula for it."""
+    kind = next((name for cls, name in _PREDICTIONS if isinstance(sampling, cls)), None)
+    sigmas = getattr(sampling, "sigmas", None)
+    scaled = getattr(sampling, "sigma_data", 1.0) != 1.0
+    if kind is None or isinstance(sampling, _UNTRAINABLE) or sigmas is None or scaled:
+        names = " / ".join(c.__name__ for c in type(sampling).__mro__[1:3])
+        raise DCOError(
+            f"A model with {names} noise cannot be trained yet: use an epsilon (SD1.5, SDXL), v (SD2) or flow model."
+        )
+    if getattr(sampling, "noise_scale", 1.0) != 1.0:
+        raise DCOError(f"A flow model with noise scale {sampling.noise_scale:g} cannot be trained yet.")
+    return Schedule.from_sigmas(kind, sigmas)
+
+
+class _NativeSampling:
+    """Stands in for a model's `model_sampling`: x_t goes in and the network's own prediction comes out."""
+
+    def __init__(self, original):
+        self.timestep = original.timestep
+
+    def calculate_input(self, _sigma: Tensor, x: Tensor) -> Tensor:
+        return x
+
+    def calculate_denoised(self, _sigma: Tensor, output: Tensor, _x: Tensor) -> Tensor:
+        return output
+
+
+def _on_same_storage(tensor: Tensor) -> Tensor:
+    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+def network_on_same_storage(network: nn.Module) -> nn.Module:
+    """A deep copy of the modules of `network` whose parameters and buffers share its memory. Call it outside
+    inference mode. Raises DCOError for weights that are no plain tensors (quantised, GGUF)."""
+    memo: dict[int, Any] = {}
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if type(tensor) not in (Tensor, nn.Parameter):
+            raise DCOError(
+                f"The weight {name} is a {type(tensor).__name__}: quantised checkpoints cannot be trained yet. "
+                "Load an fp32, fp16 or bf16 checkpoint."
+            )
+        alias = _on_same_storage(tensor)
+        memo[id(tensor)] = (
+            nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
+        )
+    return copy.deepcopy(network, memo)
+
+
+def kohya_names(model) -> dict[str, str]:
+    """{canonical key: kohya base name} for every module of MODEL, as trainers write it for its family.
+
+    SD1.5 and SD2 files use diffusers block names (A1111 and Forge read only those); every other family the names
+    of the checkpoint's own modules, which are the canonical ones. Taken from the host's own table, so that it is
+    right for UNets of unusual depth too."""
+    config = model.model.model_config.unet_config
+    modules = {
+        key[: -len(".weight")] for key in model.model.diffusion_model.state_dict() if key.endswith(".weight")
+    }
+    names = {canonical(module): canonical(module) for module in modules}
+    if family(model) in ("sd_v1", "sd_v2"):
+        for diffusers, module in comfy.utils.unet_to_diffusers(config).items():
+            if diffusers.endswith(".weight"):
+                names[canonical(module[: -len(".weight")])] = canonical(diffusers[: -len(".weight")])
+    return names
+
+
+def canonical(module: str) -> str:
+    """`a.b.c` of the diffusion model -> `lora_unet_a_b_c`."""
+    return "lora_unet_" + module.replace(".", "_")
+
+
+_FAMILIES = {  # the host's model class: kohya's name of the base
+    "SDXL": "sdxl_base_v1-0",
+    "SD15": "sd_v1",
+    "SD20": "sd_v2",
+    "SD21UnclipL": "sd_v2",
+    "SD21UnclipH": "sd_v2",
+    "SD3": "sd3",
+    "Flux": "flux1",
+    "FluxSchnell": "flux1",
+}
+
+
+def family(model) -> str:
+    """The base model version for the file's header: kohya's name, or the host's class name where kohya has none."""
+    config = type(model.model.model_config)
+    return next(
+        (_FAMILIES[c.__name__] for c in config.__mro__ if c.__name__ in _FAMILIES), config.__name__.strip("_")
+    )
+
+
+class HostDenoiser(NetworkDenoiser):
+    """One conditioning is the host's model conditions of one caption, {name: comfy.conds object}."""
+
+    def __init__(self, model, config: AdapterConfig):
+        base = model.model
+        self.device = model.load_device
+        self._base = copy.copy(base)  # shallow: shares everything but what is replaced below
+        self._base._modules = dict(base._modules)
+        self._base.current_patcher = model
+        sampling = model.get_model_object("model_sampling")
+        self._base._modules["diffusion_model"] = network_on_same_storage(base.diffusion_model).eval()
+        self._base._modules.pop("model_sampling", None)
+        self._base.__dict__["model_sampling"] = _NativeSampling(sampling)
+        schedule = schedule_of(sampling)
+        sigmas = sampling.sigmas.detach().cpu()
+        self._sigmas = torch.empty_like(sigmas).copy_(sigmas)
+        super().__init__(self._base._modules["diffusion_model"], schedule, config)
+        self.network.to(self.device)  # moves the injected LoRA; the weights are there already
+
+    def forward(self, x_t: Tensor, t: Tensor, conditioning: Sequence[dict[str, Any]]) -> Tensor:
+        sigma = self._sigmas[t.cpu()].to(self.device)
+        return self._base._apply_model(x_t, sigma, **comfy.samplers.cond_cat(list(conditioning)))
+
+    def weights(self) -> LoraWeights:
+        """The LoRA by canonical keys."""
+        return LoraWeights({canonical(name): layer for name, layer in self.lora().items()})
+
+    def model_conditions(self, conditioning: list, latent: Tensor) -> dict[str, Any]:
+        """What the network takes besides x and t for a host CONDITIONING: SDXL's size and crop embedding among
+        it, for an image of the latent's size without crop."""
+        conds = comfy.sampler_helpers.convert_cond(conditioning[:1])
+        noise = latent[None]
+        encoded = comfy.samplers.encode_model_conds(
+            self._base.extra_conds, conds, noise, self.device, "positive", latent_image=noise
+        )
+        return {
+            name: _outside_inference(cond.process_cond(batch_size=1, device=self.device))
+            for name, cond in encoded[0]["model_conds"].items()
+        }
+
+
+def _outside_inference(cond):
+    """The host's tensors were made in inference mode and cannot be saved for backward: clone what it holds."""
+    if torch.is_tensor(cond.cond):
+        return cond._copy_with(cond.cond.clone())
+    if isinstance(cond.cond, list):
+        return cond._copy_with([c.clone() for c in cond.cond])
+    return cond
+
+
+@contextmanager
+def training_session(model, config: AdapterConfig) -> Iterator[HostDenoiser]:
+    """Load MODEL, yield its Denoiser with autograd on, and leave nothing behind: neither gradients nor LoRA nor
+    memory stay, whether training ends, fails or is interrupted."""
+    if model.is_dynamic():  # weights in evictable memory must not be aliased
+        model = model.get_non_dynamic_delegate()
+    comfy.model_management.load_models_gpu([model], force_full_load=True)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield HostDenoiser(model, config)
+    finally:
+        comfy.model_management.soft_empty_cache()
+
+
+def native_latent(model, latent: Tensor) -> Tensor:
+    """A VAE latent [C, H, W] in the scale that the network was trained on, on its device, free of inference mode."""
+    scaled = model.model.process_latent_in(latent[None])[0]
+    return scaled.to(model.load_device, torch.float32).clone()
