@@ -1,0 +1,1 @@
+"""Developer tools: environment, real ComfyUI host, HTTP client, demo. Never part of the published pack."""

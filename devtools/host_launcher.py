@@ -1,0 +1,44 @@
+"""Run the host's main.py as a script: `python host_launcher.py path/to/main.py [arguments]`.
+
+Needed because on Linux without a GPU the registry only offers CUDA builds of torchvision. Their extension
+cannot load beside a CPU torch: `import torchvision` then fails for want of two operator schemas,
+which are declared here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+import sys
+from pathlib import Path
+
+MISSING_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+
+
+def declare_torchvision_schemas() -> object | None:
+    """Declare torchvision's operators where its extension cannot be loaded; keep the result alive."""
+    spec = importlib.util.find_spec("torchvision")
+    if not sys.platform.startswith("linux") or spec is None or spec.origin is None:
+        return None
+    import torch
+
+    try:
+        for extension in Path(spec.origin).parent.glob("_C*.so"):
+            torch.ops.load_library(str(extension))
+        return None
+    except OSError:
+        library = torch.library.Library("torchvision", "DEF")
+        for schema in MISSING_SCHEMAS:
+            library.define(schema)
+        return library
+
+
+if __name__ == "__main__":
+    main_script = Path(sys.argv[1]).resolve()
+    sys.argv = sys.argv[1:]
+    sys.path[0] = str(main_script.parent)
+    torchvision_schemas = declare_torchvision_schemas()
+    runpy.run_path(str(main_script), run_name="__main__")

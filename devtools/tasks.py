@@ -1,0 +1,56 @@
+"""What `dev.py` runs inside the prepared environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from . import browser, environment
+from .environment import DEV, ROOT
+from .pack_files import copy_pack
+
+
+def demo(output: str, serve: bool) -> int:
+    """Run `devtools.demo`; returns its exit code."""
+    host = environment.prepare(for_tests=False)
+    arguments = ["-m", "devtools.demo", "--output", str(Path(output).resolve())]
+    return _python([*arguments, "--serve"] if serve else arguments, ROOT, host)
+
+
+def test(pytest_arguments: list[str]) -> int:
+    """Run ruff, the type check and pytest; returns pytest's exit code, or 1 if only an earlier one failed."""
+    host = environment.prepare(for_tests=True)
+    browser.install_if_possible()
+    print("ruff ...", flush=True)
+    failed = _python(["-m", "ruff", "check", "."], ROOT, host)
+    print("type check ...", flush=True)
+    failed |= type_check(host)
+    arguments = pytest_arguments
+    if not any(argument.startswith("tests") for argument in arguments):
+        arguments = ["tests", *arguments]
+    return _python(["-m", "pytest", *arguments], ROOT, host) or min(failed, 1)
+
+
+def type_check(host: Path) -> int:
+    """Run mypy on the pack, then on the developer tools.
+
+    The pack uses relative imports across its folders, so it is checked as one package from a copy: its real
+    folder may have any name, also one that is no Python identifier.
+    """
+    room = DEV / "typecheck"
+    copy_pack(room / "comfyui_dco", only_suffix=".py")
+    config = ROOT / "pyproject.toml"
+    mypy = ["-m", "mypy", f"--config-file={config}", f"--cache-dir={DEV / 'mypy_cache'}"]
+    pack = _python([*mypy, "-p", "comfyui_dco"], room, host)
+    tools = _python([*mypy, "--explicit-package-bases", "devtools", "dev.py"], ROOT, host)
+    return pack or tools
+
+
+def _python(arguments: list[str], folder: Path, host: Path) -> int:
+    command = [str(environment.venv_python()), *arguments]
+    process = subprocess.Popen(command, cwd=folder, env={**os.environ, "COMFYUI_PATH": str(host)})
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # the child got Ctrl-C too and stops its host
+        return process.wait()

@@ -1,0 +1,14 @@
+"""Shared hooks: say which host and browser this run uses, so that nothing is skipped in silence."""
+
+from __future__ import annotations
+
+from devtools import browser, environment
+from devtools.host_launcher import declare_torchvision_schemas
+
+# peft imports torchvision through transformers; kept alive here for the whole run
+TORCHVISION = declare_torchvision_schemas()
+
+
+def pytest_report_header() -> list[str]:
+    found = browser.find_chromium() or browser.MISSING
+    return [f"ComfyUI: {environment.comfyui_path()}", f"browser: {found}"]
