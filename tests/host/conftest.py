@@ -1,0 +1,69 @@
+"""One real ComfyUI for all host tests of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import checkpoints
+import numpy as np
+import pytest
+from host_graph import Graph
+from PIL import Image
+
+from devtools.host_server import HostServer
+
+EXTRA_NODES = Path(__file__).parent / "custom_nodes"
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostServer]:
+    """The running host: .client, .base_dir, .address, .log(). tests/host/custom_nodes comes along."""
+    extra = [path for path in sorted(EXTRA_NODES.glob("*")) if path.name != "__pycache__"]
+    base = tmp_path_factory.mktemp("host")
+    (base / "models" / "checkpoints").mkdir(parents=True)
+    with HostServer(base, extra_nodes=extra) as server:
+        yield server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imported_at_start(host: HostServer) -> list[str]:
+    """Which heavy modules a host has imported before any node of the pack ran."""
+    graph = Graph()
+    node = graph.add("DCOTestModules", names="peft diffusers")
+    return json.loads(host.client.run(graph.prompt)[node]["text"][0])
+
+
+@pytest.fixture(scope="session")
+def sd15(host: HostServer) -> str:
+    """A small SD1.5 checkpoint is there for CheckpointLoaderSimple."""
+    checkpoints.write_sd15(host.base_dir / "models" / "checkpoints" / "tiny_sd15.ckpt")
+    return "sd15"
+
+
+@pytest.fixture(scope="session")
+def sdxl(host: HostServer) -> str:
+    """A small SDXL checkpoint is there for CheckpointLoaderSimple."""
+    checkpoints.write_sdxl(host.base_dir / "models" / "checkpoints" / "tiny_sdxl.ckpt")
+    return "sdxl"
+
+
+@pytest.fixture(params=["sd15", "sdxl"])
+def family(request: pytest.FixtureRequest) -> str:
+    """Each of the two families."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def photos(host: HostServer) -> str:
+    """A dataset folder in the host's input: two pictures of different size and their captions."""
+    folder = host.base_dir / "input" / "photos"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i, (width, height) in enumerate(((96, 64), (64, 80))):
+        ramp = np.linspace(0, 255, width)[None, :, None] * np.ones((height, 1, 3))
+        noisy = np.clip(ramp + rng.normal(0, 40, (height, width, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f"{i:02}.jpg")
+        (folder / f"{i:02}.txt").write_text(f"a photo of a <dog> in front of wall {i}", encoding="utf-8")
+    return "photos"
