@@ -1,0 +1,243 @@
+"""The demo: workflow 0 in a real ComfyUI, the comparisons of the paper on the Toy World, a sheet and a report.
+
+`python dev.py demo` runs it. Everything is made by the host through its HTTP API; only scores and drawing
+happen here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import io
+import json
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dco_core.toy_world import scorer
+from dco_core.toy_world.renderer import render
+from dco_core.toy_world.world import style_reference, subject_references
+
+from . import contact_sheet, demo_graph
+from .api import Client
+from .environment import DEV, ROOT
+from .host_server import HostServer
+from .workflow_prompt import to_prompt
+
+WORKFLOW = ROOT / "workflows" / "0 - Try it (Toy World, CPU).json"
+_TRAINED = {"subject": "the subject, with DCO", "style": "the style, with DCO"}
+
+
+class _Progress:
+    """Prints what the host is doing, a line a node and a bar while it works."""
+
+    def __init__(self, titles: dict[str, str]):
+        self.titles, self.started = titles, time.monotonic()
+        self.shown: tuple[str, int] = ("", -1)
+        self.live = sys.stdout.isatty()
+
+    def __call__(self, kind: str, data: dict[str, Any]) -> None:
+        if kind == "executing" and data.get("node") in self.titles:
+            self._line(f"\n[{time.monotonic() - self.started:4.0f} s] {self.titles[data['node']]}")
+        elif kind == "progress" and data.get("max", 0) >= 100:
+            tenth = 10 * data["value"] // data["max"]
+            if (data["node"], tenth) != self.shown:
+                self.shown = (data["node"], tenth)
+                bar = "#" * tenth + "." * (10 - tenth)
+                end = "\r" if self.live and tenth < 10 else "\n"
+                print(f"         [{bar}] step {data['value']} of {data['max']}", end=end, flush=True)
+
+    def _line(self, text: str) -> None:
+        print(text.lstrip("\n"), flush=True)
+
+
+def _titles(prompt: dict[str, Any]) -> dict[str, str]:
+    titles = {demo_graph.trainer_of(prompt, what): f"training {text}" for what, text in _TRAINED.items()}
+    titles["dreambooth"] = "training the subject with DreamBooth (plain loss), to compare"
+    for node in demo_graph.find(prompt, "DCOLoRAArithmeticMerge"):
+        titles[node] = "merging subject and style"
+    for node in prompt:
+        if node.startswith("sample") and node.endswith("_0"):
+            titles[node] = f"sampling row {int(node[6:-2]) + 1} of the sheet"
+    return titles
+
+
+def _pictures(client: Client, outputs: dict[str, Any], node: str) -> list[Image.Image]:
+    return [
+        Image.open(io.BytesIO(client.download(i["filename"], i["subfolder"], i["type"]))).convert("RGB")
+        for i in outputs[node]["images"]
+    ]
+
+
+def _cells(pictures: list[Image.Image]) -> torch.Tensor:
+    """Pictures of 256 px -> the Toy World's canvas [B, 3, 32, 32] in -1..1."""
+    arrays = np.stack([np.asarray(p) for p in pictures])
+    images = torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.nn.functional.avg_pool2d(images, 8)
+
+
+def _scores(method: demo_graph.Method, pictures: list[list[Image.Image]]) -> dict[str, Any]:
+    prompts = [text for text, group in zip(method.prompts, pictures, strict=True) for _ in group]
+    images = _cells([picture for group in pictures for picture in group])
+    subject = scorer.subject_likeness(images, render(subject_references()[0]))
+    alignment = scorer.prompt_alignment(images, prompts)
+    result = {
+        "method": method.name,
+        "w_rg": method.w_rg,
+        "images": len(images),
+        "subject_likeness": round(subject.mean().item(), 3),
+        "prompt_alignment": round(alignment.mean().item(), 3),
+    }
+    if method.prompts == demo_graph.STYLED:
+        style = scorer.style_likeness(images, render(style_reference()[0]))
+        result["style_likeness"] = round(style.mean().item(), 3)
+    return result
+
+
+def _reference_pictures() -> list[Image.Image]:
+    scenes = [render(make()[0]) for make in (subject_references, style_reference)]
+    arrays = ((torch.cat(scenes).clamp(-1, 1) + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(a).resize((256, 256), Image.Resampling.BICUBIC) for a in arrays]
+
+
+def _note(score: dict[str, Any]) -> str:
+    lines = [f"likeness {score['subject_likeness']:.2f}", f"prompt {score['prompt_alignment']:.2f}"]
+    if "style_likeness" in score:
+        lines.insert(1, f"style {score['style_likeness']:.2f}")
+    return "\n".join(lines)
+
+
+def _markdown(report: dict[str, Any]) -> str:
+    lines = [
+        "# Demo report",
+        "",
+        f"Made on {report['date']} with ComfyUI {report['comfyui']} on {report['device']}, "
+        f"in {report['seconds']:.0f} s after the host had started. Toy World, w_text {demo_graph.W_TEXT:g}, "
+        f"{demo_graph.STEPS} Euler steps; one training seed, so differences of a few hundredths say nothing.",
+        "",
+        "| method | subject likeness | style likeness | prompt alignment | images |",
+        "|---|---|---|---|---|",
+    ]
+    for s in report["scores"]:
+        style = f"{s['style_likeness']:.2f}" if "style_likeness" in s else ""
+        lines.append(
+            f"| {s['method']} | {s['subject_likeness']:.2f} | {style} | {s['prompt_alignment']:.2f} | {s['images']} |"
+        )
+    lines += [
+        "",
+        "Likeness: the scorer's reading of body and ear colours, ears and build against the four references, 1 is "
+        "the same toy. Alignment: share of the prompt's factors that the picture obeys. Both scorers are validated "
+        "on renders (`dco_core/toy_world/scorer.py`).",
+        "",
+        "## Training",
+        "",
+        *(f"- {name}: {text}" for name, text in report["training"].items()),
+        "",
+        "## Files",
+        "",
+        *(f"- `{name}`" for name in report["files"]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def run(client: Client, output: Path, loras: Path) -> None:
+    """Run everything on a started host and write `output`. loras: the host's output/loras folder."""
+    started = time.monotonic()
+    workflow = to_prompt(json.loads(WORKFLOW.read_text(encoding="utf-8")))
+    prompt, methods = demo_graph.with_comparisons(workflow)
+    progress = _Progress(_titles(prompt))
+    print(f"Running the workflow '{WORKFLOW.stem}'", flush=True)
+    first = client.run(workflow, progress, timeout=1800)
+    print("Running the comparisons", flush=True)
+    outputs = client.run(prompt, progress, timeout=1800)
+
+    scores, rows = [], []
+    for method in methods:
+        pictures = [_pictures(client, outputs, node) for node in method.outputs]
+        scores.append(_scores(method, pictures))
+        rows.append(contact_sheet.Row(method.name, _note(scores[-1]), [group[0] for group in pictures]))
+    places = [r for r, m in zip(rows, methods, strict=True) if m.prompts == demo_graph.PLACES]
+    styled = [r for r, m in zip(rows, methods, strict=True) if m.prompts == demo_graph.STYLED]
+    references = contact_sheet.Row("references", "4 of the subject,\n1 of the style", _reference_pictures())
+    sheet = contact_sheet.draw(
+        [
+            contact_sheet.Section("What is taught", [], [references]),
+            contact_sheet.Section("My subject in new places", demo_graph.PLACES, places),
+            contact_sheet.Section("My subject in my style", demo_graph.STYLED, styled),
+        ],
+        "Direct Consistency Optimization on the Toy World",
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    sheet.save(output / "contact_sheet.png")
+    nodes = {what: demo_graph.trainer_of(prompt, what) for what in _TRAINED} | {"dreambooth": "dreambooth"}
+    texts = {name: (outputs.get(node) or first[node])["text"][0] for name, node in nodes.items()}
+    saved = {name: text.split("Saved ")[1].split(". Press")[0] for name, text in texts.items()}
+    (merge,) = demo_graph.find(prompt, "DCOLoRAArithmeticMerge")
+    merge_text = (outputs.get(merge) or first[merge])["text"][0]
+    saved["merge"] = merge_text.split("Saved ")[1].split(". Press")[0]
+    for name, file in saved.items():
+        shutil.copyfile(loras.parent / file, output / f"toy_{name}.safetensors")
+    _save_plot(client, prompt, outputs, nodes, output)
+    system = client.system_stats()
+    report = {
+        "date": datetime.date.today().isoformat(),
+        "comfyui": system["system"]["comfyui_version"],
+        "device": f"{system['devices'][0]['name']} ({platform.machine()}, torch {torch.__version__})",
+        "seconds": round(time.monotonic() - started, 1),
+        "w_text": demo_graph.W_TEXT,
+        "steps": demo_graph.STEPS,
+        "scores": scores,
+        "training": {name: text.splitlines()[0] for name, text in texts.items()},
+        "files": sorted(
+            path.name for path in output.iterdir() if path.name not in ("report.md", "report.json")
+        ),
+    }
+    (output / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    (output / "report.md").write_text(_markdown(report), encoding="utf-8")
+    print("\n" + _markdown(report).split("Likeness:")[0].strip(), flush=True)
+    print(
+        f"\nWritten to {output}: contact_sheet.png, loss_and_margin.png, report.md, report.json, LoRAs",
+        flush=True,
+    )
+
+
+def _save_plot(client: Client, prompt, outputs, nodes: dict[str, str], output: Path) -> None:
+    """The plot of the subject's DCO training, as the trainer node drew it."""
+    previews = [
+        node
+        for node in outputs
+        if prompt[node]["class_type"] in ("PreviewImage", "SaveImage")
+        and prompt[node]["inputs"]["images"] == [nodes["subject"], 2]
+    ]
+    _pictures(client, outputs, previews[0])[0].save(output / "loss_and_margin.png")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--serve", action="store_true")
+    args = parser.parse_args()
+    shutil.rmtree(DEV / "demo", ignore_errors=True)
+    print("Starting ComfyUI ...", flush=True)
+    with HostServer(DEV / "demo") as host:
+        run(host.client, args.output, Path(host.base_dir) / "output" / "loras")
+        if args.serve:
+            print(f"\nComfyUI is at http://{host.address} - press Ctrl-C to stop it.", flush=True)
+            try:
+                while True:
+                    time.sleep(1)
+            except KeyboardInterrupt:
+                print("Stopping ComfyUI.", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

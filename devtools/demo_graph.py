@@ -1,0 +1,129 @@
+"""The demo's prompt: workflow 0 as it is, and the comparisons added to it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+PLACES = (
+    "a large toy on the left, at night, in flat style",
+    "a large toy on the right, on grass, in flat style",
+    "a large toy in the middle, at sunset, in outline style",
+    "a large toy on the right, in the sky, in pastel style",
+    "a small toy on the left, on white, in flat style",
+    "a large toy in the middle, at night, in neon style",
+)
+STYLED = (
+    "a large toy on the left, at night, in print style",
+    "a large toy on the right, on grass, in print style",
+    "a large toy in the middle, at sunset, in print style",
+    "a large toy on the right, in the sky, in print style",
+    "a small toy on the left, on white, in print style",
+    "a large toy in the middle, on the beach, in print style",
+)
+W_TEXT = 2.0
+W_RG = (0.6, 1.0, 1.4, 3.0)  # w_rg / w_text of 0.3, 0.5 and 0.7, as in the paper, and above it
+MERGE_W_RG = 1.4
+IMAGES_PER_PROMPT = 4
+STEPS = 20
+SEED = 100
+
+Prompt = dict[str, Any]
+
+
+@dataclass
+class Method:
+    """One row of the sheet. lora: a link, or None for the base. w_rg: None is plain guidance (of the LoRA-ed
+    model, where there is a LoRA). outputs: the SaveImage node of each prompt."""
+
+    name: str
+    prompts: tuple[str, ...]
+    lora: list | None = None
+    w_rg: float | None = None
+    outputs: list[str] = field(default_factory=list)
+
+
+def find(prompt: Prompt, class_type: str, **inputs: Any) -> list[str]:
+    """Ids of the nodes of a type whose inputs have the given values."""
+    return [
+        node
+        for node, content in prompt.items()
+        if content["class_type"] == class_type
+        and all(content["inputs"].get(name) == value for name, value in inputs.items())
+    ]
+
+
+def trainer_of(prompt: Prompt, what: str) -> str:
+    """The trainer that learns the Toy World's "subject" or "style" with DCO."""
+    (references,) = find(prompt, "DCOToyWorldReferences", what=what)
+    (trainer,) = find(prompt, "DCOLoRATrainer", images=[references, 0], objective="DCO")
+    return trainer
+
+
+def with_comparisons(workflow_prompt: Prompt) -> tuple[Prompt, list[Method]]:
+    """The prompt of workflow 0 with a DreamBooth twin of its subject trainer and all samples of the sheet.
+
+    What workflow 0 has run already comes from the host's cache."""
+    prompt = copy.deepcopy(workflow_prompt)
+    (loader,) = find(prompt, "DCOToyWorldLoader")
+    subject = trainer_of(prompt, "subject")
+    (merge,) = find(prompt, "DCOLoRAArithmeticMerge")
+    twin = copy.deepcopy(prompt[subject])
+    twin["inputs"] = {k: v for k, v in twin["inputs"].items() if not k.startswith("objective.")}
+    twin["inputs"] |= {"objective": "DreamBooth", "filename_prefix": "loras/toy_subject_dreambooth"}
+    prompt["dreambooth"] = twin
+    dco, dreambooth, merged = [subject, 0], ["dreambooth", 0], [merge, 0]
+    methods = [
+        Method("base model", PLACES),
+        Method("DreamBooth, plain guidance", PLACES, dreambooth),
+        Method("DCO, plain guidance", PLACES, dco),
+        *(Method(f"DCO, w_rg {w:g} (ratio {w / W_TEXT:g})", PLACES, dco, w) for w in W_RG),
+        Method(f"DreamBooth, w_rg {W_RG[-1]:g} (ratio {W_RG[-1] / W_TEXT:g})", PLACES, dreambooth, W_RG[-1]),
+        Method("base model, my style's word", STYLED),
+        Method("merge, plain guidance", STYLED, merged),
+        Method(f"merge, w_rg {MERGE_W_RG:g} (ratio {MERGE_W_RG / W_TEXT:g})", STYLED, merged, MERGE_W_RG),
+    ]
+    prompt["latent"] = _node("EmptyLatentImage", width=256, height=256, batch_size=IMAGES_PER_PROMPT)
+    prompt["negative"] = _node("CLIPTextEncode", clip=[loader, 1], text="")
+    for i, text in enumerate((*PLACES, *STYLED)):
+        prompt[f"text{i}"] = _node("CLIPTextEncode", clip=[loader, 1], text=text)
+    for row, method in enumerate(methods):
+        _add_samples(prompt, loader, row, method)
+    return prompt, methods
+
+
+def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def _add_samples(prompt: Prompt, loader: str, row: int, method: Method) -> None:
+    model: list = [loader, 0]
+    if method.lora and method.w_rg is None:
+        prompt[f"model{row}"] = _node(
+            "LoraModelLoader", model=model, lora=method.lora, strength_model=1.0, bypass=False
+        )
+        model = [f"model{row}", 0]
+    for column, text in enumerate(method.prompts):
+        name = f"{row}_{column}"
+        common = {
+            "model": model,
+            "positive": [f"text{(*PLACES, *STYLED).index(text)}", 0],
+            "negative": ["negative", 0],
+            "latent_image": ["latent", 0],
+            "seed": SEED + column,
+            "steps": STEPS,
+            "sampler_name": "euler",
+            "scheduler": "simple",
+            "denoise": 1.0,
+        }
+        if method.w_rg is None:
+            prompt[f"sample{name}"] = _node("KSampler", **common, cfg=W_TEXT)
+        else:
+            guidance = {"lora": method.lora, "w_rg": method.w_rg, "w_text": W_TEXT, "lora_strength": 1.0}
+            prompt[f"sample{name}"] = _node("DCORewardGuidanceSampler", **common, **guidance)
+        prompt[f"decode{name}"] = _node("VAEDecode", samples=[f"sample{name}", 0], vae=[loader, 2])
+        prompt[f"save{name}"] = _node(
+            "SaveImage", images=[f"decode{name}", 0], filename_prefix=f"demo/{row:02}_{column}"
+        )
+        method.outputs.append(f"save{name}")
