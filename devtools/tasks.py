@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from . import browser, environment
-from .environment import DEV, ROOT
+from .environment import DEV, PASSIVE_WAITING, ROOT
 from .pack_files import copy_pack
 
 
@@ -49,7 +49,9 @@ def type_check(host: Path) -> int:
 
 def _python(arguments: list[str], folder: Path, host: Path) -> int:
     command = [str(environment.venv_python()), *arguments]
-    process = subprocess.Popen(command, cwd=folder, env={**os.environ, "COMFYUI_PATH": str(host)})
+    process = subprocess.Popen(
+        command, cwd=folder, env={**PASSIVE_WAITING, **os.environ, "COMFYUI_PATH": str(host)}
+    )
     try:
         return process.wait()
     except KeyboardInterrupt:  # the child got Ctrl-C too and stops its host

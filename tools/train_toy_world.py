@@ -4,7 +4,10 @@
 
 Flow matching with the velocity loss; t is logit-normal with a tenth uniform (Esser et al. 2024); AdamW with
 warm-up and cosine decay; the exponential moving average of the weights is kept, in fp16. Rerunning the same
-command goes on from the last state file.
+command goes on from the last state file; with another --images the cosine is planned anew from there.
+
+The shipped weights were made in three such parts: planned for 360000 images up to 48000, for 240000 up to 144000,
+and for 302400 to the end; about an hour on two shared CPU cores. One uninterrupted run is the better recipe.
 """
 
 from __future__ import annotations

@@ -165,6 +165,22 @@ class BrokenImage:
         return (torch.full((1, 256, 256, 3), float("nan")),)
 
 
+class BrokenClip:
+    """A text encoder whose conditioning is not finite, in the Toy World's shape."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CLIP",), "run", "test"
+
+    def run(self):
+        return (self,)
+
+    def tokenize(self, text):
+        return text
+
+    def encode_from_tokens_scheduled(self, tokens):
+        return [[torch.full((1, 20, 128), float("nan")), {}]]
+
+
 class HeldOutLoss:
     """The DCO loss of a trained LoRA on fixed draws that training did not use, with the LoRA and without it."""
 
@@ -222,6 +238,6 @@ NODE_CLASS_MAPPINGS = {
     f"DCOTest{cls.__name__}": cls
     for cls in (
         Modules, WeightHash, OracleSampler, CompareLatents, TwoCalls, IndexingPatch, BrokenImage,
-        HeldOutLoss, RefusesQuantised, SecondModel,
+        HeldOutLoss, RefusesQuantised, SecondModel, BrokenClip,
     )
 }  # fmt: skip
