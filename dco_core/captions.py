@@ -3,10 +3,43 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 
 _MARKER = re.compile(r"<([^<>]+)>")
 
 
-def base_caption(caption: str) -> str:
-    """What the pretrained model reads: every marker as its plain words, `a <dog> on grass` -> `a dog on grass`."""
-    return _MARKER.sub(lambda match: match[1].strip(), caption)
+def markers(caption: str) -> list[str]:
+    """The names in the markers of a caption, in order: `a <dog> and a <cat>` -> ["dog", "cat"]."""
+    return [match[1].strip() for match in _MARKER.finditer(caption)]
+
+
+def base_caption(caption: str, initializers: Mapping[str, str] | None = None) -> str:
+    """What the pretrained model reads: every marker as its initializer, by default its own words,
+    `a <dog> on grass` -> `a dog on grass`."""
+    words = initializers or {}
+    text = _MARKER.sub(lambda match: words.get(match[1].strip(), match[1].strip()), caption)
+    return re.sub(r" {2,}", " ", text).strip() if "" in words.values() else text
+
+
+def split_at_markers(caption: str) -> list[tuple[str, bool]]:
+    """The caption in pieces, (text, is a marker): `a <dog> runs` -> [("a ", False), ("dog", True),
+    (" runs", False)]."""
+    pieces, end = [], 0
+    for match in _MARKER.finditer(caption):
+        if match.start() > end:
+            pieces.append((caption[end : match.start()], False))
+        pieces.append((match[1].strip(), True))
+        end = match.end()
+    if end < len(caption):
+        pieces.append((caption[end:], False))
+    return pieces
+
+
+def class_prompt(captions: Sequence[str], initializers: Mapping[str, str] | None = None) -> str:
+    """The prompt of the subject's class, for class images: "a photo of a dog" for captions that mark <dog>; ""
+    if nothing is marked."""
+    names = [name for text in captions for name in markers(text)]
+    if not names:
+        return ""
+    word = (initializers or {}).get(names[0], names[0])
+    return f"a photo of {'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"

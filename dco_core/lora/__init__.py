@@ -2,23 +2,31 @@
 down."""
 
 from .arithmetic import merge
+from .embeddings import BUNDLE, bundled, from_bundle, initializers_in, token_header, write_embedding
 from .file import read_lora, unique_path, write_lora
 from .keys import canonical_key, canonical_keys
 from .metadata import training_metadata
 from .state_dict import from_tensors, to_tensors
-from .tensors import LoraLayer, LoraWeights, fingerprint
+from .tensors import LoraLayer, LoraTensors, LoraWeights, fingerprint
 
 __all__ = [
+    "BUNDLE",
     "LoraLayer",
+    "LoraTensors",
     "LoraWeights",
+    "bundled",
     "canonical_key",
     "canonical_keys",
     "fingerprint",
+    "from_bundle",
     "from_tensors",
+    "initializers_in",
     "merge",
     "read_lora",
     "to_tensors",
+    "token_header",
     "training_metadata",
     "unique_path",
+    "write_embedding",
     "write_lora",
 ]

@@ -10,11 +10,19 @@ import torch
 from torch import Tensor
 
 from ..errors import DCOError
+from .embeddings import token_header
 from .keys import canonical_keys
 from .tensors import LoraLayer, LoraWeights, fingerprint
 
 # Header entries that a sum keeps where all inputs agree.
-_SHARED = ("ss_base_model_version", "modelspec.architecture", "modelspec.prediction_type")
+_SHARED = (
+    "ss_base_model_version",
+    "modelspec.architecture",
+    "modelspec.prediction_type",
+    "dco.w_text",
+    "dco.w_rg",
+)
+_TRIGGER = "modelspec.trigger_phrase"
 
 
 def merge(loras: Sequence[LoraWeights], weights: Sequence[float]) -> LoraWeights:
@@ -27,7 +35,8 @@ def merge(loras: Sequence[LoraWeights], weights: Sequence[float]) -> LoraWeights
     fp32 on the CPU.
 
     A weight of 0 leaves its LoRA out entirely. Modules and other tensors that only some LoRAs have are
-    carried over; embeddings are not scaled. metadata: `dco.merge`, a JSON list of {sha256, weight, title}.
+    carried over; embeddings are not scaled. metadata: `dco.merge`, a JSON list of {sha256, weight, title}, and
+    the learned tokens, trigger words and (where all agree) guidance scales of the inputs.
 
     Raises DCOError if a module has different shapes, or another tensor different contents, in two LoRAs.
     """
@@ -93,6 +102,12 @@ def _metadata(
         "modelspec.sai_model_spec": "1.0.0",
         "dco.merge": json.dumps(inputs),
     }
+    tokens: dict[str, str] = {}
+    for lora in loras:
+        tokens |= token_header(lora.metadata)
+    triggers = list(dict.fromkeys(t for t in (lora.metadata.get(_TRIGGER, "") for lora in loras) if t))
+    metadata |= {"dco.tokens": json.dumps(tokens)} if tokens else {}
+    metadata |= {_TRIGGER: ", ".join(triggers)} if triggers else {}
     for key in _SHARED:
         values = {lora.metadata.get(key) for lora in loras}
         if len(values) == 1 and None not in values:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import DCOError
+from .atomic import save_tensors
+from .embeddings import from_bundle
 from .state_dict import from_tensors, to_tensors
 from .tensors import LoraWeights
 
@@ -65,29 +65,11 @@ def write_lora(
 
     Raises DCOError for an empty LoRA, a folder that cannot be written, and what to_tensors refuses.
     """
-    path = Path(path)
-    if not weights.layers:
+    if not weights.layers and not from_bundle(weights.other):
         raise DCOError(f"The LoRA for {path} has no layers: there is nothing to save.")
     tensors = to_tensors(weights, keys=keys, dtype=dtype)
-    # safetensors refuses tensors that share memory, and writes what is contiguous
-    tensors = {
-        key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in tensors.items()
-    }
     metadata = {key: str(value) for key, value in weights.metadata.items() if key not in _STALE}
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(tensors, temporary, metadata)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise DCOError(
-            f"Cannot write {path} ({error}): check free space and permissions of the folder."
-        ) from error
+    save_tensors(path, tensors, metadata)
 
 
 def unique_path(folder: str | os.PathLike[str], stem: str, suffix: str = ".safetensors") -> Path:

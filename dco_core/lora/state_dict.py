@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..errors import DCOError
+from .embeddings import BUNDLE, from_bundle
 from .keys import canonical_keys, diffusers_names, kohya_names, split_key
-from .tensors import LoraLayer, LoraWeights
+from .tensors import LoraLayer, LoraTensors, LoraWeights
 
 # Kinds of adapters that are no plain pair; reading only the pairs of such a file would change its effect
 # silently.
@@ -35,15 +36,19 @@ def from_tensors(
     """A LoRA from the tensors of a file, in any of the spellings of keys.py; they keep their dtype. alpha
     comes from the `.alpha` keys alone and is None without one (scale 1), as in the host, so that a LoRA has
     the same strength here and there. `source` begins the error messages: a path, or the name of an input.
+    metadata: the header; by default the one that LoraTensors carry. Learned tokens alone are a LoRA without
+    layers.
 
     Raises DCOError for tensors without a LoRA pair or of another kind (LoHa, LoKr, DoRA, ...), and for a pair
     that is incomplete, misshapen, or not finite.
     """
     _refuse_other_kinds(source, tensors)
+    if metadata is None:
+        metadata = getattr(tensors, "metadata", {})
     modules: dict[str, dict[str, Tensor]] = {}
     other: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        parsed = None if key.startswith("bundle_emb.") else split_key(key)
+        parsed = None if key.startswith(BUNDLE) else split_key(key)
         if parsed is None:
             other[key] = tensor
             continue
@@ -53,7 +58,8 @@ def from_tensors(
                 f"{source} holds two LoRAs for {parsed[0]} ({key} is the second): save them as two files."
             )
         parts[parsed[1]] = tensor
-    if not any("down" in parts or "up" in parts for parts in modules.values()):
+    tokens_alone = not modules and bool(from_bundle(other))
+    if not tokens_alone and not any("down" in parts or "up" in parts for parts in modules.values()):
         example = next(iter(tensors), "no tensors at all")
         raise DCOError(
             f"{source} is no LoRA: none of its {len(tensors)} keys is one ({example}, ...): choose a LoRA."
@@ -112,8 +118,8 @@ def _layer(source: str, name: str, parts: Mapping[str, Tensor]) -> LoraLayer:
 
 def to_tensors(
     weights: LoraWeights, *, keys: str | Mapping[str, str] = "kohya", dtype: torch.dtype | str | None = None
-) -> dict[str, Tensor]:
-    """The tensors of a LoRA file; `other` is among them, the header is not.
+) -> LoraTensors:
+    """The tensors of a LoRA file; `other` is among them, the header beside them.
 
     keys: 'kohya' (`.lora_down.weight`, `.lora_up.weight`, `.alpha`; the most tools read it; diffusers does
         too, but loses alphas that differ between layers, as they do in a sum of LoRAs) or 'diffusers'
@@ -134,9 +140,9 @@ def to_tensors(
     if keys == "kohya":
         keys = kohya_names(weights.layers, weights.paths)
     if isinstance(keys, Mapping):
-        return _kohya_tensors(weights, keys, dtype) | weights.other
+        return LoraTensors(_kohya_tensors(weights, keys, dtype) | weights.other, weights.metadata)
     if keys == "diffusers":
-        return _diffusers_tensors(weights, dtype) | weights.other
+        return LoraTensors(_diffusers_tensors(weights, dtype) | weights.other, weights.metadata)
     raise DCOError(f"keys is {keys!r}: use kohya or diffusers.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -69,6 +70,15 @@ class LoraWeights:
     other: dict[str, Tensor] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     paths: dict[str, str] = field(default_factory=dict)
+
+
+class LoraTensors(dict[str, Tensor]):
+    """The tensors of a LoRA file with its header beside them: what goes through LORA_MODEL sockets. To nodes that
+    know nothing of headers it is the plain dictionary they expect."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]):
+        super().__init__(tensors)
+        self.metadata = dict(metadata)
 
 
 def fingerprint(weights: LoraWeights) -> str:

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import dco_core.lora.file as file_module
+import dco_core.lora.atomic as atomic_module
 from dco_core.errors import DCOError
 from dco_core.lora import (
     LoraLayer,
@@ -336,9 +336,9 @@ def test_a_failed_save_leaves_the_earlier_file_and_no_other(tmp_path, monkeypatc
         raise error
 
     if step == "save":
-        monkeypatch.setattr(file_module, "save_file", half_saved)
+        monkeypatch.setattr(atomic_module, "save_file", half_saved)
     else:
-        monkeypatch.setattr(file_module.os, "replace", fail)
+        monkeypatch.setattr(atomic_module.os, "replace", fail)
     with pytest.raises(Interrupt if error is Interrupt else DCOError):
         write_lora(path, sdxl_lora(), dtype="fp16")
     assert path.read_bytes() == before
