@@ -6,12 +6,14 @@ model. peft is imported only when a LoRA is put into a network.
 
 from .adapters import AdapterConfig
 from .captions import base_caption
+from .config import TrainingConfig
 from .denoiser import Denoiser, NetworkDenoiser
 from .errors import DCOError
+from .examples import Draw, Example, random_draws
 from .guidance import reward_guidance
 from .losses import dco_loss, dco_margin, diffusion_loss, mean_squared_error
 from .schedules import Schedule
-from .trainer import Draw, Example, StepReport, TrainingConfig, evaluate, random_draws, train
+from .trainer import StepReport, evaluate, train
 
 __all__ = [
     "AdapterConfig",

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
-from .adapters import AdapterConfig, adapter_off, add_adapter, read_adapter
+from .adapters import AdapterConfig, adapter_off, add_adapter, dropout_on, read_adapter
 from .lora import LoraLayer
 from .schedules import Schedule
 
@@ -33,20 +34,25 @@ class Denoiser(Protocol):
 
 
 class NetworkDenoiser(ABC):
-    """A Denoiser over any torch network: injects a LoRA into `network` (in place: hand over a copy of your own).
+    """A Denoiser over any torch network: injects a LoRA into `network` (in place: hand over a copy of your own);
+    with config None it stays as it is, for learned tokens alone.
 
     Subclasses say how the network is called by defining `forward(x_t, t, conditioning)`.
     """
 
-    def __init__(self, network: nn.Module, schedule: Schedule, config: AdapterConfig):
-        self.network, self.schedule, self.config = network, schedule, config
-        self._trainable = add_adapter(network, config)
+    def __init__(self, network: nn.Module, schedule: Schedule, config: AdapterConfig | None):
+        self.network, self.schedule = network, schedule
+        self._dropout = config is not None and config.dropout > 0
+        self._trainable = {} if config is None else add_adapter(network, config)
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, conditioning: Sequence[Any]) -> Tensor:
         """The network's native prediction [B, ...], with whatever adapter is switched on."""
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Sequence[Any], *, adapter: bool) -> Tensor:
+        if adapter and self._dropout and torch.is_grad_enabled():
+            with dropout_on(self.network):
+                return self.forward(x_t, t, conditioning)
         if adapter:
             return self.forward(x_t, t, conditioning)
         with adapter_off(self.network):
@@ -56,4 +62,4 @@ class NetworkDenoiser(ABC):
         return self._trainable
 
     def lora(self) -> dict[str, LoraLayer]:
-        return read_adapter(self.network, self.config)
+        return read_adapter(self.network)

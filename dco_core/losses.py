@@ -1,4 +1,4 @@
-"""The losses: plain diffusion and Direct Consistency Optimization, on per-sample errors."""
+"""The losses: plain diffusion, Direct Consistency Optimization, and the baselines, on per-sample errors."""
 
 from __future__ import annotations
 
@@ -7,21 +7,54 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import DCOError
+from .schedules import Schedule
 
 T = 1000  # the authors' number of timesteps: user-facing beta = 1.0 means beta_T = 1000
 
 REDUCTIONS = ("per-sample", "batch-mean")
+WEIGHTINGS = ("uniform", "min-snr")
 
 
-def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+def mean_squared_error(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean over all but the first dimension, in fp32: [B, ...] -> [B]. This is the |eps_theta - eps|^2 of the
-    losses; the authors' code takes the element mean where the paper writes the squared norm."""
-    return (prediction.float() - target.float()).square().flatten(1).mean(1)
+    losses; the authors' code takes the element mean where the paper writes the squared norm.
+
+    mask: [B, 1, H, W] or what broadcasts, weights in 0..1: a weighted mean, so that a small mask counts as much
+    as a large one."""
+    squared = (prediction.float() - target.float()).square()
+    if mask is None:
+        return squared.flatten(1).mean(1)
+    weights = mask.float().expand_as(squared)
+    return (squared * weights).flatten(1).sum(1) / weights.flatten(1).sum(1)
 
 
-def diffusion_loss(error_theta: Tensor) -> Tensor:
+def weights_at(schedule: Schedule, t: Tensor, weighting: str = "uniform", gamma: float = 5.0) -> Tensor:
+    """w(t) of the losses at timestep indices t [B] -> [B].
+
+    "uniform" is 1. "min-snr" is min(SNR, gamma) on the error of x0 (Hang et al. 2023, Eq. 7-8), turned into the
+    native prediction's space: min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v, and
+    min(SNR, gamma) sigma^2 for flow."""
+    if weighting == "uniform":
+        return torch.ones(len(t))
+    if weighting != "min-snr":
+        raise DCOError(f"weighting {weighting!r} is unknown: use one of {', '.join(WEIGHTINGS)}.")
+    alpha, sigma = schedule.alpha[t.cpu()].double(), schedule.sigma[t.cpu()].double()
+    x0_error_per_native = (sigma / alpha if schedule.prediction == "epsilon" else sigma) ** 2
+    return (torch.clamp((alpha / sigma) ** 2, max=gamma) * x0_error_per_native).float()
+
+
+def diffusion_loss(error_theta: Tensor, weight: Tensor | float = 1.0) -> Tensor:
     """Plain diffusion (DreamBooth) loss, Eq. (2): the mean of the per-sample errors [B] -> scalar."""
-    return error_theta.mean()
+    return (weight * error_theta).mean()
+
+
+def prior_preservation_loss(
+    error_theta: Tensor, error_prior: Tensor, prior_weight: float, weight: Tensor | float = 1.0,
+    weight_prior: Tensor | float = 1.0,
+) -> Tensor:  # fmt: skip
+    """DreamBooth with prior preservation, Eq. (3): the plain loss on the references [B] plus lambda times the
+    plain loss on class images [B'] -> scalar."""
+    return diffusion_loss(error_theta, weight) + prior_weight * diffusion_loss(error_prior, weight_prior)
 
 
 def dco_margin(
@@ -66,3 +99,32 @@ def dco_loss(
 def gate(margin: Tensor) -> Tensor:
     """1 - sigmoid(margin), Eq. (12): 1 is fully open (learns at full rate), 0 is closed."""
     return torch.sigmoid(-margin)
+
+
+def mapo_margin(error_chosen: Tensor, error_rejected: Tensor, snr: float = 0.5) -> Tensor:
+    """T times the difference of the amplification factors s e / (exp(s e) - 1) of MaPO (Hong et al. 2024, arXiv
+    2406.06424; train.py of the authors), [B], [B] -> [B]. Positive when the chosen image is the likelier one."""
+
+    def amplification(error: Tensor) -> Tensor:
+        x = snr * error
+        # s e / expm1(s e) tends to 1 - s e / 2 where the quotient would be 0 / 0
+        return torch.where(x < 1e-6, 1 - x / 2, x / torch.expm1(x.clamp(min=1e-6)))
+
+    return T * (amplification(error_chosen) - amplification(error_rejected))
+
+
+def mapo_loss(
+    error_chosen: Tensor, error_rejected: Tensor, beta: float = 0.1, snr: float = 0.5, weight: Tensor | float = 1.0
+) -> Tensor:  # fmt: skip
+    """MaPO, reference-free: the plain loss on the chosen (reference) image minus beta times the log-sigmoid of
+    the margin over the rejected one, on the same noise and timestep. [B], [B] -> scalar."""
+    margin = mapo_margin(error_chosen, error_rejected, snr)
+    return diffusion_loss(error_chosen, weight) - beta * F.logsigmoid(margin).mean()
+
+
+def output_preservation_loss(
+    error_theta: Tensor, drift: Tensor, preservation_weight: float, weight: Tensor | float = 1.0
+) -> Tensor:
+    """The plain loss plus a weight times the drift [B] -> scalar: the mean squared difference between theta and
+    phi on the class prompt, same x_t ("differential output preservation" of ai-toolkit and kohya)."""
+    return diffusion_loss(error_theta, weight) + preservation_weight * drift.mean()

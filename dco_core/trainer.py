@@ -4,88 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from .calibration import resolved
+from .config import TrainingConfig
 from .denoiser import Denoiser
 from .errors import DCOError
+from .examples import Draw, Example, check_examples, random_draws
 from .lora import LoraLayer
-from .losses import REDUCTIONS, T, dco_loss, dco_margin, diffusion_loss, gate, mean_squared_error
-
-OBJECTIVES = ("dco", "dreambooth")
-
-
-@dataclass(frozen=True)
-class Example:
-    """One reference image: its latent [C, H, W] in the model's own scale, the conditioning that theta sees and
-    the one that phi sees (None: the same)."""
-
-    latent: Tensor
-    conditioning: Any
-    base_conditioning: Any = None
-
-
-@dataclass(frozen=True)
-class Draw:
-    """One random draw: which example, its noise [C, H, W] (offset included: it is part of the target), and the
-    timestep index."""
-
-    image: int
-    noise: Tensor
-    t: int
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """objective: "dco" or "dreambooth" (the plain diffusion loss). beta: 1.0 is beta*T = 1000, which suits epsilon
-    prediction; v and flow errors are larger and saturate the gate there, so their beta is smaller. The optimiser
-    is the authors': AdamW (0.9, 0.999), weight decay 1e-4, constant rate, gradients clipped at norm 1."""
-
-    steps: int = 1000
-    batch_size: int = 1
-    learning_rate: float = 5e-5
-    objective: str = "dco"
-    beta: float = 1.0
-    reduction: str = "per-sample"
-    offset_noise: float = 0.0
-    weight_decay: float = 1e-4
-    clip_norm: float = 1.0
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raise DCOError for a value that cannot train."""
-        if self.objective not in OBJECTIVES:
-            raise DCOError(f"objective {self.objective!r} is unknown: use one of {', '.join(OBJECTIVES)}.")
-        if self.reduction not in REDUCTIONS:
-            raise DCOError(f"reduction {self.reduction!r} is unknown: use one of {', '.join(REDUCTIONS)}.")
-        for name in ("steps", "batch_size", "learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise DCOError(f"{name} is {getattr(self, name)}: it must be greater than 0.")
-        if self.objective == "dco" and not self.beta > 0:
-            raise DCOError(
-                f'beta is {self.beta:g}: DCO needs more than 0; for the plain loss choose "dreambooth".'
-            )
-        if self.offset_noise < 0 or self.weight_decay < 0:
-            raise DCOError(
-                f"offset_noise ({self.offset_noise:g}) and weight_decay ({self.weight_decay:g}) cannot be negative."
-            )
-
-    @property
-    def beta_T(self) -> float:
-        return self.beta * T
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+from .losses import gate
+from .objectives import OBJECTIVES, Batch, Outcome, missing_in
+from .tokens import LearnedTokens
 
 
 @dataclass(frozen=True)
 class StepReport:
     """What happened in one step. step counts from 1; loss is what was minimised; margin and gate are means over
-    the batch (gate = 1 - sigmoid(margin): 1 learns at full rate, 0 is closed; for the plain loss margin is 0 and
-    gate 1); errors are mean squared errors in the native prediction space."""
+    the batch (gate = 1 - sigmoid(margin): 1 learns at full rate, 0 is closed; where the objective has no margin
+    they are 0 and 1); errors are mean squared errors in the native prediction space (error_phi NaN where phi was
+    not asked)."""
 
     step: int
     steps: int
@@ -98,138 +38,119 @@ class StepReport:
     error_phi: float
 
 
-def random_draws(
-    examples: Sequence[Example], n_timesteps: int, config: TrainingConfig
-) -> Iterator[list[Draw]]:
-    """Endless batches of draws from the seed: images in shuffled rounds so that all are seen equally often,
-    Gaussian noise plus `offset_noise` times a constant per channel, uniform timesteps. Drawn on the CPU, so that
-    the seed means the same everywhere."""
-    generator = torch.Generator().manual_seed(config.seed)
-    order: list[int] = []
-    while True:
-        batch = []
-        for _ in range(config.batch_size):
-            if not order:
-                order = torch.randperm(len(examples), generator=generator).tolist()
-            image = order.pop()
-            shape = examples[image].latent.shape
-            noise = torch.randn(shape, generator=generator)
-            if config.offset_noise:
-                offset = torch.randn((shape[0],) + (1,) * (len(shape) - 1), generator=generator)
-                noise = noise + config.offset_noise * offset
-            batch.append(Draw(image, noise, int(torch.randint(n_timesteps, (), generator=generator))))
-        yield batch
-
-
-def check_examples(examples: Sequence[Example], config: TrainingConfig) -> None:
-    """Raise DCOError for examples that cannot be trained on."""
-    if not examples:
-        raise DCOError("There are no images to train on: connect at least one.")
-    for i, example in enumerate(examples):
-        if not torch.isfinite(example.latent).all():
-            raise DCOError(
-                f"The latent of image {i + 1} holds NaN or infinity: the VAE overflowed. "
-                "Use an fp32 or a fixed-fp16 VAE."
-            )
-    shapes = {tuple(e.latent.shape) for e in examples}
-    if config.batch_size > 1 and len(shapes) > 1:
-        raise DCOError(
-            f"Latents of different shapes {sorted(shapes)} cannot share a batch: use batch_size 1."
-        )
-
-
-def batch_errors(
-    denoiser: Denoiser, examples: Sequence[Example], draws: Sequence[Draw], *, adapter: bool
-) -> Tensor:
-    """Per-sample mean squared error [B] of theta (with the adapter, on the conditioning) or of phi (without it, on
-    the base conditioning) for the given draws."""
-    chosen = [examples[d.image] for d in draws]
-    device = chosen[0].latent.device
-    x0 = torch.stack([e.latent for e in chosen])
-    noise = torch.stack([d.noise for d in draws]).to(device, x0.dtype)
-    t = torch.tensor([d.t for d in draws])
-    conditioning = [
-        e.conditioning if adapter or e.base_conditioning is None else e.base_conditioning for e in chosen
-    ]
-    schedule = denoiser.schedule
-    prediction = denoiser.predict(schedule.noised(x0, noise, t), t, conditioning, adapter=adapter)
-    return mean_squared_error(prediction, schedule.target(x0, noise, t))
-
-
 def train(
     denoiser: Denoiser,
     examples: Sequence[Example],
     config: TrainingConfig,
     on_step: Callable[[StepReport], None] | None = None,
     draws: Iterator[Sequence[Draw]] | None = None,
+    tokens: LearnedTokens | None = None,
 ) -> dict[str, LoraLayer]:
     """Run Algorithm 1 and return the LoRA as {dotted module name: LoraLayer}.
 
     on_step: called after every step; whatever it raises ends training, and `denoiser.lora()` still gives the LoRA
         as trained so far.
-    draws: batches of draws to use in place of random ones, so that a recorded run can be replayed exactly.
+    draws: batches of draws to use in place of random ones, so that a recorded run can be replayed exactly; with
+        accumulation every step takes several.
+    tokens: rows that train along; the conditionings of the examples are then functions that read them.
+    An automatic beta is calibrated first; the value is in `calibration.resolved(...)`'s answer, so callers that
+    want to report it resolve the configuration themselves.
     Raises DCOError for bad input before the first step, and when the loss is no longer finite: the adapter then
     is as the last good step left it.
     """
     config.check()
-    check_examples(examples, config)
+    check_examples(examples, lambda example: missing_in(example, config))
+    if config.objective == "dreambooth-prior" and not any(e.prior for e in examples):
+        raise DCOError(
+            "Prior preservation needs class images: connect some, or let the base model generate them."
+        )
+    if config.objective != "dreambooth-prior" and draws is None:
+        examples = [e for e in examples if not e.prior]
+    config = resolved(config, denoiser, examples, tokens)
     if draws is None:
         draws = random_draws(examples, len(denoiser.schedule), config)
-    parameters = list(denoiser.trainable().values())
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=config.weight_decay
-    )
-    for step in range(1, config.steps + 1):
-        batch = next(draws)
-        error_theta = batch_errors(denoiser, examples, batch, adapter=True)
-        if config.objective == "dco":
-            with torch.no_grad():
-                error_phi = batch_errors(denoiser, examples, batch, adapter=False)
-            loss = dco_loss(error_theta, error_phi, config.beta_T, config.reduction)
-            margin = dco_margin(error_theta.detach(), error_phi, config.beta_T)
-            if config.reduction == "batch-mean":
-                margin = margin.mean()
-        else:
-            error_phi = torch.full_like(error_theta, math.nan)
-            loss = diffusion_loss(error_theta)
-            margin = None
-        if not torch.isfinite(loss):
-            raise DCOError(
-                f"The loss became {loss.item()} at step {step} of {config.steps}; the LoRA of step {step - 1} is kept. "
-                f"Lower the learning rate (now {config.learning_rate:g}) or use a model in fp32 or bf16."
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-        optimizer.step()
-        if on_step is not None:
-            on_step(
-                StepReport(
-                    step=step,
-                    steps=config.steps,
-                    loss=loss.item(),
-                    margin=0.0 if margin is None else margin.mean().item(),
-                    gate=1.0 if margin is None else gate(margin).mean().item(),
-                    learning_rate=config.learning_rate,
-                    gradient_norm=norm.item(),
-                    error_theta=error_theta.mean().item(),
-                    error_phi=error_phi.mean().item(),
-                )
-            )
+    optimizer, parameters = _optimizer(denoiser, tokens, config)
+    with _seeded_dropout(config.seed) as seed_step:
+        for step in range(1, config.steps + 1):
+            seed_step(step)
+            optimizer.zero_grad(set_to_none=True)
+            outcomes = [
+                _backward(Batch(denoiser, examples, next(draws), config), step)
+                for _ in range(config.accumulation)
+            ]
+            norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+            optimizer.step()
+            if tokens is not None:
+                tokens.keep_norms()
+            if on_step is not None:
+                on_step(_report(outcomes, step, config, norm.item()))
     return denoiser.lora()
+
+
+def _optimizer(
+    denoiser: Denoiser, tokens: LearnedTokens | None, config: TrainingConfig
+) -> tuple[torch.optim.Optimizer, list[torch.nn.Parameter]]:
+    groups = [
+        (list(denoiser.trainable().values()), config.learning_rate),
+        (list(tokens.parameters().values()) if tokens is not None else [], config.token_learning_rate),
+    ]
+    parameters = [p for group, _ in groups for p in group]
+    if not parameters:
+        raise DCOError("There is nothing to train: choose a LoRA, learned tokens, or both.")
+    optimizer = torch.optim.AdamW(
+        [{"params": group, "lr": rate} for group, rate in groups if group],
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=config.weight_decay,
+    )
+    return optimizer, parameters
+
+
+def _backward(batch: Batch, step: int) -> Outcome:
+    """Add one micro-batch's gradient."""
+    config = batch.config
+    outcome = OBJECTIVES[config.objective](batch)
+    if not torch.isfinite(outcome.loss):
+        raise DCOError(
+            f"The loss became {outcome.loss.item()} at step {step} of {config.steps}; the LoRA of step {step - 1} is "
+            f"kept. Lower the learning rate (now {config.learning_rate:g}) or use a model in fp32 or bf16."
+        )
+    (outcome.loss / config.accumulation).backward()
+    return outcome._replace(loss=outcome.loss.detach(), error_theta=outcome.error_theta.detach())
+
+
+@contextmanager
+def _seeded_dropout(seed: int) -> Iterator[Callable[[int], None]]:
+    """Dropout of the LoRA takes torch's global generator: seeded from (seed, step), and left as it was found."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        yield lambda step: torch.manual_seed((seed * 1_000_003 + step) % 2**63) and None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _report(outcomes: Sequence[Outcome], step: int, config: TrainingConfig, norm: float) -> StepReport:
+    margins = [o.margin for o in outcomes if o.margin is not None]
+    phi = [o.error_phi for o in outcomes if o.error_phi is not None]
+    return StepReport(
+        step=step,
+        steps=config.steps,
+        loss=_mean([o.loss.item() for o in outcomes]),
+        margin=_mean([m.mean().item() for m in margins]) if margins else 0.0,
+        gate=_mean([gate(m).mean().item() for m in margins]) if margins else 1.0,
+        learning_rate=config.learning_rate,
+        gradient_norm=norm,
+        error_theta=_mean([o.error_theta.mean().item() for o in outcomes]),
+        error_phi=_mean([e.mean().item() for e in phi]) if phi else math.nan,
+    )
 
 
 def evaluate(
     denoiser: Denoiser, examples: Sequence[Example], config: TrainingConfig, draws: Sequence[Sequence[Draw]]
 ) -> float:
     """The training loss averaged over fixed (held-out) batches of draws, without gradient."""
-    losses = []
     with torch.no_grad():
-        for batch in draws:
-            error_theta = batch_errors(denoiser, examples, batch, adapter=True)
-            if config.objective == "dco":
-                error_phi = batch_errors(denoiser, examples, batch, adapter=False)
-                losses.append(dco_loss(error_theta, error_phi, config.beta_T, config.reduction).item())
-            else:
-                losses.append(diffusion_loss(error_theta).item())
-    return sum(losses) / len(losses)
+        batches = (Batch(denoiser, examples, batch, config) for batch in draws)
+        return _mean([OBJECTIVES[config.objective](batch).loss.item() for batch in batches])

@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from dco_core.errors import DCOError
-from dco_core.losses import dco_loss, dco_margin, diffusion_loss, gate, mean_squared_error
+from dco_core.losses import (
+    dco_loss,
+    dco_margin,
+    diffusion_loss,
+    gate,
+    mapo_loss,
+    mapo_margin,
+    mean_squared_error,
+    weights_at,
+)
+from dco_core.schedules import Schedule
 
 THETA = torch.tensor([0.101, 0.250, 0.0301], dtype=torch.float64)
 PHI = torch.tensor([0.100, 0.251, 0.0300], dtype=torch.float64)
@@ -66,3 +76,39 @@ def test_errors_name_the_value():
         dco_loss(THETA, PHI, reduction="sum")
     with pytest.raises(DCOError, match=r"\(3,\).*\(2,\)"):
         dco_loss(THETA, PHI[:2])
+
+
+def test_a_mask_is_a_weighted_mean_that_does_not_depend_on_its_size():
+    g = torch.Generator().manual_seed(0)
+    prediction, target = torch.randn(2, 3, 4, 4, generator=g), torch.randn(2, 3, 4, 4, generator=g)
+    mask = torch.zeros(2, 1, 4, 4)
+    mask[0, :, :2], mask[1] = 1.0, 0.5
+    found = mean_squared_error(prediction, target, mask)
+    assert found[0] == pytest.approx(((prediction - target)[0, :, :2] ** 2).mean().item(), rel=1e-6)
+    torch.testing.assert_close(found[1], mean_squared_error(prediction, target)[1])
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "flow"])
+def test_min_snr_is_the_same_weight_on_x0_for_every_prediction(prediction):
+    """w(t) |native error|^2 = min(SNR, 5) |x0 error|^2, with the x0 that the prediction implies."""
+    schedule = Schedule.flow() if prediction == "flow" else Schedule.stable_diffusion(prediction)
+    g = torch.Generator().manual_seed(1)
+    x0, noise, wrong = (torch.randn(6, 1, 2, 2, generator=g).double() for _ in range(3))
+    t = torch.tensor([5, 100, 300, 500, 800, 998])
+    x_t, target = schedule.noised(x0, noise, t), schedule.target(x0, noise, t)
+    x0_error = (schedule.denoised(x_t, target + wrong, t) - x0).square().flatten(1).mean(1)
+    snr = (schedule.alpha[t].double() / schedule.sigma[t].double()) ** 2
+    expected = snr.clamp(max=5.0) * x0_error
+    found = weights_at(schedule, t, "min-snr") * wrong.square().flatten(1).mean(1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    assert torch.equal(weights_at(schedule, t), torch.ones(6))
+
+
+def test_mapo_prefers_the_chosen_image_and_stays_finite_at_zero_error():
+    good, bad = torch.tensor([0.1]), torch.tensor([0.3])
+    assert mapo_margin(good, bad) > 0 > mapo_margin(bad, good)
+    assert mapo_loss(good, bad) < mapo_loss(good, good)
+    zero = torch.zeros(1, requires_grad=True)
+    loss = mapo_loss(zero, bad)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(zero.grad).all()

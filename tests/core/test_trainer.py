@@ -1,6 +1,7 @@
 """The trainer against an independent replay in plain torch, without peft and without our loss code."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -8,10 +9,15 @@ import torch
 from torch import nn
 
 from dco_core.adapters import AdapterConfig, adapter_off, add_adapter, target_modules
+from dco_core.config import TrainingConfig
 from dco_core.denoiser import NetworkDenoiser
 from dco_core.errors import DCOError
+from dco_core.examples import Draw, Example, random_draws
+from dco_core.lora import LoraLayer
+from dco_core.objectives import batch_errors
 from dco_core.schedules import Schedule
-from dco_core.trainer import Draw, Example, TrainingConfig, evaluate, random_draws, train
+from dco_core.tokens import LearnedTokens
+from dco_core.trainer import evaluate, train
 
 RANK, LR, STEPS = 3, 1e-3, 12
 
@@ -236,7 +242,13 @@ def test_offset_noise_is_one_constant_per_channel(examples):
         ({"learning_rate": -1.0}, "learning_rate is -1"),
         ({"objective": "magic"}, "'magic'"),
         ({"reduction": "sum"}, "'sum'"),
-        ({"offset_noise": -0.1}, "offset_noise"),
+        ({"offset_noise": -0.1}, "offset_noise is -0.1"),
+        ({"accumulation": 0}, "accumulation is 0"),
+        ({"weighting": "snr"}, "weighting 'snr'"),
+        ({"caption_dropout": 1.0}, "caption_dropout is 1"),
+        ({"open_gates": 0.5}, "open_gates is 0.5"),
+        ({"prior_weight": -1.0}, "prior_weight is -1"),
+        ({"token_learning_rate": 0.0}, "token_learning_rate is 0"),
     ],
 )
 def test_bad_configurations_are_refused_before_the_first_step(base, examples, change, words):
@@ -252,9 +264,141 @@ def test_bad_examples_are_refused_before_the_first_step(base, examples):
     broken = Example(torch.full((6, 2, 2), math.nan), examples[0].conditioning)
     with pytest.raises(DCOError, match="image 2 holds NaN"):
         train(denoiser, [examples[0], broken], TrainingConfig())
-    other = Example(torch.zeros(6, 4, 4), examples[0].conditioning)
-    with pytest.raises(DCOError, match="batch_size 1"):
-        train(denoiser, [examples[0], other], TrainingConfig(batch_size=2))
+    empty = dataclasses.replace(examples[1], mask=torch.zeros(2, 2))
+    with pytest.raises(DCOError, match="mask of image 2 is empty"):
+        train(denoiser, [examples[0], empty], TrainingConfig())
+
+
+def test_pictures_of_different_size_share_a_batch(base, examples):
+    """Each size goes through the network by itself; the loss is that of both, in the batch's order."""
+    wide = Example(torch.randn(6, 2, 3), *(e.conditioning for e in examples[:2]))
+    mixed = [examples[0], wide, examples[2]]
+    denoiser = Denoiser(copy.deepcopy(base), Schedule.stable_diffusion(), AdapterConfig(rank=2))
+    (batch,) = recorded_draws(3, mixed, steps=1)
+    together = batch_errors(denoiser, mixed, batch, adapter=True)
+    apart = torch.cat([batch_errors(denoiser, mixed, [draw], adapter=True) for draw in batch])
+    torch.testing.assert_close(together, apart)
+    losses = []
+    train(denoiser, mixed, TrainingConfig(steps=2, batch_size=3), lambda r: losses.append(r.loss))
+    assert losses[0] != losses[1]
+
+
+def test_the_posterior_of_the_vae_is_sampled_in_every_draw(base, examples):
+    spread = [dataclasses.replace(e, std=torch.full_like(e.latent, 0.5)) for e in examples]
+    (draw,), (again,) = recorded_draws(1, spread, steps=2)
+    assert draw.posterior is not None and not torch.equal(draw.posterior, again.posterior)
+    denoiser = Denoiser(copy.deepcopy(base), Schedule.flow(), AdapterConfig(rank=2))
+    sampled = examples[draw.image].latent + 0.5 * draw.posterior
+    oracle = [dataclasses.replace(e, latent=sampled) for e in examples]
+    plain = dataclasses.replace(draw, posterior=None)
+    torch.testing.assert_close(
+        batch_errors(denoiser, spread, [draw], adapter=False),
+        batch_errors(denoiser, oracle, [plain], adapter=False),
+    )
+
+
+def test_class_images_are_drawn_beside_the_references_and_only_for_their_objective(base, examples):
+    with_prior = [*examples, dataclasses.replace(examples[0], prior=True)]
+    stream = random_draws(with_prior, 1000, TrainingConfig(batch_size=2))
+    for batch in (next(stream) for _ in range(6)):
+        assert [with_prior[d.image].prior for d in batch] == [False, False, True, True]
+    denoiser = Denoiser(copy.deepcopy(base), Schedule.stable_diffusion(), AdapterConfig(rank=2))
+    with pytest.raises(DCOError, match="needs class images"):
+        train(denoiser, examples, TrainingConfig(objective="dreambooth-prior"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"objective": "mapo"}, "Image 1: MaPO needs"),
+        ({"objective": "output-preservation"}, "Image 1: output preservation needs a class prompt"),
+        ({"caption_dropout": 0.1}, "Image 1: caption dropout needs"),
+    ],
+)
+def test_what_an_objective_needs_is_asked_for_before_the_first_step(base, examples, changes, words):
+    denoiser = Denoiser(copy.deepcopy(base), Schedule.stable_diffusion(), AdapterConfig(rank=2))
+    with pytest.raises(DCOError, match=words):
+        train(denoiser, examples, TrainingConfig(**changes), lambda report: pytest.fail("a step was made"))
+
+
+def test_dropout_changes_training_repeats_with_the_seed_and_stays_out_of_evaluation(base, examples):
+    def run(dropout, seed=0):
+        denoiser = Denoiser(
+            copy.deepcopy(base), Schedule.stable_diffusion(), AdapterConfig(rank=4, dropout=dropout)
+        )
+        config = TrainingConfig(steps=6, learning_rate=1e-2, seed=seed)
+        state = torch.get_rng_state()
+        lora = train(denoiser, examples, config)["attn2.to_v"].up
+        assert torch.equal(torch.get_rng_state(), state)  # the global generator is left alone
+        held_out = recorded_draws(1, examples, 3)
+        assert evaluate(denoiser, examples, config, held_out) == evaluate(
+            denoiser, examples, config, held_out
+        )
+        return lora
+
+    dropped = run(0.5)
+    assert torch.equal(dropped, run(0.5))
+    assert not torch.equal(dropped, run(0.0))
+
+
+def test_training_goes_on_from_a_lora_of_any_ranks_and_alphas(base, examples):
+    g = torch.Generator().manual_seed(0)
+    start = {
+        "attn2.to_q": LoraLayer(torch.randn(2, 6, generator=g), torch.randn(6, 2, generator=g), 1.0),
+        "attn2.to_v": LoraLayer(torch.randn(3, 5, generator=g), torch.randn(6, 3, generator=g), 6.0),
+    }
+    denoiser = Denoiser(
+        copy.deepcopy(base),
+        Schedule.stable_diffusion(),
+        AdapterConfig(rank=8, layers="all linear", start=start),
+    )
+    begun = denoiser.lora()
+    assert set(begun) == set(start)
+    for name, layer in start.items():
+        torch.testing.assert_close(begun[name].delta(), layer.delta())
+        assert begun[name].rank == layer.rank and begun[name].scale == layer.scale
+    x, t, c = examples[0].latent[None], torch.tensor([10]), examples[0].conditioning[None]
+    merged = copy.deepcopy(base)
+    for name, layer in start.items():
+        merged.get_submodule(name).weight += layer.delta()
+    torch.testing.assert_close(denoiser.predict(x, t, [c[0]], adapter=True), merged(x, t, c))
+    trained = train(denoiser, examples, TrainingConfig(steps=2, learning_rate=1e-2))
+    assert not torch.equal(trained["attn2.to_q"].up, start["attn2.to_q"].up)
+
+
+def test_a_lora_of_another_model_is_no_start(base):
+    wrong = {"attn2.nothing": LoraLayer(torch.ones(1, 6), torch.ones(6, 1))}
+    with pytest.raises(DCOError, match="adapts attn2.nothing, which is no linear"):
+        add_adapter(copy.deepcopy(base), AdapterConfig(start=wrong))
+    wrong = {"attn2.to_q": LoraLayer(torch.ones(1, 9), torch.ones(6, 1))}
+    with pytest.raises(DCOError, match=r"shape \(6, 9\) for attn2.to_q"):
+        add_adapter(copy.deepcopy(base), AdapterConfig(start=wrong))
+
+
+def test_a_name_filter_keeps_only_the_layers_it_names(base):
+    parameters = add_adapter(copy.deepcopy(base), AdapterConfig(rank=2, name_filter="to_[qk]$"))
+    assert {name.rsplit(".", 1)[0] for name in parameters} == {"attn2.to_q", "attn2.to_k"}
+    with pytest.raises(DCOError, match="names like 'nowhere'"):
+        add_adapter(copy.deepcopy(base), AdapterConfig(name_filter="nowhere"))
+    with pytest.raises(DCOError, match=r"name_filter '\(' is not a valid regular expression"):
+        add_adapter(copy.deepcopy(base), AdapterConfig(name_filter="("))
+
+
+def test_tokens_train_alone_without_any_lora(base, examples):
+    tokens = LearnedTokens({"dog": {"text": torch.randn(1, 5)}}, {"dog": "dog"})
+    before = tokens.tensors()["dog"]["text"]
+
+    def own():
+        return torch.cat([examples[0].conditioning[:3], tokens.rows()["dog"]["text"]])
+
+    network = copy.deepcopy(base)
+    denoiser = Denoiser(network, Schedule.stable_diffusion(), None)
+    alone = [Example(e.latent, own, examples[0].conditioning) for e in examples]
+    assert train(denoiser, alone, TrainingConfig(steps=3), tokens=tokens) == {}
+    assert not torch.equal(tokens.tensors()["dog"]["text"], before)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), base.parameters(), strict=True))
+    with pytest.raises(DCOError, match="nothing to train"):
+        train(denoiser, examples, TrainingConfig(steps=3))
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(base, examples):

@@ -1,0 +1,86 @@
+"""The configuration of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .errors import DCOError
+from .losses import REDUCTIONS, WEIGHTINGS, T
+
+OBJECTIVE_NAMES = ("dco", "dreambooth", "dreambooth-prior", "mapo", "output-preservation")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """objective: one of OBJECTIVE_NAMES. The optimiser is the authors': AdamW (0.9, 0.999), weight decay 1e-4,
+    constant rate, gradients clipped at norm 1 over all trainable values.
+
+    beta: 1.0 is beta*T = 1000, which suits epsilon prediction; v and flow errors are larger and saturate the gate
+        there. None: automatic (calibration.py), which is the paper's 1.0 for epsilon.
+    open_gates: the share of full rate that the automatic beta aims at.
+    accumulation: micro-batches of batch_size per step.
+    token_learning_rate: of learned tokens; the paper has 5e-4, the authors' code 5e-6.
+    weighting: w(t), "uniform" or "min-snr" with snr_gamma.
+    prior_weight: lambda of prior preservation. preservation_weight: of output preservation.
+    mapo_beta, mapo_snr: of MaPO, the values of its authors.
+    """
+
+    steps: int = 1000
+    batch_size: int = 1
+    learning_rate: float = 5e-5
+    objective: str = "dco"
+    beta: float | None = 1.0
+    reduction: str = "per-sample"
+    offset_noise: float = 0.0
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    seed: int = 0
+    accumulation: int = 1
+    token_learning_rate: float = 5e-4
+    weighting: str = "uniform"
+    snr_gamma: float = 5.0
+    caption_dropout: float = 0.0
+    open_gates: float = 0.3
+    prior_weight: float = 1.0
+    preservation_weight: float = 1.0
+    mapo_beta: float = 0.1
+    mapo_snr: float = 0.5
+
+    def check(self) -> None:
+        """Raise DCOError for a value that cannot train."""
+        for name, known in (
+            ("objective", OBJECTIVE_NAMES),
+            ("reduction", REDUCTIONS),
+            ("weighting", WEIGHTINGS),
+        ):
+            if getattr(self, name) not in known:
+                raise DCOError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(known)}.")
+        for name in (
+            "steps", "batch_size", "learning_rate", "clip_norm", "accumulation", "token_learning_rate", "snr_gamma",
+            "mapo_snr",
+        ):  # fmt: skip
+            if not getattr(self, name) > 0:
+                raise DCOError(f"{name} is {getattr(self, name)}: it must be greater than 0.")
+        for name in ("offset_noise", "weight_decay", "prior_weight", "preservation_weight", "mapo_beta"):
+            if not getattr(self, name) >= 0:
+                raise DCOError(f"{name} is {getattr(self, name):g}: it cannot be negative.")
+        if self.objective == "dco" and self.beta is not None and not self.beta > 0:
+            raise DCOError(
+                f'beta is {self.beta:g}: DCO needs more than 0; for the plain loss choose "dreambooth".'
+            )
+        if not 0 <= self.caption_dropout < 1:
+            raise DCOError(f"caption_dropout is {self.caption_dropout:g}: it must be from 0 to below 1.")
+        if not 0 < self.open_gates < 0.5:
+            raise DCOError(
+                f"open_gates is {self.open_gates:g}: it must lie between 0 and 0.5, where gates begin."
+            )
+
+    @property
+    def beta_T(self) -> float:
+        if self.beta is None:
+            raise DCOError("beta is automatic: calibrate it first (dco_core.calibration.resolved).")
+        return self.beta * T
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)

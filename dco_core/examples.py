@@ -1,0 +1,193 @@
+"""What training sees: examples (image and text, encoded), random draws from them, and what a network makes of
+them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .config import TrainingConfig
+from .denoiser import Denoiser
+from .errors import DCOError
+
+# What a network reads: whatever its Denoiser understands, or, while tokens train, a function that makes it anew.
+Conditioning = Any
+
+
+@dataclass(frozen=True)
+class Example:
+    """One reference image, encoded once.
+
+    latent: [C, H, W] in the model's own scale; with `std` [C, H, W] it is the mean of the VAE's posterior, which
+        every draw samples anew, as the authors do.
+    conditioning: what theta reads; a function without arguments is called in every step (learned tokens).
+    base_conditioning: what phi reads: the base caption (None: the same as theta).
+    class_conditioning: the class prompt, for output preservation.
+    empty_conditioning: the empty prompt, for caption dropout.
+    mask: weights of the loss [H, W] in 0..1 at the latent's size (None: everything counts).
+    prior: a class image, for prior preservation; it is drawn beside the references.
+    rejected: latents [C, H, W] of images that the base model makes of the same caption, for MaPO.
+    """
+
+    latent: Tensor
+    conditioning: Conditioning
+    base_conditioning: Conditioning = None
+    std: Tensor | None = None
+    class_conditioning: Conditioning = None
+    empty_conditioning: Conditioning = None
+    mask: Tensor | None = None
+    prior: bool = False
+    rejected: Sequence[Tensor] = ()
+
+    def text(self, which: str) -> Conditioning:
+        """The conditioning "own" (theta's), "base", "class" or "empty"."""
+        if which == "base" and self.base_conditioning is None:
+            which = "own"
+        name = "conditioning" if which == "own" else f"{which}_conditioning"
+        chosen = getattr(self, name)
+        if chosen is None and which != "own":
+            raise DCOError(f"The examples have no {which} conditioning, which this training needs.")
+        return chosen() if callable(chosen) else chosen
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One random draw: which example, its noise [C, H, W] (offset included: it is part of the target), the
+    timestep index, the standard normal [C, H, W] that samples the VAE's posterior (None: its mean), whether the
+    caption is dropped, and which rejected image goes with it."""
+
+    image: int
+    noise: Tensor
+    t: int
+    posterior: Tensor | None = None
+    dropped: bool = False
+    rejected: int = 0
+
+
+def _rounds(indices: Sequence[int], generator: torch.Generator) -> Iterator[int]:
+    """The indices in endless shuffled rounds, so that all are seen equally often."""
+    while True:
+        order = torch.randperm(len(indices), generator=generator).tolist()
+        while order:
+            yield indices[order.pop()]
+
+
+def random_draws(
+    examples: Sequence[Example], n_timesteps: int, config: TrainingConfig
+) -> Iterator[list[Draw]]:
+    """Endless batches of draws from the seed: images in shuffled rounds, Gaussian noise plus `offset_noise` times
+    a constant per channel (Guttenberg 2023), uniform timesteps. Where there are class images, as many of them
+    follow the references in every batch. Drawn on the CPU, so that the seed means the same everywhere."""
+    generator = torch.Generator().manual_seed(config.seed)
+
+    def draw(image: int) -> Draw:
+        example = examples[image]
+        shape = example.latent.shape
+        noise = torch.randn(shape, generator=generator)
+        if config.offset_noise:
+            offset = torch.randn((shape[0],) + (1,) * (len(shape) - 1), generator=generator)
+            noise = noise + config.offset_noise * offset
+        t = int(torch.randint(n_timesteps, (), generator=generator))
+        posterior = None if example.std is None else torch.randn(shape, generator=generator)
+        dropout = config.caption_dropout
+        dropped = dropout > 0 and bool(torch.rand((), generator=generator) < dropout)
+        several = len(example.rejected) > 1
+        rejected = int(torch.randint(len(example.rejected), (), generator=generator)) if several else 0
+        return Draw(image, noise, t, posterior, dropped, rejected)
+
+    references = _rounds([i for i, e in enumerate(examples) if not e.prior], generator)
+    class_images = [i for i, e in enumerate(examples) if e.prior]
+    prior = _rounds(class_images, generator)
+    while True:
+        batch = [draw(next(references)) for _ in range(config.batch_size)]
+        if class_images:
+            batch += [draw(next(prior)) for _ in range(config.batch_size)]
+        yield batch
+
+
+class Prediction(NamedTuple):
+    """What a network said about some draws of a batch: their places in the batch, the native predictions
+    [B, ...], the targets [B, ...], and the masks [B, 1, H, W] or None."""
+
+    places: list[int]
+    output: Tensor
+    target: Tensor
+    mask: Tensor | None
+
+
+def predict(
+    denoiser: Denoiser,
+    examples: Sequence[Example],
+    draws: Sequence[Draw],
+    *,
+    adapter: bool,
+    text: str = "own",
+    rejected: bool = False,
+) -> list[Prediction]:
+    """theta (with `adapter`) or phi on the draws, reading the conditioning `text` (see Example.text). Latents of
+    one size share a call. rejected: look at the rejected images instead of the references, on the same noise."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for place, draw in enumerate(draws):
+        groups.setdefault(tuple(examples[draw.image].latent.shape), []).append(place)
+    return [
+        _predict(denoiser, examples, draws, places, adapter, text, rejected) for places in groups.values()
+    ]
+
+
+def _predict(
+    denoiser: Denoiser,
+    examples: Sequence[Example],
+    draws: Sequence[Draw],
+    places: list[int],
+    adapter: bool,
+    text: str,
+    rejected: bool,
+) -> Prediction:
+    chosen = [(examples[draws[p].image], draws[p]) for p in places]
+    x0 = torch.stack([e.rejected[d.rejected] if rejected else _sampled(e, d) for e, d in chosen])
+    noise = torch.stack([d.noise for _, d in chosen]).to(x0)
+    t = torch.tensor([d.t for _, d in chosen])
+    conditioning = [e.text("empty" if d.dropped else text) for e, d in chosen]
+    schedule = denoiser.schedule
+    output = denoiser.predict(schedule.noised(x0, noise, t), t, conditioning, adapter=adapter)
+    mask = None
+    if not rejected and any(e.mask is not None for e, _ in chosen):
+        masks = [torch.ones(x0.shape[-2:]) if e.mask is None else e.mask for e, _ in chosen]
+        mask = torch.stack([m.to(x0)[None] for m in masks])
+    return Prediction(places, output, schedule.target(x0, noise, t), mask)
+
+
+def _sampled(example: Example, draw: Draw) -> Tensor:
+    if example.std is None or draw.posterior is None:
+        return example.latent
+    return example.latent + example.std * draw.posterior.to(example.latent)
+
+
+def in_order(parts: Sequence[tuple[list[int], Tensor]]) -> Tensor:
+    """Per-sample values of several groups, [B], in the order of the batch."""
+    places = torch.tensor([p for group, _ in parts for p in group])
+    return torch.cat([values for _, values in parts])[torch.argsort(places)]
+
+
+def check_examples(examples: Sequence[Example], need: Callable[[Example], str | None]) -> None:
+    """Raise DCOError for examples that cannot be trained on. need: what an objective misses in an example."""
+    if not [e for e in examples if not e.prior]:
+        raise DCOError("There are no images to train on: connect at least one.")
+    for i, example in enumerate(examples):
+        if not torch.isfinite(example.latent).all():
+            raise DCOError(
+                f"The latent of image {i + 1} holds NaN or infinity: the VAE overflowed. "
+                "Use an fp32 or a fixed-fp16 VAE."
+            )
+        if example.mask is not None and not example.mask.sum() > 0:
+            raise DCOError(
+                f"The mask of image {i + 1} is empty: nothing of the picture would be learned. "
+                "Paint what counts in white, or leave the mask away."
+            )
+        missing = need(example)
+        if missing:
+            raise DCOError(f"Image {i + 1}: {missing}")
