@@ -1,0 +1,262 @@
+"""Buckets: the size for a picture, and the picture at that size."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dco_core.buckets import MIN_SIDE, bucket_size, bucket_step, fit
+from dco_core.errors import DCOError
+
+
+def _noise(height: int, width: int, channels: int = 3) -> torch.Tensor:
+    return torch.rand(height, width, channels, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("resolution", "step"),
+    [(2048, 64), (512, 64), (511, 56), (256, 32), (128, 16), (100, 8), (64, 8), (16, 8)],
+)
+def test_the_step_is_64_from_512_up_and_about_an_eighth_below(resolution, step):
+    assert bucket_step(resolution) == step
+
+
+@pytest.mark.parametrize(
+    ("resolution", "step", "edge"),
+    [(1024, None, 1024), (512, None, 512), (64, None, 64), (1000, None, 960), (100, 32, 96), (8, None, 8)],
+)
+def test_a_square_picture_gets_the_largest_square_of_whole_steps(resolution, step, edge):
+    assert bucket_size(777, 777, resolution, step) == (edge, edge)
+
+
+@pytest.mark.parametrize(
+    ("picture", "bucket"),
+    [
+        ((3000, 2000), (1216, 832)),
+        ((2000, 3000), (832, 1216)),
+        ((1920, 1080), (1344, 768)),
+        ((4000, 3000), (1152, 896)),
+        ((400, 100), (2048, 512)),
+        ((4000, 100), (2048, 512)),
+        ((100, 4000), (512, 2048)),
+        ((2000, 1000), (1408, 704)),
+    ],
+)
+def test_buckets_are_those_of_sdxl(picture, bucket):
+    assert bucket_size(*picture, 1024) == bucket
+
+
+def test_max_ratio_bounds_the_bucket_itself():
+    assert bucket_size(3000, 100, 1024) == (2048, 512)
+    # 1408 x 704 would be nearer to 1.9, but is beyond it
+    assert bucket_size(3000, 100, 1024, max_ratio=1.9) == (1344, 768)
+    assert bucket_size(3000, 100, 1024, max_ratio=1) == (1024, 1024)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    width=st.integers(1, 5000),
+    height=st.integers(1, 5000),
+    units=st.integers(1, 12),
+    rest=st.integers(0, 7),
+    step=st.sampled_from([8, 16, 64]),
+    max_ratio=st.sampled_from([1.0, 1.5, 2.3, 4.0]),
+)
+def test_no_size_within_the_rules_is_nearer_than_the_bucket(width, height, units, rest, step, max_ratio):
+    resolution = units * step + rest
+    w, h = bucket_size(width, height, resolution, step, max_ratio)
+
+    assert w % step == h % step == 0
+    assert step * step <= w * h <= resolution**2
+    assert bucket_size(height, width, resolution, step, max_ratio) == (h, w)
+    wanted = max(-math.log(max_ratio), min(math.log(max_ratio), math.log(width / height)))
+    distance = abs(math.log(w / h) - wanted)
+    area = resolution**2 // step**2
+    for columns in range(1, area + 1):
+        for rows in range(1, area // columns + 1):  # all sizes but those that could grow on either edge
+            long, short = max(columns, rows), min(columns, rows)
+            both_grow = (long + 1) * short <= area and long * (short + 1) <= area
+            square = columns == rows == math.isqrt(area)
+            if long > max_ratio * short or (both_grow and not square):
+                continue
+            other = abs(math.log(columns / rows) - wanted)
+            assert other > distance - 1e-9
+            if other < distance + 1e-9:
+                assert columns * rows * step * step <= w * h
+
+
+@settings(max_examples=100, deadline=None)
+@given(width=st.integers(100, 5000), height=st.integers(100, 5000))
+def test_at_1024_the_ratio_is_within_eight_percent(width, height):
+    w, h = bucket_size(width, height, 1024)
+    wanted = max(0.25, min(4.0, width / height))
+    assert abs(math.log(w / h / wanted)) < 0.08
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((0, 10, 512), "0 x 10"),
+        ((10, -1, 512), "10 x -1"),
+        ((10, 10, 4), "resolution 4"),
+        ((10, 10, 512, 0), "steps of 0"),
+        ((10, 10, 512, 1024), "steps of 1024"),
+        ((10, 10, 512, 64, 0.5), "0.5"),
+        ((10, 10, 512, 64, math.nan), "nan"),
+        ((10, 10, 512, 64, math.inf), "inf"),
+    ],
+)
+def test_sizes_that_make_no_bucket_are_refused_by_value(arguments, text):
+    with pytest.raises(DCOError, match=text):
+        bucket_size(*arguments)
+
+
+def test_a_picture_of_the_right_size_comes_back_bit_for_bit():
+    image, mask = _noise(64, 96), _noise(64, 96, 1)[..., 0]
+    image[0, 0, 0] = 1.25  # brighter than white, which only resampling would cut
+    fitted = fit(image, (96, 64), mask)
+    assert torch.equal(fitted.image, image)
+    assert fitted.mask is not None and torch.equal(fitted.mask, mask)
+    assert (fitted.original_size, fitted.crop, fitted.target_size) == ((64, 96), (0, 0), (64, 96))
+
+
+def test_a_picture_that_only_needs_cropping_is_not_resampled():
+    image = _noise(64, 101)
+    fitted = fit(image, (64, 64))
+    assert torch.equal(fitted.image, image[:, 18:82])
+    assert fitted.crop == (0, 18)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "crop"),
+    [
+        (200, 400, (64, 64), (0, 32)),
+        (400, 200, (64, 64), (32, 0)),
+        (30, 40, (128, 64), (16, 0)),
+        (1333, 1000, (768, 1024), (0, 0)),
+        (999, 1501, (1152, 768), (0, 1)),
+    ],
+)
+def test_the_picture_covers_the_size_and_only_one_direction_is_cut(height, width, size, crop):
+    fitted = fit(_noise(height, width), size)
+    assert fitted.target_size == (size[1], size[0])
+    assert fitted.image.shape == (size[1], size[0], 3)
+    assert fitted.crop == crop
+    assert fitted.original_size == (height, width)
+
+
+def test_the_centre_stays_where_it_is():
+    image = torch.zeros(100, 300, 3)
+    image[40:60, 140:160] = 1
+    fitted = fit(image, (64, 64))
+    rows, columns = torch.nonzero(fitted.image[..., 0] > 0.5, as_tuple=True)
+    assert abs(float(rows.float().mean()) - 31.5) < 0.6
+    assert abs(float(columns.float().mean()) - 31.5) < 0.6
+
+
+def test_shrinking_averages_instead_of_skipping_pixels():
+    stripes = torch.zeros(96, 96, 3)
+    stripes[:, ::2] = 1
+    assert fit(stripes, (32, 32)).image[4:-4, 4:-4].sub(0.5).abs().max() < 0.1
+
+
+def test_resized_pixels_stay_between_0_and_1():
+    checks = torch.ones(64, 64, 3) * 1.001
+    checks[::2] = -0.001
+    for size in ((160, 160), (48, 48)):
+        image = fit(checks, size).image
+        assert image.min() >= 0 and image.max() <= 1
+
+
+def test_grey_becomes_three_equal_channels():
+    image = _noise(32, 32, 1)
+    fitted = fit(image, (32, 32))
+    assert torch.equal(fitted.image, image.repeat(1, 1, 3))
+
+
+def test_a_transparent_picture_is_put_on_white_and_makes_no_mask():
+    image = torch.zeros(32, 32, 4)
+    image[:, 16:, 3] = 1
+    image[0, 0, 3] = 0.25
+    fitted = fit(image, (32, 32))
+    assert fitted.mask is None
+    assert (fitted.image[:, 16:] == 0).all()
+    assert (fitted.image[1:, :16] == 1).all()
+    assert (fitted.image[0, 0] == 0.75).all()
+
+
+def test_the_mask_follows_the_picture_through_resize_and_crop():
+    mask = torch.zeros(100, 300)
+    mask[20:70, 120:200] = 1
+    fitted = fit(mask[..., None], (64, 64), mask)
+    assert fitted.mask is not None and fitted.mask.shape == (64, 64)
+    torch.testing.assert_close(fitted.mask, fitted.image[..., 0])
+
+
+def test_a_mask_of_another_resolution_is_stretched_over_the_whole_picture():
+    mask = torch.zeros(10, 10)
+    mask[:, 5:] = 1
+    fitted = fit(_noise(200, 400), (64, 64), mask)
+    assert fitted.mask is not None and fitted.mask.shape == (64, 64)
+    assert fitted.mask[:, :24].max() < 0.01 and fitted.mask[:, 40:].min() > 0.99
+    assert fitted.mask.min() >= 0 and fitted.mask.max() <= 1
+
+    # in two steps, so that it has the same softness as a mask drawn at the picture's own size
+    drawn = torch.nn.functional.interpolate(mask[None, None], (200, 400), mode="bilinear", antialias=True)[
+        0, 0
+    ]
+    same = fit(_noise(200, 400), (64, 64), drawn).mask
+    torch.testing.assert_close(fitted.mask, same, atol=1e-5, rtol=0)
+
+
+def test_a_mask_is_cut_to_0_and_1_even_where_nothing_is_resized():
+    mask = torch.full((32, 32), 2.0)
+    mask[0] = -1
+    fitted = fit(_noise(32, 32), (32, 32), mask).mask
+    assert fitted is not None and (fitted[0] == 0).all() and (fitted[1:] == 1).all()
+
+
+def test_a_yes_or_no_mask_is_taken():
+    fitted = fit(_noise(32, 32), (32, 32), torch.ones(32, 32, dtype=torch.bool))
+    assert fitted.mask is not None and fitted.mask.dtype == torch.float32 and fitted.mask.min() == 1
+
+
+def test_a_picture_below_the_smallest_edge_is_refused_with_its_size():
+    fit(_noise(MIN_SIDE, 40), (16, 16))
+    with pytest.raises(DCOError, match=r"40 x 15 px.*16 px"):
+        fit(_noise(MIN_SIDE - 1, 40), (16, 16))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nan_and_infinity_are_refused_in_picture_and_mask(value):
+    bad = _noise(32, 32)
+    bad[3, 4, 1] = value
+    with pytest.raises(DCOError, match="A picture of 32 x 32 px has NaN"):
+        fit(bad, (32, 32))
+    with pytest.raises(DCOError, match="A mask of 32 x 32 px has NaN"):
+        fit(_noise(32, 32), (32, 32), bad[..., 1])
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 2), (32, 32, 5), (32, 32), (1, 32, 32, 3), (3, 32, 32)])
+def test_other_shapes_are_refused(shape):
+    with pytest.raises(DCOError, match="1, 3 or 4 channels"):
+        fit(torch.rand(shape), (32, 32))
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32), (32,), (0, 32)])
+def test_masks_of_other_shapes_are_refused(shape):
+    with pytest.raises(DCOError, match="one mask per picture"):
+        fit(_noise(32, 32), (32, 32), torch.rand(shape))
+
+
+def test_integer_pixels_sizes_of_zero_and_unknown_crops_are_refused():
+    with pytest.raises(DCOError, match="uint8"):
+        fit(torch.zeros(32, 32, 3, dtype=torch.uint8), (32, 32))
+    with pytest.raises(DCOError, match="0 x 32"):
+        fit(_noise(32, 32), (0, 32))
+    with pytest.raises(DCOError, match="'left'"):
+        fit(_noise(32, 32), (32, 32), crop="left")
