@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import guidance, lora_files, merge, toy_world, trainer
+from . import captions, dataset, guidance, lora_files, merge, prompts, toy_world, trainer
 
-NODES = [*trainer.NODES, *guidance.NODES, *merge.NODES, *lora_files.NODES, *toy_world.NODES]
+NODES = [
+    node
+    for module in (trainer, guidance, merge, prompts, captions, dataset, lora_files, toy_world)
+    for node in module.NODES
+]
 
 
 class DCOExtension(ComfyExtension):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import io
 
+from ..dco_core.lora import from_bundle
 from .host import adapters, guidance, sampling
 
 _W_RG = io.Float.Input(
@@ -29,6 +32,23 @@ _STRENGTH = io.Float.Input(
 _LORA = io.LoraModel.Input(
     "lora", tooltip="The LoRA, trained on this model: from the trainer, a merge or a file."
 )
+_PERSONALIZED = io.Conditioning.Input(
+    "personalized",
+    optional=True,
+    tooltip="What the LoRA reads, where it is not the positive prompt: the personalized output of Encode DCO Prompt, "
+    "for LoRAs with learned tokens. Not connected: the positive prompt.",
+)
+
+
+def _patched(model, lora, w_rg: float, lora_strength: float, personalized):
+    tokens = sorted(from_bundle(lora))
+    if tokens and personalized is None:
+        logging.warning(
+            "DCO: this LoRA has learned tokens (%s), but reward guidance got no personalized prompt: make it with "
+            "Encode DCO Prompt.",
+            ", ".join(f"<{name}>" for name in tokens),
+        )
+    return guidance.patch(model, adapters.resolve(model, lora, lora_strength), w_rg, personalized)
 
 
 class DCORewardGuidance(io.ComfyNode):
@@ -47,6 +67,7 @@ class DCORewardGuidance(io.ComfyNode):
                 _LORA,
                 _W_RG,
                 _STRENGTH,
+                _PERSONALIZED,
             ],
             outputs=[
                 io.Model.Output(
@@ -56,8 +77,10 @@ class DCORewardGuidance(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, lora, w_rg: float, lora_strength: float = 1.0) -> io.NodeOutput:
-        return io.NodeOutput(guidance.patch(model, adapters.resolve(model, lora, lora_strength), w_rg))
+    def execute(
+        cls, model, lora, w_rg: float, lora_strength: float = 1.0, personalized=None
+    ) -> io.NodeOutput:
+        return io.NodeOutput(_patched(model, lora, w_rg, lora_strength, personalized))
 
 
 class DCORewardGuidanceSampler(io.ComfyNode):
@@ -73,7 +96,7 @@ class DCORewardGuidanceSampler(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model that the LoRA was trained on, without that LoRA."),
                 _LORA,
-                io.Conditioning.Input("positive", tooltip="The prompt."),
+                io.Conditioning.Input("positive", tooltip="The prompt, as the base model reads it."),
                 io.Conditioning.Input(
                     "negative", tooltip="The negative prompt; the paper uses an empty one."
                 ),
@@ -118,6 +141,7 @@ class DCORewardGuidanceSampler(io.ComfyNode):
                     tooltip="Less than 1 keeps part of the latent image (image to image).",
                 ),
                 _STRENGTH,
+                _PERSONALIZED,
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The denoised latent.")],
         )
@@ -125,9 +149,9 @@ class DCORewardGuidanceSampler(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, lora, positive, negative, latent_image, seed, steps, w_rg, w_text, sampler_name, scheduler,
-        denoise=1.0, lora_strength=1.0,
+        denoise=1.0, lora_strength=1.0, personalized=None,
     ) -> io.NodeOutput:  # fmt: skip
-        patched = guidance.patch(model, adapters.resolve(model, lora, lora_strength), w_rg)
+        patched = _patched(model, lora, w_rg, lora_strength, personalized)
         return io.NodeOutput(
             sampling.ksample(
                 patched,

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from comfy_api.latest import io
 
-from ..dco_core.lora import read_lora, to_tensors
+from ..dco_core.lora import from_bundle, read_lora, to_tensors
 from .host import files
+
+# Where a file says nothing: the paper's values (Sec. 5).
+_W_RG, _W_TEXT = 3.0, 7.5
 
 
 class DCOLoadLoRA(io.ComfyNode):
@@ -15,8 +20,8 @@ class DCOLoadLoRA(io.ComfyNode):
             node_id="DCOLoadLoRA",
             display_name="Load LoRA File (DCO)",
             category="model/loaders",
-            description="Reads a LoRA file as LORA_MODEL, for reward guidance and merging. "
-            "It does not touch any model.",
+            description="Reads a LoRA file as LORA_MODEL, for reward guidance and merging, with what its header tells: "
+            "the trigger words and the guidance scales to begin with. It does not touch any model.",
             search_aliases=["lora loader", "load lora", "lora_model", "dco"],
             inputs=[
                 io.Combo.Input(
@@ -25,7 +30,17 @@ class DCOLoadLoRA(io.ComfyNode):
                     tooltip="The file. A LoRA that was trained just now appears after pressing R.",
                 ),
             ],
-            outputs=[io.LoraModel.Output(display_name="lora", tooltip="The LoRA.")],
+            outputs=[
+                io.LoraModel.Output(
+                    display_name="lora", tooltip="The LoRA, with its learned tokens and header."
+                ),
+                io.String.Output(
+                    display_name="trigger_words",
+                    tooltip="What to write in a prompt; <dog> is a learned token.",
+                ),
+                io.Float.Output(display_name="w_rg", tooltip="A reward guidance scale to begin with."),
+                io.Float.Output(display_name="w_text", tooltip="A text guidance scale (cfg) to begin with."),
+            ],
         )
 
     @classmethod
@@ -35,7 +50,25 @@ class DCOLoadLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora_name: str) -> io.NodeOutput:
-        return io.NodeOutput(to_tensors(read_lora(files.lora_path(lora_name))))
+        lora = read_lora(files.lora_path(lora_name))
+        header = lora.metadata
+        trigger = header.get("modelspec.trigger_phrase") or ", ".join(
+            f"<{n}>" for n in from_bundle(lora.other)
+        )
+        w_rg, w_text = (
+            _number(header.get(name), default)
+            for name, default in (("dco.w_rg", _W_RG), ("dco.w_text", _W_TEXT))
+        )
+        return io.NodeOutput(to_tensors(lora), trigger, w_rg, w_text)
+
+
+def _number(text: str | None, default: float) -> float:
+    """A finite number from a header; anything else is the default: headers are other people's text."""
+    try:
+        value = float(text) if text is not None else default
+    except ValueError:
+        return default
+    return value if math.isfinite(value) else default
 
 
 NODES = [DCOLoadLoRA]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...dco_core.errors import DCOError
+from ...dco_core.lora import BUNDLE
 
 _UPS = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight")
 _TEXT_ENCODERS = ("lora_te", "text_encoder", "te1", "te2")
@@ -40,8 +41,10 @@ class LowRank:
 
 
 def resolve(model, lora: Mapping[str, Tensor], strength: float) -> list[LowRank]:
-    """Find the module of every LoRA pair. Raises DCOError when the LoRA belongs to another model (no key, or
-    another shape, fits) and for adapter kinds that have no low-rank pair."""
+    """Find the module of every LoRA pair; none for learned tokens alone. Raises DCOError when the LoRA belongs to
+    another model (no key, or another shape, fits) and for adapter kinds that have no low-rank pair."""
+    if lora and all(key.startswith(BUNDLE) for key in lora):
+        return []
     key_map = comfy.lora.model_lora_keys_unet(model.model, {})
     patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(lora)), key_map, log_missing=False)
     if not patches:

@@ -45,3 +45,28 @@ def shown_name(path: Path) -> str:
 
 def embedding_folders() -> list[str]:
     return folder_paths.get_folder_paths("embeddings")
+
+
+def new_embedding_path(stem: str) -> Path:
+    """A file in the host's embeddings folder that is not there yet: `stem.safetensors`, or `stem_2` and so on."""
+    folder = Path(folder_paths.get_folder_paths("embeddings")[0])
+    path, number = folder / f"{stem}.safetensors", 2
+    while path.exists():
+        path, number = folder / f"{stem}_{number}.safetensors", number + 1
+    return path
+
+
+def dataset_folders() -> list[str]:
+    """Folders in the host's input folder, as core's dataset nodes list them."""
+    return folder_paths.get_input_subfolders()
+
+
+def dataset_folder(name: str) -> Path:
+    """Full path of a folder in the input folder; DCOError if it is not inside."""
+    root = Path(folder_paths.get_input_directory()).resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root) or path == root:
+        raise DCOError(
+            f'The folder "{name}" is not inside the input folder: put your pictures in a folder there.'
+        )
+    return path

@@ -7,7 +7,8 @@ prompt runs with the LoRA on, and the positive prediction is replaced by
 
 so that the sampler's own classifier-free guidance at w_text gives the formula of the paper (Sec. 4.2):
 phi(0) + w_text (phi(c) - phi(0)) + w_rg (theta(c) - phi(c)). Predictions here are denoised images; the coefficients
-sum to 1, so the formula is the same as for eps.
+sum to 1, so the formula is the same as for eps. With learned tokens theta reads a prompt of its own: it is handed
+to the guider as one more kind of conditioning, which the host prepares like the others.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import comfy.patcher_extension
+import comfy.sampler_helpers
 from torch import Tensor
 
 from ...dco_core.guidance import reward_guidance
 from .adapters import LowRank, Rows, RowsNotSeparable, attached
 
 _KEY = "dco_reward_guidance"
+_PERSONALIZED = "dco_personalized"  # theta's conditioning among the guider's conds
 _Wrappers = comfy.patcher_extension.WrappersMP
 
 
@@ -39,6 +42,11 @@ class _Run:
     def w_text(self) -> float:
         return float(getattr(self.guider, "cfg", 1.0))
 
+    @property
+    def personalized(self) -> list | None:
+        """theta's prepared conditioning, where it is not phi's."""
+        return getattr(self.guider, "conds", {}).get(_PERSONALIZED)
+
     def index_of_positive(self, conds: list) -> int | None:
         """Where the guider's positive conditioning is among `conds`; entries keep their uuid through the host's
         copies (context windows, regional prompts)."""
@@ -53,12 +61,15 @@ class _RewardGuidance:
     """The wrappers that make up the patch. `adapters` are resolved when the patch is made; they are hooked to
     modules only while a run lasts."""
 
-    def __init__(self, adapters: Sequence[LowRank], w_rg: float):
+    def __init__(self, adapters: Sequence[LowRank], w_rg: float, personalized: list | None):
         self.adapters, self.w_rg = adapters, w_rg
+        self.personalized = personalized  # CONDITIONING
         self.runs: list[_Run] = []
 
     def outer_sample(self, executor, *args, **kwargs):
         guider = executor.class_obj
+        if self.personalized is not None and self.w_rg != 0:
+            guider.conds[_PERSONALIZED] = _beside(guider.conds.get("positive", []), self.personalized)
         with attached(guider.model_patcher, self.adapters) as rows:
             self.runs.append(_Run(guider, rows))
             try:
@@ -74,12 +85,12 @@ class _RewardGuidance:
             return executor(model, conds, x, timestep, options)
         run = self.runs[-1]
         w_text = run.w_text
+        prompt = run.personalized or conds[index]
         if w_text == self.w_rg:  # phi(c) has coefficient 0: theta takes its place
+            conds = [*conds[:index], prompt, *conds[index + 1 :]]
             return self._evaluate(run, {index: index}, executor, model, conds, x, timestep, options)
         extra = len(conds)
-        outputs = self._evaluate(
-            run, {extra: index}, executor, model, [*conds, conds[index]], x, timestep, options
-        )
+        outputs = self._evaluate(run, {extra: index}, executor, model, [*conds, prompt], x, timestep, options)
         theta, phi = outputs.pop(), outputs[index]
         if w_text != 0:
             outputs[index] = reward_guidance(theta, phi, None, self.w_rg / w_text, 1.0)
@@ -135,9 +146,21 @@ class _RewardGuidance:
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
 
-def patch(model, adapters: Sequence[LowRank], w_rg: float):
-    """A clone of MODEL with reward guidance; the one given is not changed. A second patch replaces the first."""
-    guidance = _RewardGuidance(adapters, w_rg)
+def _beside(positive: list[dict], personalized: list) -> list[dict]:
+    """theta's conditioning in the host's inner form. What was set on a single positive prompt (ControlNet, area,
+    timestep range, ...) holds for theta's single prompt too, unless it says otherwise."""
+    own = comfy.sampler_helpers.convert_cond(personalized)
+    if len(own) == len(positive) == 1:
+        text = ("cross_attn", "pooled_output", "model_conds", "uuid")
+        shared = {key: value for key, value in positive[0].items() if key not in text}
+        own = [shared | own[0]]
+    return own
+
+
+def patch(model, adapters: Sequence[LowRank], w_rg: float, personalized: list | None = None):
+    """A clone of MODEL with reward guidance; the one given is not changed. A second patch replaces the first.
+    personalized: the CONDITIONING that theta reads, where it is not the sampler's positive one."""
+    guidance = _RewardGuidance(adapters, w_rg, personalized)
     model = model.clone()
     for kind, wrapper in (
         (_Wrappers.OUTER_SAMPLE, guidance.outer_sample),

@@ -1,9 +1,11 @@
-"""Progress bar and interrupt. Long work runs in the node's own thread, where the host's context is."""
+"""Progress bar, text on nodes, and interrupt. Long work runs in the node's own thread, where the host's context
+is."""
 
 from __future__ import annotations
 
 import comfy.model_management
 import comfy.utils
+from server import PromptServer  # the host's
 
 Interrupted = comfy.model_management.InterruptProcessingException  # a BaseException: clean up in `finally`
 
@@ -15,3 +17,9 @@ def raise_if_interrupted() -> None:
 
 def progress_bar(total: int) -> comfy.utils.ProgressBar:
     return comfy.utils.ProgressBar(total)
+
+
+def show_text(node_id: str | None, text: str) -> None:
+    """Show a text on a running node, before it has any output."""
+    if node_id is not None:
+        PromptServer.instance.send_progress_text(text, node_id)

@@ -19,7 +19,7 @@ from ...dco_core.errors import DCOError
 from ...dco_core.toy_world import model as toy
 from ...dco_core.toy_world.renderer import SIZE
 from ...dco_core.toy_world.text_encoder import WIDTH, TextEncoder
-from ...dco_core.toy_world.tokenizer import BEGIN, END, MAX_TOKENS, PAD, VOCABULARY, token_ids
+from ...dco_core.toy_world.tokenizer import BEGIN, END, MAX_TOKENS, PAD, UNKNOWN, VOCABULARY, token_ids
 from ...dco_core.toy_world.unet import UNet
 
 PIXELS_PER_CELL = (
@@ -34,7 +34,7 @@ class _LatentFormat(comfy.latent_formats.LatentFormat):
     latent_rgb_factors = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
 
-class _Config(comfy.supported_models_base.BASE):
+class ToyWorld(comfy.supported_models_base.BASE):
     unet_config = {"disable_unet_model_creation": True}
     unet_extra_config: dict = {}
     sampling_settings = {"shift": 1.0, "multiplier": 1000}
@@ -57,7 +57,7 @@ class _HostUNet(UNet):
 
 
 def _model() -> comfy.model_patcher.ModelPatcher:
-    base = comfy.model_base.BaseModel(_Config(_Config.unet_config), comfy.model_base.ModelType.FLOW)
+    base = comfy.model_base.BaseModel(ToyWorld(ToyWorld.unet_config), comfy.model_base.ModelType.FLOW)
     network = _HostUNet()
     network.load_state_dict(toy.load_unet().state_dict())
     base.diffusion_model = network.eval().requires_grad_(False)
@@ -70,6 +70,8 @@ def _model() -> comfy.model_patcher.ModelPatcher:
 
 class _WordTokenizer:
     """The interface that the host's SDTokenizer asks of a Hugging Face tokenizer."""
+
+    unk_token_id = UNKNOWN
 
     @classmethod
     def from_pretrained(cls, _path: str, **_) -> _WordTokenizer:

@@ -1,9 +1,4 @@
-"""A host MODEL as the trainer's Denoiser, without a second copy of its weights.
-
-The host runs nodes under torch.inference_mode, so its weights cannot take part in autograd. Training works on a
-copy of the network's modules whose parameters are normal tensors on the same storage: nothing is duplicated, and
-the user's MODEL stays bit-identical because only the injected LoRA is ever written.
-"""
+"""A host MODEL as the trainer's Denoiser (its weights: shared_weights.py)."""
 
 from __future__ import annotations
 
@@ -19,13 +14,14 @@ import comfy.sampler_helpers
 import comfy.samplers
 import comfy.utils
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...dco_core.adapters import AdapterConfig
 from ...dco_core.denoiser import NetworkDenoiser
 from ...dco_core.errors import DCOError
-from ...dco_core.lora import LoraWeights
+from ...dco_core.lora import LoraLayer, LoraWeights
 from ...dco_core.schedules import Schedule
+from .shared_weights import network_on_same_storage
 
 _PREDICTIONS = (  # most specific first: V_PREDICTION is a subclass of EPS, EDM of V_PREDICTION
     (comfy.model_sampling.CONST, "flow"),
@@ -66,28 +62,6 @@ class _NativeSampling:
 
     def calculate_denoised(self, _sigma: Tensor, output: Tensor, _x: Tensor) -> Tensor:
         return output
-
-
-def _on_same_storage(tensor: Tensor) -> Tensor:
-    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
-
-
-def network_on_same_storage(network: nn.Module) -> nn.Module:
-    """A deep copy of the modules of `network` whose parameters and buffers share its memory. Call it outside
-    inference mode. Raises DCOError for weights that are no plain tensors (quantised, GGUF)."""
-    memo: dict[int, Any] = {}
-    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-        if type(tensor) not in (Tensor, nn.Parameter):
-            raise DCOError(
-                f"The weight {name} is a {type(tensor).__name__}: quantised checkpoints cannot be trained yet. "
-                "Load an fp32, fp16 or bf16 checkpoint."
-            )
-        alias = _on_same_storage(tensor)
-        memo[id(tensor)] = (
-            nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
-        )
-    return copy.deepcopy(network, memo)
 
 
 def kohya_names(model) -> dict[str, str]:
@@ -136,7 +110,7 @@ def family(model) -> str:
 class HostDenoiser(NetworkDenoiser):
     """One conditioning is the host's model conditions of one caption, {name: comfy.conds object}."""
 
-    def __init__(self, model, config: AdapterConfig):
+    def __init__(self, model, config: AdapterConfig | None):
         base = model.model
         self.device = model.load_device
         self._base = copy.copy(base)  # shallow: shares everything but what is replaced below
@@ -184,12 +158,16 @@ def _outside_inference(cond):
 
 
 @contextmanager
-def training_session(model, config: AdapterConfig) -> Iterator[HostDenoiser]:
-    """Load MODEL, yield its Denoiser with autograd on, and leave nothing behind: neither gradients nor LoRA nor
-    memory stay, whether training ends, fails or is interrupted."""
+def training_session(model, config: AdapterConfig | None, clip=None) -> Iterator[HostDenoiser]:
+    """Load MODEL (and CLIP, where tokens train), send every other model off the device, yield the Denoiser with
+    autograd on, and leave nothing behind: neither gradients nor LoRA nor memory stay, whether training ends, fails
+    or is interrupted."""
     if model.is_dynamic():  # weights in evictable memory must not be aliased
         model = model.get_non_dynamic_delegate()
-    comfy.model_management.load_models_gpu([model], force_full_load=True)
+    needed = [model] if clip is None else [model, clip.patcher]
+    keep = [comfy.model_management.LoadedModel(m) for m in needed]
+    comfy.model_management.free_memory(1e30, model.load_device, keep_loaded=keep)
+    comfy.model_management.load_models_gpu(needed, force_full_load=True)
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield HostDenoiser(model, config)
@@ -197,7 +175,32 @@ def training_session(model, config: AdapterConfig) -> Iterator[HostDenoiser]:
         comfy.model_management.soft_empty_cache()
 
 
-def native_latent(model, latent: Tensor) -> Tensor:
-    """A VAE latent [C, H, W] in the scale that the network was trained on, on its device, free of inference mode."""
-    scaled = model.model.process_latent_in(latent[None])[0]
-    return scaled.to(model.load_device, torch.float32).clone()
+def native_latent(model, latent: Tensor, std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """A VAE latent [C, H, W] and its posterior's std in the scale that the network was trained on, on its device,
+    free of inference mode."""
+    mean = model.model.process_latent_in(latent[None].float())[0]
+    if std is not None:  # the scaling is affine: shift out, scale in
+        std = (model.model.process_latent_in((latent + std)[None].float())[0] - mean).abs()
+    return tuple(  # type: ignore[return-value]
+        None if x is None else x.to(model.load_device, torch.float32).clone() for x in (mean, std)
+    )
+
+
+def started_layers(model, weights: LoraWeights) -> dict[str, LoraLayer]:
+    """The layers of a LoRA to go on from, by the dotted names of MODEL's modules. DCOError where it was trained
+    for another model or changes the text encoder too."""
+    text = [key for key in weights.layers if not key.startswith("lora_unet_")]
+    if text:
+        raise DCOError(
+            f"The LoRA to start from also changes the text encoder ({text[0]} and {len(text) - 1} more), which is not "
+            "trained here and would be lost: start from a LoRA of the diffusion model alone."
+        )
+    names = {canonical(name): name for name, _ in model.model.diffusion_model.named_modules()}
+    unknown = [key for key in weights.layers if key not in names]
+    if unknown:
+        raise DCOError(
+            f"The LoRA to start from does not belong to this model ({type(model.model).__name__}): it has no layer "
+            f"{unknown[0]} ({len(unknown)} of {len(weights.layers)} are missing). Load the checkpoint it was trained "
+            "on."
+        )
+    return {names[key]: layer for key, layer in weights.layers.items()}

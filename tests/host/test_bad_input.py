@@ -57,7 +57,7 @@ def test_rank_zero(host):
 def test_a_picture_that_is_not_finite(host):
     g = Graph()
     g.trainer(g.toy(), [g.add("DCOTestBrokenImage"), 0], "a toy")
-    refused(host, g, "Image 1 holds NaN")
+    refused(host, g, "Image 1", "NaN")
 
 
 def test_an_unknown_objective_from_an_old_workflow(host):

@@ -44,10 +44,10 @@ class Setup(Graph):
     def plain(self, model, w_text, **changes):
         return self.ksample(model, self.c, self.empty, self.start, w_text, **changes)
 
-    def oracle(self, w_rg, w_text):
+    def oracle(self, w_rg, w_text, **more):
         node = self.add(
             "DCOTestOracleSampler", phi=self.phi["model"], theta=self.theta, positive=self.c, negative=self.empty,
-            latent=self.start, seed=3, steps=4, w_rg=w_rg, w_text=w_text,
+            latent=self.start, seed=3, steps=4, w_rg=w_rg, w_text=w_text, **more,
         )  # fmt: skip
         return [node, 0]
 
@@ -172,3 +172,42 @@ def test_nothing_is_left_behind_on_the_model(host):
     assert facts(outputs, after) == start
     assert start["hooks"] == 0
     assert facts(outputs, same)["equal"]
+
+
+@pytest.mark.parametrize("w_rg, w_text", [(3.0, 7.5), (2.0, 1.0), (3.0, 3.0), (2.0, 0.0)])
+def test_theta_reads_a_prompt_of_its_own(host, family, w_rg, w_text):
+    """Learned tokens: the personalised conditioning, of another length too, goes to theta alone."""
+    g = Setup(family, "a photo of a dog")
+    own = g.text(g.phi["clip"], LONG)
+    ours = g.ours(w_rg, w_text, personalized=own)
+    patch = g.add(
+        "DCORewardGuidance", model=g.phi["model"], lora=g.lora, w_rg=w_rg, lora_strength=1.0, personalized=own
+    )
+    patched = g.ksample([patch, 0], g.c, g.empty, g.start, w_text)
+    oracle = g.oracle(w_rg, w_text, personalized=own)
+    without = g.compare(ours, g.ours(w_rg, w_text))
+    outputs = check(host, g, [(ours, oracle), (patched, oracle)])
+    assert facts(outputs, without)["relative"] > 1e-3
+
+
+def test_what_is_set_on_the_prompt_holds_for_thetas_prompt_too(host):
+    """A mask on the positive prompt reaches theta's, as if it had been set on both."""
+    g = Setup("toy", TOY)
+    own = g.text(g.phi["clip"], "a large star at night")
+    left = g.add("SolidMask", value=1.0, width=128, height=256)
+    black = g.add("SolidMask", value=0.0, width=256, height=256)
+    mask = g.add("MaskComposite", destination=[black, 0], source=[left, 0], x=0, y=0, operation="add")
+
+    def area(text):
+        node = g.add(
+            "ConditioningSetMask", conditioning=text, mask=[mask, 0], strength=1.0, set_cond_area="default"
+        )
+        return [node, 0]
+
+    both = g.guided(g.phi["model"], g.lora, area(g.c), g.empty, g.start, 2.0, 3.0, personalized=area(own))
+    one = g.guided(g.phi["model"], g.lora, area(g.c), g.empty, g.start, 2.0, 3.0, personalized=own)
+    unmasked = g.compare(
+        one, g.guided(g.phi["model"], g.lora, g.c, g.empty, g.start, 2.0, 3.0, personalized=own)
+    )
+    outputs = check(host, g, [(one, both)])
+    assert facts(outputs, unmasked)["relative"] > 1e-3

@@ -15,7 +15,8 @@ from devtools.environment import ROOT
 SNAPSHOT = Path(__file__).with_name("snapshot.json")
 NODES = (
     "DCOLoRATrainer", "DCORewardGuidance", "DCORewardGuidanceSampler", "DCOLoRAArithmeticMerge", "DCOLoadLoRA",
-    "DCOToyWorldLoader", "DCOToyWorldReferences",
+    "DCOToyWorldLoader", "DCOToyWorldReferences", "DCOEncodePrompt", "DCOComprehensiveCaption", "DCOCheckCaptions",
+    "DCOLoadDataset",
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Nodes for the host tests only: oracles, comparisons, faults."""
 
+import copy
 import hashlib
 import json
 import sys
@@ -60,8 +61,86 @@ class _TwoModels(comfy.samplers.CFGGuider):
         phi_c, phi_0 = evaluate(self.inner_model, [positive, negative], x, timestep, model_options)
         comfy.model_management.load_models_gpu([self.theta])
         self.theta.pre_run()
-        (theta_c,) = evaluate(self.theta.model, [positive], x, timestep, model_options)
+        own = self.conds.get("personalized", positive)
+        (theta_c,) = evaluate(self.theta.model, [own], x, timestep, model_options)
         return self.w_rg * (theta_c - phi_c) + self.w_text * (phi_c - phi_0) + phi_0
+
+
+class ClipHash:
+    """sha256 of all weights of a CLIP. `after` only orders the nodes."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"clip": ("CLIP",)}, "optional": {"after": ("*",)}})
+    RETURN_TYPES, FUNCTION, OUTPUT_NODE, CATEGORY = (), "run", True, "test"
+
+    def run(self, clip, after=None):
+        digest = hashlib.sha256()
+        for name, tensor in sorted(clip.cond_stage_model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+        grads = sum(p.requires_grad for p in clip.cond_stage_model.parameters())
+        return {"ui": {"text": [json.dumps({"hash": digest.hexdigest(), "grads": grads})]}}
+
+
+class TokenGradient:
+    """The training text encoder against the host's own encoding and central differences of it."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"clip": ("CLIP",), "text": ("STRING", {})}})
+    RETURN_TYPES, FUNCTION, OUTPUT_NODE, CATEGORY = (), "run", True, "test"
+
+    def run(self, clip, text):
+        learned = pack("nodes.host.learned_tokens")
+        tokens_module = pack("dco_core.tokens")
+        before = ClipHash().run(clip)
+        # the text's own marker is a word of every vocabulary
+        table = learned.start(clip, tokens_module.token_specs([text]), 0)
+        (plain,) = pack("nodes.host.conditioning").encode_captions(
+            clip, [text.replace("<", "").replace(">", "")]
+        )
+
+        def values(conditioning):
+            ((cond, options),) = conditioning
+            pooled = options.get("pooled_output")
+            return torch.cat(
+                [cond.double().flatten(), torch.zeros(0) if pooled is None else pooled.double().flatten()]
+            )
+
+        def by_host(rows):
+            reader = learned.PromptReader(clip, rows)
+            return values(
+                clip.encode_from_tokens_scheduled(reader.filled(reader.tokens(text, disable_weights=True)))
+            )
+
+        start = by_host(table.tensors())
+        at_start = ((start - values(plain)).norm() / start.norm()).item()
+        with torch.inference_mode(False), torch.enable_grad():
+            for p in table.parameters().values():
+                p.data += 0.1 * p.data.abs().mean() * torch.randn_like(p.data)
+            encoder = learned.TrainingTextEncoder(clip, table)
+            mine = values(encoder.encode(encoder.tokens(text)))
+            probe = torch.randn(mine.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+            (mine * probe).sum().backward()
+            grads = {name: p.grad.clone() for name, p in table.parameters().items()}
+        rows = table.tensors()
+        oracle = by_host(rows)
+        directions = {n: {e: torch.randn_like(r) for e, r in by.items()} for n, by in rows.items()}
+        step = 1e-2 * min(r.abs().mean().item() for by in rows.values() for r in by.values())
+
+        def moved(sign):
+            return by_host(
+                {n: {e: r + sign * step * directions[n][e] for e, r in by.items()} for n, by in rows.items()}
+            )
+
+        numeric = ((moved(1) - moved(-1)) * probe).sum().item() / (2 * step)
+        exact = sum(
+            (grads[f"{n}.{e}"].cpu() * d).sum().item() for n, by in directions.items() for e, d in by.items()
+        )
+        facts = {
+            "at_start": at_start,
+            "encoding": ((mine.detach() - oracle).norm() / oracle.norm()).item(),
+            "gradient": abs(numeric - exact) / abs(numeric),
+            "untouched": ClipHash().run(clip) == before,
+        }
+        return {"ui": {"text": [json.dumps(facts)]}}
 
 
 class SecondModel:
@@ -84,16 +163,19 @@ class OracleSampler:
                 "phi": ("MODEL",), "theta": ("MODEL",), "positive": ("CONDITIONING",), "negative": ("CONDITIONING",),
                 "latent": ("LATENT",), "seed": ("INT", {"default": 0}), "steps": ("INT", {"default": 4}),
                 "w_rg": ("FLOAT", {"default": 3.0}), "w_text": ("FLOAT", {"default": 7.5}),
-            }
+            },
+            "optional": {"personalized": ("CONDITIONING",)},
         }
     )  # fmt: skip
     RETURN_TYPES, FUNCTION, CATEGORY = ("LATENT",), "run", "test"
 
-    def run(self, phi, theta, positive, negative, latent, seed, steps, w_rg, w_text):
+    def run(self, phi, theta, positive, negative, latent, seed, steps, w_rg, w_text, personalized=None):
         assert phi.model is not theta.model, "the oracle needs two separately loaded models"
         guider = _TwoModels(phi)
         guider.theta, guider.w_rg, guider.w_text = theta, w_rg, w_text
         guider.set_conds(positive, negative)
+        if personalized is not None:
+            guider.inner_set_conds({"personalized": personalized, "positive": positive, "negative": negative})
         samples = comfy.sample.fix_empty_latent_channels(
             phi, latent["samples"], latent.get("downscale_ratio_spacial")
         )
@@ -174,7 +256,7 @@ class BrokenClip:
     def run(self):
         return (self,)
 
-    def tokenize(self, text):
+    def tokenize(self, text, **_):
         return text
 
     def encode_from_tokens_scheduled(self, tokens):
@@ -196,24 +278,25 @@ class HeldOutLoss:
 
     def run(self, model, clip, vae, image, lora, caption, rank, resolution, beta):
         training, conditioning = pack("nodes.host.training"), pack("nodes.host.conditioning")
-        trainer, adapters = pack("dco_core.trainer"), pack("dco_core.adapters")
+        core, buckets = pack("dco_core"), pack("dco_core.buckets")
         (condition,) = conditioning.encode_captions(clip, [caption])
-        latents = conditioning.encode_images(vae, list(image), resolution)
-        with training.training_session(model, adapters.AdapterConfig(rank=rank)) as denoiser:
+        pictures = [buckets.fit(i, (resolution, resolution)).image for i in image]
+        latents = conditioning.encode_images(vae, pictures)
+        with training.training_session(model, core.AdapterConfig(rank=rank)) as denoiser:
             examples = []
-            for latent in latents:
-                x0 = training.native_latent(model, latent)
-                examples.append(trainer.Example(x0, denoiser.model_conditions(condition, x0)))
-            config = trainer.TrainingConfig(beta=beta, seed=12345)
-            stream = trainer.random_draws(examples, len(denoiser.schedule), config)
+            for latent, std in latents:
+                x0, std = training.native_latent(model, latent, std)
+                examples.append(core.Example(x0, denoiser.model_conditions(condition, x0), std=std))
+            config = core.TrainingConfig(beta=beta, seed=12345)
+            stream = core.random_draws(examples, len(denoiser.schedule), config)
             draws = [next(stream) for _ in range(24)]
-            before = trainer.evaluate(denoiser, examples, config, draws)
+            before = core.evaluate(denoiser, examples, config, draws)
             names = training.kohya_names(model)
             for name, parameter in denoiser.trainable().items():
                 module, part = name.rsplit(".", 1)
                 key = f"{names[training.canonical(module)]}.lora_{part}.weight"
                 parameter.data.copy_(lora[key])
-            after = trainer.evaluate(denoiser, examples, config, draws)
+            after = core.evaluate(denoiser, examples, config, draws)
         return {"ui": {"text": [json.dumps({"before": before, "after": after})]}}
 
 
@@ -234,10 +317,163 @@ class RefusesQuantised:
         return {"ui": {"text": ["accepted"]}}
 
 
+class ShowDataset:
+    """What lists of images, captions and masks hold."""
+
+    INPUT_TYPES = classmethod(
+        lambda cls: {
+            "required": {"images": ("IMAGE",), "captions": ("STRING", {"forceInput": True})},
+            "optional": {"masks": ("MASK",)},
+        }
+    )
+    RETURN_TYPES, FUNCTION, OUTPUT_NODE, CATEGORY, INPUT_IS_LIST = (), "run", True, "test", True
+
+    def run(self, images, captions, masks=()):
+        pictures = [image for batch in images for image in batch]
+        facts = {
+            "captions": list(captions),
+            "sizes": [list(i.shape[:2]) for i in pictures],
+            # red of the upper half, red of the left half, blue of the right half
+            "means": [
+                [i[: len(i) // 2, :, 0].mean().item(), i[:, : i.shape[1] // 2, 0].mean().item(),
+                 i[:, i.shape[1] // 2 :, 2].mean().item()]
+                for i in pictures
+            ],
+            "mean": [i.mean().item() for i in pictures],
+            "masks": [m.mean().item() for batch in masks for m in batch],
+        }  # fmt: skip
+        return {"ui": {"text": [json.dumps(facts)]}}
+
+
+class Posterior:
+    """A small KL autoencoder in the host's VAE: what the pack keeps of its posterior."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES, FUNCTION, OUTPUT_NODE, CATEGORY = (), "run", True, "test"
+
+    def run(self):
+        from comfy.ldm.models.autoencoder import AutoencoderKL
+
+        dd = {"double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32,
+              "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}  # fmt: skip
+        config = {"params": {"ddconfig": dd, "embed_dim": 4}}
+        torch.manual_seed(0)
+        weights = {
+            k: torch.randn_like(v) * 0.1 for k, v in AutoencoderKL(**config["params"]).state_dict().items()
+        }
+        vae = comfy.sd.VAE(sd=weights, config=config)
+        conditioning, training = pack("nodes.host.conditioning"), pack("nodes.host.training")
+        one, two = torch.rand(64, 96, 3), torch.rand(64, 64, 3)
+        calls, encode = [], vae.encode
+        vae.encode = lambda pixels: calls.append(1) or encode(pixels)
+        (mean, std), _, again = conditioning.encode_images(vae, [one, two, one.clone()])
+        assert torch.equal(again[0], mean)
+        pixels = vae.process_input(one[None].movedim(-1, 1)).to(vae.vae_dtype)
+        net = vae.first_stage_model
+        moments = net.quant_conv(net.encoder(pixels))[0].float()
+        expected_mean, log_variance = moments.chunk(2)
+        expected_std = torch.exp(0.5 * log_variance.clamp(-30, 20))
+
+        def relative(a, b):
+            return ((a.float() - b).norm() / b.norm()).item()
+
+        path = folder_paths.get_full_path("checkpoints", "tiny_sd15.ckpt")
+        if path is None:
+            model = pack("nodes.host.toy_world").load(None)[0]
+            scale = 1.0
+        else:
+            model = comfy.sd.load_checkpoint_guess_config(path, output_vae=False, output_clip=False)[0]
+            scale = model.model.latent_format.scale_factor
+        x0, native = training.native_latent(model, mean, std)
+        facts = {
+            "encoded": len(calls),
+            "mean": relative(mean, expected_mean),
+            "std": relative(std, expected_std),
+            "native_std": relative(native, expected_std * scale),
+            "spread": std.std().item(),
+            "hooks": len(net.regularization._forward_pre_hooks),
+        }
+        return {"ui": {"text": [json.dumps(facts)]}}
+
+
+class Counting:
+    """CLIP and VAE that count what they encode. `run` makes each prompt a new one."""
+
+    INPUT_TYPES = classmethod(
+        lambda cls: {"required": {"clip": ("CLIP",), "vae": ("VAE",), "run": ("INT", {"default": 0})}}
+    )
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CLIP", "VAE"), "count", "test"
+    IS_CHANGED = classmethod(lambda cls, **_: float("nan"))
+
+    def count(self, clip, vae, run):
+        clip, vae = clip.clone(), copy.copy(vae)
+        clip.calls, vae.calls = [], []
+        encode_text, encode_image = clip.encode_from_tokens, vae.encode
+        clip.encode_from_tokens = lambda *a, **k: clip.calls.append(1) or encode_text(*a, **k)
+        vae.encode = lambda pixels: vae.calls.append(1) or encode_image(pixels)
+        return clip, vae
+
+
+class Counts:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"clip": ("CLIP",), "vae": ("VAE",), "after": ("*",)}})
+    RETURN_TYPES, FUNCTION, OUTPUT_NODE, CATEGORY = (), "run", True, "test"
+
+    def run(self, clip, vae, after):
+        return {"ui": {"text": [json.dumps({"text": len(clip.calls), "vae": len(vae.calls)})]}}
+
+
+class Offload:
+    """Which models are loaded while a training session is open."""
+
+    INPUT_TYPES = classmethod(
+        lambda cls: {"required": {"model": ("MODEL",), "clip": ("CLIP",), "vae": ("VAE",)}}
+    )
+    RETURN_TYPES, FUNCTION, OUTPUT_NODE, CATEGORY = (), "run", True, "test"
+
+    def run(self, model, clip, vae):
+        def loaded():
+            return sorted(type(m.model.model).__name__ for m in comfy.model_management.current_loaded_models)
+
+        training, config = pack("nodes.host.training"), pack("dco_core").AdapterConfig(rank=1)
+        clip.encode_from_tokens(clip.tokenize("a dog"))
+        vae.encode(torch.rand(1, 64, 64, 3))
+        facts = {"before": len(loaded())}
+        with training.training_session(model, config):
+            facts["during"] = loaded()
+        with training.training_session(model, config, clip):
+            facts["with_tokens"] = loaded()
+        return {"ui": {"text": [json.dumps(facts)]}}
+
+
+class VisionLanguage:
+    """A vision-language model with the host's interface that says what it is asked to and how bright a picture is."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CLIP",), "run", "test"
+
+    def run(self):
+        return (self,)
+
+    def tokenize(self, text, image=None, **_):
+        assert image.ndim == 4 and len(image) == 1
+        return {"prompt": text, "brightness": image.mean().item()}
+
+    def generate(self, tokens, do_sample=True, max_length=256, **_):
+        assert not do_sample and max_length > 0
+        return tokens
+
+    def decode(self, ids):
+        if ids["prompt"].startswith("ECHO"):
+            return f"a dog asked {ids['prompt'][5:]}"
+        seen = f"A close-up photo of a dog on the beach, brightness {ids['brightness']:.2f}."
+        return f'Sure! Here is a caption:\n"{seen}"'
+
+
 NODE_CLASS_MAPPINGS = {
     f"DCOTest{cls.__name__}": cls
     for cls in (
         Modules, WeightHash, OracleSampler, CompareLatents, TwoCalls, IndexingPatch, BrokenImage,
-        HeldOutLoss, RefusesQuantised, SecondModel, BrokenClip,
+        HeldOutLoss, RefusesQuantised, SecondModel, BrokenClip, ClipHash, TokenGradient, ShowDataset,
+        Posterior, Counting, Counts, Offload, VisionLanguage,
     )
 }  # fmt: skip

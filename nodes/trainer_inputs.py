@@ -1,0 +1,340 @@
+"""The inputs and outputs of the DCO LoRA Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..dco_core.adapters import LAYERS
+from ..dco_core.losses import REDUCTIONS, WEIGHTINGS
+
+OBJECTIVES = {
+    "DCO": "dco",
+    "DreamBooth": "dreambooth",
+    "DreamBooth + prior preservation": "dreambooth-prior",
+    "MaPO": "mapo",
+    "Output preservation": "output-preservation",
+}
+TOKENS_OFF, TOKENS_WITH_LORA, TOKENS_ALONE = "off", "with the LoRA", "alone (Textual Inversion)"
+BUCKETS, SQUARE = "aspect buckets", "square"
+REAL_SIZES, FIXED_SIZES = "real", "fixed (as the authors)"
+
+
+def _weighting() -> io.Combo.Input:
+    return io.Combo.Input(
+        "weighting",
+        options=list(WEIGHTINGS),
+        default="uniform",
+        optional=True,
+        advanced=True,
+        tooltip="w(t), the weight of the noise levels. uniform is the paper's; min-snr (gamma 5) lowers the weight of "
+        "almost clean images.",
+    )
+
+
+def _class_prompt() -> io.String.Input:
+    return io.String.Input(
+        "class_prompt",
+        default="",
+        optional=True,
+        tooltip="The prompt of the subject's class, such as \"a photo of a dog\". Empty: from the captions' marker.",
+    )
+
+
+def _generation(count: int, what: str) -> list[Any]:
+    return [
+        io.Int.Input(
+            "generated_images", default=count, min=1, max=1000, optional=True, tooltip=f"How many {what}."
+        ),
+        io.Int.Input(
+            "generation_steps", default=30, min=1, max=1000, optional=True, advanced=True,
+            tooltip="Sampling steps for these images.",
+        ),
+        io.Float.Input(
+            "generation_w_text", default=7.5, min=0.0, max=100.0, step=0.1, optional=True, advanced=True,
+            tooltip="Text guidance (cfg) for these images; 2 for the Toy World.",
+        ),
+    ]  # fmt: skip
+
+
+def _objectives() -> list[io.DynamicCombo.Option]:
+    dco = [
+        io.Float.Input(
+            "beta",
+            default=0.0,
+            min=0.0,
+            max=1000.0,
+            step=0.01,
+            round=0.0001,
+            tooltip="How strongly to stay close to the base model. 0 is automatic: the paper's 1 for SD1.5 and SDXL "
+            "(beta*T = 1000 on the element mean), and for v and flow models, whose errors are larger, a value found "
+            "on your images before training.",
+        ),
+        io.Combo.Input(
+            "reduction",
+            options=list(REDUCTIONS),
+            default="per-sample",
+            advanced=True,
+            tooltip="With batches: one gate per sample (the paper) or one for the batch (the authors' code).",
+        ),
+        _weighting(),
+        io.Float.Input(
+            "open_gates",
+            default=0.3,
+            min=0.01,
+            max=0.49,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip="What the automatic beta aims at: how far gates stand open, on average, after a tenth of the run. "
+            "0.5 is where they begin; lower stays closer to the base model.",
+        ),
+    ]
+    prior = [
+        io.Float.Input(
+            "prior_weight", default=1.0, min=0.0, max=100.0, step=0.1, optional=True,
+            tooltip="lambda, the weight of the class images' loss.",
+        ),
+        _class_prompt(),
+        *_generation(50, "class images the base model makes first, where none are connected"),
+        _weighting(),
+    ]  # fmt: skip
+    mapo = [
+        io.Float.Input(
+            "mapo_beta", default=0.1, min=0.0, max=100.0, step=0.01, optional=True,
+            tooltip="Weight of the margin over the rejected image (MaPO's authors: 0.1).",
+        ),
+        *_generation(1, "rejected images the base model makes of every caption first"),
+        _weighting(),
+    ]  # fmt: skip
+    preservation = [
+        io.Float.Input(
+            "preservation_weight", default=1.0, min=0.0, max=100.0, step=0.1, optional=True,
+            tooltip="Weight of the drift from the base model on the class prompt.",
+        ),
+        _class_prompt(),
+        _weighting(),
+    ]  # fmt: skip
+    options = dict(zip(OBJECTIVES, (dco, [_weighting()], prior, mapo, preservation), strict=True))
+    return [io.DynamicCombo.Option(name, inputs) for name, inputs in options.items()]
+
+
+def _tokens() -> list[io.DynamicCombo.Option]:
+    inputs = [
+        io.Float.Input(
+            "token_learning_rate", default=5e-4, min=1e-7, max=1.0, step=1e-6, round=1e-7,
+            tooltip="Learning rate of the tokens. The paper: 5e-4; the authors' code: 5e-6.",
+        ),
+        io.String.Input(
+            "initializers", default="", multiline=True,
+            tooltip="What markers start from, where it is not their own words, one a line: <my_dog> = dog. The base "
+            "model reads these words.",
+        ),
+        io.Int.Input(
+            "vectors", default=0, min=0, max=32, advanced=True,
+            tooltip="Vectors per token. 0: as many as the initialiser has.",
+        ),
+    ]  # fmt: skip
+    return [
+        io.DynamicCombo.Option(TOKENS_OFF, []),
+        io.DynamicCombo.Option(TOKENS_WITH_LORA, inputs),
+        io.DynamicCombo.Option(TOKENS_ALONE, inputs),
+    ]
+
+
+def inputs() -> list[Any]:
+    """In a permanent order: saved workflows keep values by position. New ones go last and are optional."""
+    return [
+        io.Model.Input("model", tooltip="The base model. It is not changed and not copied."),
+        io.Clip.Input(
+            "clip", tooltip="Its text encoder; the captions are encoded once, unless tokens train."
+        ),
+        io.Vae.Input("vae", tooltip="Its VAE; the images are encoded once."),
+        io.Image.Input("images", tooltip="Reference images: a batch, or the list of a dataset node."),
+        io.String.Input(
+            "captions",
+            multiline=True,
+            default="",
+            tooltip="One caption per line and image, or the list of a dataset node. Describe everything: "
+            "subject, background, view, style. Write the subject as <dog>.",
+        ),
+        io.Int.Input(
+            "steps",
+            default=1000,
+            min=1,
+            max=100000,
+            tooltip="Training steps. The paper: up to 2000 for a subject, 1000 for a style or a single image.",
+        ),
+        io.Float.Input(
+            "learning_rate",
+            default=5e-5,
+            min=1e-7,
+            max=1.0,
+            step=1e-6,
+            round=1e-7,
+            tooltip="Learning rate of AdamW; the paper uses 5e-5.",
+        ),
+        io.Int.Input(
+            "rank",
+            default=32,
+            min=1,
+            max=1024,
+            tooltip="Rank of the LoRA. The paper: 32 for a subject, 64 for a style.",
+        ),
+        io.DynamicCombo.Input(
+            "objective",
+            options=_objectives(),
+            tooltip="DCO: Direct Consistency Optimization. The others are baselines to compare with.",
+        ),
+        io.Int.Input(
+            "resolution",
+            default=1024,
+            min=64,
+            max=4096,
+            step=8,
+            tooltip="Images are resized to about this many pixels squared. "
+            "1024 for SDXL, 512 for SD1.5, 256 for the Toy World.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=False,
+            tooltip="Seed of the LoRA's start, the noise, the timesteps and the order of the images.",
+        ),
+        io.String.Input(
+            "filename_prefix",
+            default="loras/dco",
+            tooltip="Where in the output folder the LoRA is saved; a number is added.",
+        ),
+        io.Int.Input(
+            "batch_size",
+            default=1,
+            min=1,
+            max=64,
+            advanced=True,
+            tooltip="Images per step; the paper uses 1.",
+        ),
+        io.Float.Input(
+            "offset_noise",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            advanced=True,
+            tooltip="Adds a constant per channel to the noise; the authors use 0.1 for styles.",
+        ),
+        io.Float.Input(
+            "alpha",
+            default=0.0,
+            min=0.0,
+            max=1024.0,
+            advanced=True,
+            tooltip="LoRA alpha: dW is scaled by alpha / rank. 0 means the same as rank, as in the paper.",
+        ),
+        io.Combo.Input(
+            "layers",
+            options=list(LAYERS),
+            default="attention",
+            advanced=True,
+            tooltip="Which layers get a LoRA. The paper adapts the attention projections; keys and values are Custom "
+            "Diffusion's choice, convolutions make it a LoCon.",
+        ),
+        io.DynamicCombo.Input(
+            "learned_tokens",
+            options=_tokens(),
+            optional=True,
+            tooltip="Learn what <dog> means as a new token of the text encoder, from the word dog: with the LoRA (the "
+            "paper, for subjects), or alone. Needs CLIP text encoders (SD1.5, SDXL) or the Toy World.",
+        ),
+        io.MultiType.Input(
+            "masks",
+            types=[io.Mask, io.Image],
+            optional=True,
+            tooltip="Where an image counts, in white: one mask an image, or one for all.",
+        ),
+        io.Image.Input(
+            "class_images",
+            optional=True,
+            tooltip="For prior preservation: images of the subject's class, say of other dogs.",
+        ),
+        io.LoraModel.Input(
+            "start_from",
+            optional=True,
+            tooltip="A LoRA to go on from. Its layers, ranks and alphas stay as they are.",
+        ),
+        io.Combo.Input(
+            "crop",
+            options=[BUCKETS, SQUARE],
+            default=BUCKETS,
+            optional=True,
+            advanced=True,
+            tooltip="aspect buckets keep the shape of each picture, about resolution x resolution in area; square cuts "
+            "the centre out.",
+        ),
+        io.Combo.Input(
+            "size_conditioning",
+            options=[REAL_SIZES, FIXED_SIZES],
+            default=REAL_SIZES,
+            optional=True,
+            advanced=True,
+            tooltip="What SDXL is told about size and crop: the real ones, or the resolution whatever the picture, "
+            "as in the authors' code.",
+        ),
+        io.Float.Input(
+            "caption_dropout",
+            default=0.0,
+            min=0.0,
+            max=0.99,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip="How often the caption is left empty.",
+        ),
+        io.Float.Input(
+            "dropout",
+            default=0.0,
+            min=0.0,
+            max=0.99,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip="Dropout inside the LoRA.",
+        ),
+        io.Int.Input(
+            "accumulation",
+            default=1,
+            min=1,
+            max=256,
+            optional=True,
+            advanced=True,
+            tooltip="Batches per step: gradients are added up before the weights move.",
+        ),
+        io.String.Input(
+            "layer_filter",
+            default="",
+            optional=True,
+            advanced=True,
+            tooltip="A regular expression that the names of the layers must match too, such as output_blocks. "
+            "Empty: all of them.",
+        ),
+    ]
+
+
+def outputs() -> list[Any]:
+    return [
+        io.LoraModel.Output(display_name="lora", tooltip="The LoRA, for guidance, merging or core nodes."),
+        io.LossMap.Output(display_name="loss", tooltip="Loss of every step, for Plot Loss Graph."),
+        io.Image.Output(display_name="plot", tooltip="Loss, margin and gate over the steps."),
+        io.String.Output(
+            display_name="report",
+            tooltip="What was trained and where it was saved, and what to mend in the captions.",
+        ),
+    ]
+
+
+def defaults() -> dict[str, Any]:
+    """The values of inputs that a prompt leaves out."""
+    return {i.id: i.default for i in inputs() if hasattr(i, "default")}

@@ -1,0 +1,209 @@
+"""From references to the trainer's examples: what every network reads and sees, encoded once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..dco_core.buckets import Fitted, bucket_size, bucket_step, fit
+from ..dco_core.captions import base_caption, class_prompt, markers
+from ..dco_core.config import TrainingConfig
+from ..dco_core.errors import DCOError
+from ..dco_core.examples import Example
+from ..dco_core.lora import LoraWeights, from_bundle, initializers_in
+from ..dco_core.tokens import LearnedTokens, token_specs
+from .host import conditioning, generation, learned_tokens, training
+from .references import Reference
+from .trainer_inputs import BUCKETS, FIXED_SIZES, TOKENS_OFF
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the markers of the captions stand for. tokens: the rows in training, or None. fixed: rows that a LoRA
+    to go on from brought along and that do not train. initializers: what the base model reads for each of them."""
+
+    tokens: LearnedTokens | None = None
+    fixed: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    initializers: Mapping[str, str] = field(default_factory=dict)
+
+
+def vocabulary(
+    clip, captions: Sequence[str], options: Mapping[str, Any], start: LoraWeights | None, seed: int
+):
+    """The Vocabulary for the node's `learned_tokens` choice."""
+    known = from_bundle(start.other) if start else {}
+    words = initializers_in(start.metadata, list(known)) if start else {}
+    if options["learned_tokens"] == TOKENS_OFF:
+        used = {name for text in captions for name in markers(text)} & set(known)
+        return Vocabulary(None, {n: known[n] for n in used}, {n: words[n] for n in used})
+    specs = token_specs(captions, options.get("initializers", ""), options.get("vectors", 0), words)
+    tokens = learned_tokens.start(clip, specs, seed, known)
+    return Vocabulary(tokens, {}, tokens.initializers)
+
+
+def fit_all(references: Sequence[Reference], resolution: int, crop: str) -> list[Fitted]:
+    """Every picture at its bucket's size, or as a centred square."""
+    fitted = []
+    for i, reference in enumerate(references):
+        height, width = reference.image.shape[:2]
+        if crop == BUCKETS:
+            size = bucket_size(width, height, resolution)
+        else:
+            size = (resolution, resolution)
+        try:
+            fitted.append(fit(reference.image.cpu().float(), size, reference.mask))
+        except DCOError as error:
+            raise DCOError(f"Image {i + 1}: {error}") from None
+    return fitted
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One reference, encoded by the host: own is None while tokens train; base is None where it is the same."""
+
+    latent: Tensor
+    std: Tensor | None
+    mask: Tensor | None
+    sizes: dict[str, int]
+    caption: str
+    own: list | None
+    base: list | None = None
+    class_: list | None = None
+    empty: list | None = None
+    rejected: tuple[Tensor, ...] = ()
+    prior: bool = False
+
+
+def latent_mask(mask: Tensor | None, latent: Tensor) -> Tensor | None:
+    """A picture's mask [H, W] at the size of its latent [..., h, w]: each cell's mean."""
+    if mask is None:
+        return None
+    return F.interpolate(mask[None, None].float(), size=latent.shape[-2:], mode="area")[0, 0]
+
+
+def encode(
+    model, clip, vae, references: Sequence[Reference], words: Vocabulary, config: TrainingConfig,
+    values: Mapping[str, Any], options: Mapping[str, Any],
+) -> list[Encoded]:  # fmt: skip
+    """Encode pictures and texts by the host's VAE and CLIP, and let the base model make the images that an
+    objective needs. options: the values of the chosen objective."""
+    fitted = fit_all(references, values["resolution"], values["crop"])
+    captions = [r.caption for r in references]
+    plain = [base_caption(text, words.initializers) for text in captions]
+    base = conditioning.encode_captions(clip, plain)
+    own: list[list | None]
+    if words.tokens is not None:
+        own = [None] * len(captions)
+    elif words.fixed:
+        reader = learned_tokens.PromptReader(clip, words.fixed, words.initializers)
+        own = [reader.encode(text, disable_weights=True) for text in captions]
+    else:
+        own = [*base]
+    (empty,) = conditioning.encode_captions(clip, [""]) if config.caption_dropout else (None,)
+    class_ = None
+    if config.objective == "output-preservation":
+        (class_,) = conditioning.encode_captions(clip, [_class_prompt(options, captions, words)])
+    latents = conditioning.encode_images(vae, [f.image for f in fitted])
+    sizes = [_sizes(f, values) for f in fitted]
+    encoded = [
+        Encoded(latent, std, latent_mask(f.mask, latent), size, text, mine, None if mine is its_base else its_base,
+                class_, empty)
+        for (latent, std), f, size, text, mine, its_base
+        in zip(latents, fitted, sizes, captions, own, base, strict=True)
+    ]  # fmt: skip
+    if config.objective == "mapo":
+        encoded = [
+            dataclasses.replace(e, rejected=tuple(_generate(model, clip, [text] * _count(options, 1), f, config,
+                                                            options, seed=i)))
+            for i, (e, f, text) in enumerate(zip(encoded, fitted, plain, strict=True))
+        ]  # fmt: skip
+    if config.objective == "dreambooth-prior":
+        prompt = _class_prompt(options, captions, words)
+        encoded += _class_images(model, clip, vae, prompt, config, values, options)
+    return encoded
+
+
+def _sizes(fitted: Fitted, values: Mapping[str, Any]) -> dict[str, int]:
+    fixed = values["size_conditioning"] == FIXED_SIZES
+    return conditioning.fixed_sizes(values["resolution"]) if fixed else conditioning.real_sizes(fitted)
+
+
+def _class_prompt(options: Mapping[str, Any], captions: Sequence[str], words: Vocabulary) -> str:
+    prompt = options.get("class_prompt", "").strip() or class_prompt(captions, words.initializers)
+    if not prompt:
+        raise DCOError(
+            'class_prompt is empty and no caption marks the subject: write "a photo of a dog", or mark <dog>.'
+        )
+    return base_caption(prompt, words.initializers)
+
+
+def _count(options: Mapping[str, Any], default: int) -> int:
+    return options.get("generated_images", default)
+
+
+def _generate(
+    model, clip, prompts, fitted: Fitted, config: TrainingConfig, options, seed: int
+) -> list[Tensor]:
+    return generation.generate(
+        model, clip, prompts, fitted.target_size, config.seed + 7919 * (seed + 1),
+        options.get("generation_steps", 30), options.get("generation_w_text", 7.5),
+    )  # fmt: skip
+
+
+def _class_images(model, clip, vae, prompt: str, config: TrainingConfig, values, options) -> list[Encoded]:
+    (text,) = conditioning.encode_captions(clip, [prompt])
+    given = [image for batch in values["class_images"] or [] if batch is not None for image in batch]
+    if given:
+        fitted = fit_all([Reference(image, prompt) for image in given], values["resolution"], values["crop"])
+        latents = conditioning.encode_images(vae, [f.image for f in fitted])
+        return [
+            Encoded(latent, std, None, _sizes(f, values), prompt, text, prior=True)
+            for (latent, std), f in zip(latents, fitted, strict=True)
+        ]
+    side = values["resolution"] // bucket_step(values["resolution"]) * bucket_step(values["resolution"])
+    square = Fitted(torch.zeros(side, side, 3), None, (side, side), (0, 0))
+    prompts = [prompt] * _count(options, 50)
+    latents = _generate(model, clip, prompts, square, config, options, seed=0)
+    return [
+        Encoded(latent, None, None, _sizes(square, values), prompt, text, prior=True) for latent in latents
+    ]
+
+
+def examples(
+    model,
+    denoiser: training.HostDenoiser,
+    encoded: Sequence[Encoded],
+    encoder: learned_tokens.TrainingTextEncoder | None,
+) -> list[Example]:
+    """The trainer's examples; call it inside the training session. encoder: reads captions anew in every step,
+    while tokens train."""
+    return [_example(model, denoiser, e, encoder) for e in encoded]
+
+
+def _example(model, denoiser: training.HostDenoiser, e: Encoded, encoder) -> Example:
+    x0, std = training.native_latent(model, e.latent, e.std)
+
+    def conditions(text: list | None) -> Any:
+        return None if text is None else denoiser.model_conditions(conditioning.with_size(text, e.sizes), x0)
+
+    def learned(tokens) -> Callable[[], Any]:
+        return lambda: conditions(encoder.encode(tokens))
+
+    own = conditions(e.own) if e.own is not None else learned(encoder.tokens(e.caption))
+    return Example(
+        x0,
+        own,
+        base_conditioning=conditions(e.base),
+        std=std,
+        class_conditioning=conditions(e.class_),
+        empty_conditioning=conditions(e.empty),
+        mask=None if e.mask is None else e.mask.to(x0).clone(),
+        prior=e.prior,
+        rejected=[training.native_latent(model, latent)[0] for latent in e.rejected],
+    )

@@ -1,0 +1,221 @@
+"""Every option of the trainer does something, and the right thing, in the real host."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from host_graph import Graph, saved_file
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+PRIOR = {
+    "objective": "DreamBooth + prior preservation",
+    "objective__generated_images": 2,
+    "objective__generation_steps": 2,
+    "objective__generation_w_text": 2.0,
+}
+# enough sampling steps that the rejected images are likely ones: else the margin is won from the start
+MAPO = PRIOR | {"objective": "MaPO", "objective__generated_images": 1, "objective__generation_steps": 12}
+PRESERVE = {"objective": "Output preservation"}
+
+
+def run(host, family="toy", extra=lambda g, base: {}, **changes):
+    """(tensors, header, report) of a short training."""
+    g = Graph()
+    changes = {"steps": 3, "filename_prefix": "loras/option", "seed": 5} | changes
+    if family == "toy":
+        base = g.toy()
+        node = g.toy_trainer(base, **changes | extra(g, base))
+    else:
+        base = g.checkpoint(family)
+        data = g.add("LoadImageTextDataSetFromFolder", folder="photos")
+        values = {"resolution": 64, "rank": 2, "batch_size": 1} | changes | extra(g, base)
+        node = g.trainer(base, [data, 0], [data, 1], **values)
+    for name in [n for n, v in g.prompt[node]["inputs"].items() if v is None]:
+        del g.prompt[node]["inputs"][name]
+    outputs = host.client.run(g.prompt)
+    path = host.base_dir / "output" / saved_file(outputs, node)
+    with safe_open(path, "pt") as file:
+        return load_file(path), file.metadata(), outputs[node]["text"][0]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def baselines(host):
+    """Trained once for each set of shared options."""
+    cache = {}
+
+    def of(**options):
+        key = json.dumps(options, sort_keys=True)
+        if key not in cache:
+            cache[key] = run(host, **options)
+        return cache[key]
+
+    return of
+
+
+DCO = {"objective__beta": 0.03}
+
+
+@pytest.mark.parametrize(
+    ("common", "change"),
+    [
+        (DCO, {"objective__beta": 0.3}),
+        (DCO, {"objective__reduction": "batch-mean"}),
+        (DCO, {"objective__weighting": "min-snr"}),
+        ({"objective__beta": 0.0}, {"objective__open_gates": 0.1}),
+        (DCO, {"objective": "DreamBooth"}),
+        ({"objective": "DreamBooth"}, {"objective__weighting": "min-snr"}),
+        (PRIOR, {"objective__prior_weight": 3.0}),
+        (PRIOR, {"objective__class_prompt": "a large star at night"}),
+        (PRIOR, {"objective__generated_images": 3}),
+        (PRIOR, {"objective__generation_steps": 3}),
+        (PRIOR, {"objective__generation_w_text": 4.0}),
+        (PRIOR, {"objective__weighting": "min-snr"}),
+        (MAPO, {"objective__mapo_beta": 1.0}),
+        (MAPO, {"objective__generated_images": 2}),
+        (MAPO, {"objective__generation_steps": 13}),
+        (MAPO, {"objective__weighting": "min-snr"}),
+        (PRESERVE, {"objective__preservation_weight": 20.0}),
+        (PRESERVE, {"objective__class_prompt": "a large star at night"}),
+        (PRESERVE, {"objective__weighting": "min-snr"}),
+        (DCO, {"offset_noise": 0.3}),
+        (DCO, {"caption_dropout": 0.6}),
+        (DCO, {"dropout": 0.5}),
+        (DCO, {"accumulation": 2}),
+        (DCO, {"seed": 6}),
+    ],
+)
+def test_an_option_changes_what_is_learned_and_nothing_else_does(host, baselines, common, change):
+    plain = baselines(**common)[0]
+    changed, header, _ = run(host, **common | change)
+    assert plain.keys() == changed.keys()
+    assert not same(plain, changed)
+    assert all(tensor.isfinite().all() for tensor in changed.values())
+    assert json.loads(header["dco.config"])["seed"] == change.get("seed", 5)
+
+
+def test_the_same_options_train_the_same_lora(host, baselines):
+    assert same(baselines(**DCO)[0], run(host, **DCO, filename_prefix="loras/again")[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "modules", "absent"),
+    [
+        ({"layers": "attention"}, ("attn1_to_q", "attn2_to_out_0"), ("ff_net",)),
+        (
+            {"layers": "cross-attention keys and values"},
+            ("attn2_to_k", "attn2_to_v"),
+            ("attn1", "to_q", "to_out"),
+        ),
+        ({"layers": "attention and feed-forward"}, ("attn1_to_q", "ff_net_2"), ("proj_in",)),
+        ({"layers": "all linear"}, ("proj_in", "ff_net_2", "emb_layers_1"), ("in_layers_2",)),
+        ({"layers": "all linear and convolution"}, ("in_layers_2", "attn1_to_q"), ()),
+        ({"layer_filter": r"output_blocks.*to_[qk]$"}, ("to_q", "to_k"), ("input_blocks", "to_v")),
+    ],
+)
+def test_the_choice_of_layers_is_what_the_file_holds(host, sdxl, photos, changes, modules, absent):
+    tensors, header, _ = run(host, "sdxl", **changes, steps=1)
+    names = {key.split(".")[0] for key in tensors}
+    for module in modules:
+        assert any(name.endswith(module) or module in name for name in names), module
+    for module in absent:
+        assert not any(module in name for name in names), module
+    convolution = [t for key, t in tensors.items() if "in_layers_2.lora_down" in key]
+    assert all(t.ndim == 4 for t in convolution)
+
+
+def test_the_automatic_beta_is_the_papers_for_epsilon_and_its_own_for_flow(host, sd15, photos):
+    assert "beta 1." in run(host, "sd15", objective__beta=0.0, steps=1)[2]
+    tensors, header, report = run(host, objective__beta=0.0)
+    assert 0 < float(header["dco.beta"]) != 1.0
+    assert f"beta {float(header['dco.beta']):.4g}" in report
+
+
+def test_buckets_and_real_sizes_reach_sdxl(host, sdxl, photos):
+    """The pictures are 96x64 and 64x80."""
+    buckets, header, _ = run(host, "sdxl", steps=2)
+    square = run(host, "sdxl", steps=2, crop="square")[0]
+    fixed = run(host, "sdxl", steps=2, size_conditioning="fixed (as the authors)")[0]
+    assert not same(buckets, square)
+    assert not same(buckets, fixed)
+    assert json.loads(header["dco.config"])["crop"] == "aspect buckets"
+
+
+def test_pictures_of_several_buckets_share_a_batch(host, sd15, photos):
+    tensors, _, _ = run(host, "sd15", steps=2, batch_size=2, accumulation=2)
+    assert any(t.abs().max() > 0 for key, t in tensors.items() if "lora_up" in key)
+
+
+def test_masks_say_where_an_image_counts(host, baselines):
+    def half(g, base):
+        left = g.add("SolidMask", value=1.0, width=128, height=256)
+        empty = g.add("SolidMask", value=0.0, width=256, height=256)
+        return {
+            "masks": [
+                g.add("MaskComposite", destination=[empty, 0], source=[left, 0], x=0, y=0, operation="add"),
+                0,
+            ]
+        }
+
+    def picture(g, base):
+        return {"masks": [g.add("EmptyImage", width=256, height=256, batch_size=4, color=0xFFFFFF), 0]}
+
+    plain = baselines(**DCO)[0]
+    masked = run(host, extra=half, **DCO)[0]
+    assert not same(plain, masked)
+    everywhere = run(host, extra=picture, **DCO)[0]  # an IMAGE, white all over
+    for key in plain:
+        torch.testing.assert_close(plain[key], everywhere[key], rtol=1e-3, atol=1e-4)
+
+
+def test_class_images_from_a_folder_take_the_place_of_generated_ones(host, photos):
+    def own(g, base):
+        return {"class_images": [g.add("LoadImageDataSetFromFolder", folder=photos), 0]}
+
+    generated = run(host, **PRIOR, crop="square")[0]
+    given = run(host, extra=own, **PRIOR, crop="square")[0]
+    assert not same(generated, given)
+
+
+def test_prior_preservation_and_mapo_generate_with_an_epsilon_model_too(host, sd15, photos):
+    prior = {k: v for k, v in PRIOR.items() if "w_text" not in k}
+    assert "Saved" in run(host, "sd15", steps=1, **prior)[2]
+    assert "Saved" in run(host, "sd15", steps=1, **prior | {"objective": "MaPO"})[2]
+
+
+def test_an_old_prompt_without_the_new_inputs_still_trains(host):
+    tensors, _, report = run(
+        host, learned_tokens=None, crop=None, objective__weighting=None, objective__open_gates=None,
+    )  # fmt: skip
+    assert tensors and "Captions: no complaints (4 captions)." in report
+
+
+def test_one_image_is_enough(host):
+    g = Graph()
+    references = g.add("DCOToyWorldReferences", what="subject")
+    one = g.add("ImageFromBatch", image=[references, 0], batch_index=1, length=1)
+    caption = "a large <toy> in the middle, on the beach, in flat style"
+    node = g.trainer(g.toy(), [one, 0], caption, batch_size=1, filename_prefix="loras/one")
+    assert "Captions: no complaints (1 caption)." in host.client.run(g.prompt)[node]["text"][0]
+
+
+def test_training_goes_on_from_a_lora_file_in_any_key_format(host, baselines):
+    """The first step of a run of one step moves little: what came in is still there."""
+    first = baselines(**DCO)[0]
+
+    def start(g, base):
+        trainer = g.toy_trainer(base, **DCO, steps=3, seed=5, filename_prefix="loras/begun")
+        return {"start_from": [trainer, 0]}
+
+    gone_on = run(
+        host, extra=start, **DCO, rank=32, alpha=1.0, layers="all linear", steps=1, learning_rate=1e-6
+    )[0]
+    assert gone_on.keys() == first.keys()
+    for key in first:
+        torch.testing.assert_close(gone_on[key], first[key], rtol=0, atol=1e-4)
