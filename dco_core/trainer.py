@@ -123,8 +123,12 @@ def _backward(batch: Batch, step: int) -> Outcome:
 def _seeded_dropout(seed: int) -> Iterator[Callable[[int], None]]:
     """Dropout of the LoRA takes torch's global generator: seeded from (seed, step), and left as it was found."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+
+    def seed_step(step: int) -> None:
+        torch.manual_seed((seed * 1_000_003 + step) % 2**63)
+
     with torch.random.fork_rng(devices):
-        yield lambda step: torch.manual_seed((seed * 1_000_003 + step) % 2**63) and None
+        yield seed_step
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -169,10 +169,8 @@ def _class_images(model, clip, vae, prompt: str, config: TrainingConfig, values,
     side = values["resolution"] // bucket_step(values["resolution"]) * bucket_step(values["resolution"])
     square = Fitted(torch.zeros(side, side, 3), None, (side, side), (0, 0))
     prompts = [prompt] * _count(options, 50)
-    latents = _generate(model, clip, prompts, square, config, options, seed=0)
-    return [
-        Encoded(latent, None, None, _sizes(square, values), prompt, text, prior=True) for latent in latents
-    ]
+    made = _generate(model, clip, prompts, square, config, options, seed=0)
+    return [Encoded(latent, None, None, _sizes(square, values), prompt, text, prior=True) for latent in made]
 
 
 def examples(
