@@ -8,10 +8,23 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from .caption_draft import KINDS, STYLE_PHRASE, article, fix_article, mark_word, plain_draft
+from .caption_words import (
+    BACKGROUND_WORD,
+    BRACKETS,
+    LEAD,
+    MARKER,
+    NAMED_STYLE,
+    NO_PLACE,
+    PLACE,
+    STOP,
+    STYLE,
+    VIEW,
+    rare_spans,
+)
 from .errors import DCOError
 
 
@@ -25,91 +38,25 @@ class CaptionNote:
     suggestion: str  # a rewritten caption that resolves the note; "" where none can be made
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-def _any_of(text: str) -> re.Pattern[str]:
-    """A pattern for any of the whole words; `_` in a word stands for a space, a hyphen or nothing."""
-    words = "|".join(word.replace("_", r"[\s-]?") for word in text.split())
-    return re.compile(rf"(?<![\w-])(?:{words})(?![\w])", re.IGNORECASE)
-
-
-_MARKER = re.compile(r"<([^<>]*\w[^<>]*)>")
-_BRACKETS = re.compile(r"\[[^\[\]]*\]")
-
-# identifiers from DreamBooth tutorials; short abbreviations that people write are left out
-_RARE_WORDS = _words("sks ohwx okwx zwx zwxx shs bnha olis ukj xyz zxc qwx xjy xjq lkj zkz vtn sksdog")
-_RARE_SHAPE = re.compile(
-    r"\[(?:[A-Za-z]\d*\*?|\*)\]|<(?:[A-Za-z]\d*_?\*?|\*|new\d+)>|(?<![\w*])[A-Za-z]{1,2}\d*_?\*(?![\w*])"
-)
-_LATIN = re.compile(r"(?<!\w)[A-Za-z][A-Za-z0-9]*(?!\w)")
-
-_VIEW = _any_of(
-    "close_up closed_up close-ups side_view front_view rear_view back_view view views viewed viewpoint perspective "
-    "portrait angle angled low_angle high_angle wide_angle eye_level from_above from_below from_behind "
-    "from_the_(?:side|front|back|left|right|top) seen_from wide aerial bird's_eye birds_eye top_down overhead "
-    "full_body half_body upper_body full_length headshot profile shot framing framed centered centred cropped "
-    "zoomed fish_?eye telephoto flat_?lay facing macro depth_of_field bokeh three_quarter looking_at_the_camera "
-    "(?:on|at|to|in)_the_(?:left|right|middle|center|centre|foreground)"
-)
-_MEDIUM = (
-    "style styled painting painted watercolou?r cartoon illustration illustrated illustrations macro drawing drawn "
-    "sketch 3d_render render rendering rendered cgi anime manga comic pixel_art line_art clip_?art vector_art "
-    "line_drawing woodcut linocut engraving etching lithograph oil_painting acrylic gouache pastel crayon charcoal "
-    "origami mosaic collage claymation low_poly isometric ukiyo-e cubis[mt] impressionis[mt] surrealis[mt] minimalist "
-    "pop_art graffiti mural fresco embroidery stained_glass papercut paper_cut screen_?print risograph screenshot "
-    "artwork photography black_and_white monochrome sepia polaroid cinematic hyperrealistic photorealistic realistic"
-)
-_STYLE = _any_of(f"photo photos photograph photographs photographic snapshot selfie {_MEDIUM}")
-_NAMED_STYLE = _any_of(_MEDIUM)
-
-_BACKGROUND_WORD = _any_of(
-    "background backgrounds backdrop backdrops outdoors outdoor indoors indoor surroundings surrounded scenery "
-    "landscape scene"
-)
-_PLACE = re.compile(
-    r"(?<![\w-])(?:in front of|in the (?:middle|center|centre|corner) of|on (?:the )?(?:top|side|edge) of"
-    r"|on the (?:left|right) side of|at the (?:edge|foot|end|top|bottom) of|next to|close to|underneath|beneath"
-    r"|under|behind|besides?|near|by (?=an?\b|the\b)|against|inside|outside|within|alongside|along|amongst?|amidst?"
-    r"|between|around|across|atop|upon|through|onto|into|above|below|over|in|on|at)"
-    r"((?:\s+[\w'-]+){1,4})",
-    re.IGNORECASE,
-)
-# what may follow "in", "on" or "at" and yet says nothing about the surroundings
-_NO_PLACE = _words(
-    "left right middle center centre camera viewer lens side focus profile motion detail details style view shot angle "
-    "level portrait close-up closeup photo picture image photograph color colour monochrome film foreground frame "
-    "hat dress costume sweater coat suit shirt jacket uniform collar glasses sunglasses scarf leash legs leg paws paw "
-    "feet back head face mouth hand hands arm arms neck all it them him her"
-)
-_STOP = _words(
-    "a an the and or but with without of in on at by to from for as is are was were be being that which who whose "
-    "while it its his her their this these those front under behind near next inside outside over above below "
-    "against beside around through between into onto upon sits sit stands stand lies lie lays looks look wears "
-    "holds has have runs walks sleeps rests poses works plays up down very some two three sitting standing"
-)
-_LEAD = re.compile(
-    r"(?<!\w)(?:photos?|photographs?|pictures?|images?|paintings?|drawings?|illustrations?|renders?|renderings?"
-    r"|sketch|portraits?|shot|view|close-?up|cartoon|snapshot|selfie) of\b",
-    re.IGNORECASE,
-)
-
-
 def check_captions(
     captions: Sequence[str],
     *,
     kind: str = "subject",
     count_tokens: Callable[[str], int] | None = None,
     max_tokens: int = 75,
+    initializers: Mapping[str, str] | None = None,
 ) -> list[CaptionNote]:
     """What to improve about the captions of one training set, one caption an image, in the order of the images.
 
     kind: "subject", "style", or "auto" to tell from the captions; count_tokens: how many tokens the text encoder
-    makes of a caption, None to leave lengths unchecked. An empty list means that nothing was found."""
+    makes of a caption, None to leave lengths unchecked; initializers: the words that learned tokens start from,
+    {"V": "dog"} for <V>, which then is no rare token. An empty list means that nothing was found."""
     if kind not in (*KINDS, "auto"):
         raise DCOError(f"kind {kind!r} is unknown: use one of {', '.join((*KINDS, 'auto'))}.")
     texts = [" ".join(caption.split()) for caption in captions]
+    named = {f"<{n}>": f"<{w or 'thing'}>" for n, w in (initializers or {}).items() if n != w}
+    if named:
+        return _check_as_words(texts, named, kind, count_tokens, max_tokens)
     if kind == "auto":
         kind = "style" if _is_style_set(texts) else "subject"
     shared = _shared_marker(texts)
@@ -122,14 +69,14 @@ def check_captions(
             draft = plain_draft("subject", shared) if kind == "subject" and shared else ""
             notes.append(CaptionNote(i, "empty", "The caption is empty: describe the image.", draft))
             continue
-        rare = _rare_spans(text)
+        rare = rare_spans(text)
         word = subject or (_guess_subject([text]) if kind == "subject" else "")
         better = text  # the suggestions of one caption build on each other
         if trouble := _marker_trouble(text):
             message, suggestion = _mend_marker(text, trouble, kind, word)
             notes.append(CaptionNote(i, "missing-marker", message, suggestion))
             better = suggestion or better
-        elif kind == "subject" and not rare and not _MARKER.search(text):
+        elif kind == "subject" and not rare and not MARKER.search(text):
             # a rare token's note already says what to mark
             if word:
                 message, better = _add_marker(text, word, bool(shared))
@@ -138,7 +85,7 @@ def check_captions(
                 unmarked += 1
         if rare:
             # mending `<<V>>` can hide the identifier: then start from the caption as it is
-            spans = _rare_spans(better)
+            spans = rare_spans(better)
             message, suggestion = _replace_rare(better if spans else text, spans or rare, kind, word)
             notes.append(CaptionNote(i, "rare-token", message, suggestion))
             better = suggestion or better
@@ -157,6 +104,27 @@ def check_captions(
         message = "No caption marks what is to be learned: put angle brackets around its word, such as <dog>."
         notes.insert(0, CaptionNote(-1, "missing-marker", message, ""))
     return notes
+
+
+def _check_as_words(texts, named: Mapping[str, str], kind, count_tokens, max_tokens) -> list[CaptionNote]:
+    """The check with every marker as the word it starts from, and back again in what is said."""
+
+    def swapped(text: str, pairs: Iterable[tuple[str, str]]) -> str:
+        for a, b in pairs:
+            text = text.replace(a, b)
+        return text
+
+    back = [(word, name) for name, word in named.items()]
+    notes = check_captions(
+        [swapped(text, named.items()) for text in texts],
+        kind=kind,
+        count_tokens=count_tokens and (lambda text: count_tokens(swapped(text, back))),
+        max_tokens=max_tokens,
+    )
+    return [
+        replace(note, message=swapped(note.message, back), suggestion=swapped(note.suggestion, back))
+        for note in notes
+    ]
 
 
 def report(notes: Sequence[CaptionNote], captions: Sequence[str]) -> str:
@@ -187,7 +155,7 @@ def _is_style_set(texts: Iterable[str]) -> bool:
     """Whether the captions are a style's: what is marked, if anything, is the style, and most of them name one."""
     filled = [text for text in texts if text]
     phrases = [match[0] if (match := STYLE_PHRASE.search(text)) else "" for text in filled]
-    marked_elsewhere = any(_MARKER.search(t.replace(p, "")) for t, p in zip(filled, phrases, strict=True))
+    marked_elsewhere = any(MARKER.search(t.replace(p, "")) for t, p in zip(filled, phrases, strict=True))
     return not marked_elsewhere and 2 * sum(map(bool, phrases)) > len(filled)
 
 
@@ -195,7 +163,7 @@ def _is_style_set(texts: Iterable[str]) -> bool:
 
 
 def _good_markers(text: str) -> list[str]:
-    return [_plain(m[1]) for m in _MARKER.finditer(text) if not _rare_spans(m[0])]
+    return [_plain(m[1]) for m in MARKER.finditer(text) if not rare_spans(m[0])]
 
 
 def _shared_marker(texts: Iterable[str]) -> str:
@@ -205,7 +173,7 @@ def _shared_marker(texts: Iterable[str]) -> str:
 
 def _marker_trouble(text: str) -> str:
     """What is wrong with the angle brackets of a caption, "" when they are well-formed."""
-    rest = _MARKER.sub("", text)
+    rest = MARKER.sub("", text)
     if re.search(r"<[^<>\w]*>", text):
         return "has an empty marker"
     if re.search(r"<[^<>]*>", rest):
@@ -220,7 +188,7 @@ def _mend_marker(text: str, trouble: str, kind: str, subject: str) -> tuple[str,
     if not names:
         half = re.search(r"<\s*([^\W\d_][\w'-]*)|([^\W\d_][\w'-]*)\s*>", text)
         word = (half[1] or half[2]) if half else ""
-        usable = word and not _rare_spans(word) and (kind == "style" or not subject or word != subject)
+        usable = word and not rare_spans(word) and (kind == "style" or not subject or word != subject)
         names = [word] if usable else []
         if subject and (not names or re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", text, re.IGNORECASE)):
             names = [subject]
@@ -228,7 +196,7 @@ def _mend_marker(text: str, trouble: str, kind: str, subject: str) -> tuple[str,
     mended = plain
     for name in names:
         mended = mark_word(mended, name)
-    if kind == "subject" and not _MARKER.search(mended):
+    if kind == "subject" and not MARKER.search(mended):
         mended = _insert(plain, names[0]) if names else ""
     wish = f"<{names[0]}>" if names else "<dog>"
     message = f"{_quote(text)} {trouble}: write one marker with its word inside, such as {wish}."
@@ -253,7 +221,7 @@ def _insert(text: str, subject: str) -> str:
 def _lead_end(text: str) -> int:
     """Where "a photo of side-view of" ends, 0 without such a beginning."""
     end = 0
-    for match in _LEAD.finditer(text[:200]):
+    for match in LEAD.finditer(text[:200]):
         if len(text[end : match.start()].split()) > 6 or "," in text[end : match.start()]:
             break
         end = match.end()
@@ -268,7 +236,7 @@ def _head_noun(text: str) -> str:
         low = word.lower()
         if i == 0 and low in ("a", "an", "the", "my", "one"):
             continue
-        if not re.fullmatch(r"[^\W\d_][\w'-]*", word) or low in _STOP or (found and low.endswith("ing")):
+        if not re.fullmatch(r"[^\W\d_][\w'-]*", word) or low in STOP or (found and low.endswith("ing")):
             break
         found = word
         if word != match[1]:
@@ -278,12 +246,12 @@ def _head_noun(text: str) -> str:
 
 def _guess_subject(texts: Sequence[str]) -> str:
     """The word that most captions seem to be about, "" when there is none."""
-    plain = [_plain(_without_spans(text, _rare_spans(text))) for text in texts if text]
+    plain = [_plain(_without_spans(text, rare_spans(text))) for text in texts if text]
     votes = Counter(noun for text in plain if (noun := _head_noun(text[_lead_end(text) :]).lower()))
     if not votes and len(plain) > 1:  # one caption alone does not show which of its words it is about
         for text in plain:
-            names = set(re.findall(r"[a-z]{3,}", text.lower())) - _STOP
-            votes.update(w for w in names if not _VIEW.fullmatch(w) and not _STYLE.fullmatch(w))
+            names = set(re.findall(r"[a-z]{3,}", text.lower())) - STOP
+            votes.update(w for w in names if not VIEW.fullmatch(w) and not STYLE.fullmatch(w))
     if not votes:
         return ""
     lowered = [set(re.findall(r"[\w'-]+", text.lower())) for text in plain]
@@ -293,31 +261,6 @@ def _guess_subject(texts: Sequence[str]) -> str:
 
 
 # --- rare tokens
-
-
-def _is_rare(word: str) -> bool:
-    """Whether a word of letters and digits is an identifier: `sks`, `ohwx2`, `xjq7`; not `3d`, `mp3`, `GTX1080`."""
-    low = word.lower()
-    if word == "TOK" or low in _RARE_WORDS or low.rstrip("0123456789") in _RARE_WORDS:
-        return True
-    groups = re.findall(r"\d+|[a-z]+", low)
-    if len(groups) < 2 or word.isupper():
-        return False
-    consonants = re.fullmatch(r"[^aeiou\d]{3,}", groups[0])
-    return bool(len(groups) == 2 and consonants) or (len(groups) >= 4 and low not in ("r2d2", "r2d2s"))
-
-
-def _rare_spans(text: str) -> list[tuple[int, int]]:
-    spans = [match.span() for match in _RARE_SHAPE.finditer(text)]
-    for match in re.finditer(r"<[^<>]*>|\[[^\[\]]*\]", text):
-        words = re.findall(r"[^\W_]+", match[0])
-        if words and all(map(_is_rare, words)):
-            spans.append(match.span())
-    for match in _LATIN.finditer(text):
-        inside = any(a <= match.start() and match.end() <= b for a, b in spans)
-        if not inside and _is_rare(match[0]):
-            spans.append(match.span())
-    return sorted(set(spans))
 
 
 def _without_spans(text: str, spans: Iterable[tuple[int, int]]) -> str:
@@ -337,7 +280,7 @@ def _replace_rare(text: str, spans: list[tuple[int, int]], kind: str, subject: s
     noun = ""
     if kind == "style":
         new = re.sub(r"\b(in)( the| a)? style\b", r"\1 [name of the style] style", new, flags=re.IGNORECASE)
-    elif not _MARKER.search(new):
+    elif not MARKER.search(new):
         follows = text[end : end + 1].isspace()
         noun = _head_noun(after) if follows else ""
         if noun:
@@ -349,21 +292,21 @@ def _replace_rare(text: str, spans: list[tuple[int, int]], kind: str, subject: s
         else:
             new = ""
     else:
-        noun = _plain(_MARKER.search(new)[1])  # type: ignore[index]
+        noun = _plain(MARKER.search(new)[1])  # type: ignore[index]
         # "an ohwx <dog>" leaves "an <dog>"
         new = re.sub(r"\ban? (?=<)", lambda m: fix_article(m[0], noun), new)
     token = _quote(text[start:end])
     advice = f"write the plain word <{noun}> instead" if noun else "use plain words instead"
     message = f"{token} is an identifier that the model reads with a meaning of its own: {advice}."
     new = _tidy(new)
-    return message, "" if _rare_spans(new) or not re.search(r"\w", new) else new
+    return message, "" if rare_spans(new) or not re.search(r"\w", new) else new
 
 
 def _join(before: str, after: str) -> str:
     """`a photo of` + `<dog> on grass`, with the article that fits what follows."""
     first = re.match(r"\W*([\w'-]+)", after)
     if first:
-        marked = _MARKER.search(after)
+        marked = MARKER.search(after)
         noun = marked[1] if marked else first[1]
         if re.search(r"(?<!\w)of\Z", before, re.IGNORECASE) and article(noun):
             before += " a"
@@ -376,10 +319,10 @@ def _join(before: str, after: str) -> str:
 
 def _has_place(text: str) -> bool:
     """Whether the text says where things are: a background word, or a place after "in", "on", "behind" ..."""
-    if _BACKGROUND_WORD.search(text):
+    if BACKGROUND_WORD.search(text):
         return True
     at = 0
-    while match := _PLACE.search(text, at):
+    while match := PLACE.search(text, at):
         words = match[1].lower().split()
         # the group ends where the next one begins: "on the left in a garden"
         group: list[str] = []
@@ -387,7 +330,7 @@ def _has_place(text: str) -> bool:
             if group and word in ("in", "on", "at", "of", "with", "under", "behind", "near", "and", "next"):
                 break
             group.append(word)
-        if not set(group) <= {"a", "an", "the"} and not set(group) & _NO_PLACE:
+        if not set(group) <= {"a", "an", "the"} and not set(group) & NO_PLACE:
             return True
         # go on within the words that were read ahead
         at = match.start(1) + 1
@@ -398,8 +341,8 @@ def _compact(text: str, kind: str, better: str) -> tuple[str, str] | None:
     """Message and suggestion for a caption that leaves things out, None for a comprehensive one.
 
     better: the caption with its other faults mended, to which the suggestion adds."""
-    rare = _rare_spans(text)
-    if blanks := [m for m in _BRACKETS.finditer(text) if not any(a <= m.start() < b for a, b in rare)]:
+    rare = rare_spans(text)
+    if blanks := [m for m in BRACKETS.finditer(text) if not any(a <= m.start() < b for a, b in rare)]:
         return f"{_quote(blanks[0][0])} is still to be filled in: write what the image shows.", ""
     letters = [c for c in text if c.isalpha()]
     if 2 * sum(c.isascii() for c in letters) < len(letters):
@@ -412,8 +355,8 @@ def _compact_subject(text: str, plain: str, better: str) -> tuple[str, str] | No
     body = re.sub(r"\bblack and white\b", "monochrome", STYLE_PHRASE.sub("", plain), flags=re.IGNORECASE)
     wanted = {
         "[where is it?]": ("the background", _has_place(body)),
-        "[view]": ("the view", bool(_VIEW.search(plain))),
-        "[style]": ("the style", bool(_STYLE.search(plain))),
+        "[view]": ("the view", bool(VIEW.search(plain))),
+        "[style]": ("the style", bool(STYLE.search(plain))),
     }
     place, view, style = (there for _, there in wanted.values())
     if place and (view or style):
@@ -427,9 +370,9 @@ def _compact_subject(text: str, plain: str, better: str) -> tuple[str, str] | No
 
 def _compact_style(text: str, plain: str, better: str) -> tuple[str, str] | None:
     phrase = STYLE_PHRASE.search(plain)
-    named = bool(phrase or _NAMED_STYLE.search(plain))
+    named = bool(phrase or NAMED_STYLE.search(plain))
     body = plain.replace(phrase[0], " ") if phrase else re.sub(r"[^,]*\bstyle\b", " ", plain)
-    body = _NAMED_STYLE.sub(" ", body[_lead_end(body) :])
+    body = NAMED_STYLE.sub(" ", body[_lead_end(body) :])
     count = len([w for w in re.findall(r"[\w'-]+", body) if w.lower() not in ("a", "an", "the", "of", "in")])
     if named and count >= 3:
         return None
@@ -465,7 +408,7 @@ def _shortened(text: str, count_tokens: Callable[[str], int], max_tokens: int) -
 def _longest(words: list[str], tail: str, count_tokens: Callable[[str], int], max_tokens: int) -> str:
     def made(n: int) -> str:
         kept = words[:n]
-        while kept and kept[-1].strip(",;.").lower() in _STOP:
+        while kept and kept[-1].strip(",;.").lower() in STOP:
             kept = kept[:-1]
         start = " ".join(kept).rstrip(" ,;.")
         return f"{start}{', ' if n < len(words) else ' '}{tail}" if tail and start else start

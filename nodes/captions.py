@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from comfy_api.latest import io
 
 from ..dco_core.caption_check import check_captions, report
@@ -140,14 +142,17 @@ class DCOCheckCaptions(io.ComfyNode):
         return io.NodeOutput(said, ui={"text": [said]})
 
 
-def check(texts: list[str], kind: str = "auto", clip=None) -> str:
-    """The caption check as text, with the length limit of a CLIP."""
+def check(
+    texts: list[str], kind: str = "auto", clip=None, initializers: Mapping[str, str] | None = None
+) -> str:
+    """The caption check as text, with the length limit of a CLIP. initializers: what learned tokens start from."""
     limit = learned_tokens.prompt_limit(clip) if clip is not None else None
     notes = check_captions(
         texts,
         kind=kind,
         count_tokens=(lambda text: learned_tokens.prompt_length(clip, text)) if limit else None,
         max_tokens=limit or 75,
+        initializers=initializers,
     )
     return report(notes, texts)
 

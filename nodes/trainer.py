@@ -62,9 +62,9 @@ class DCOLoRATrainer(io.ComfyNode):
         path = files.new_lora_path(values["filename_prefix"])
         adapter = _adapter_config(values, model, start, token_options["learned_tokens"])
 
-        said = check([r.caption for r in distinct(references)], clip=clip)
-        show_text(cls.hidden.unique_id, said)  # before training, while there is time to mend captions
         words = training_data.vocabulary(clip, texts, token_options, start, config.seed)
+        said = check([r.caption for r in distinct(references)], clip=clip, initializers=words.initializers)
+        show_text(cls.hidden.unique_id, said)  # before training, while there is time to mend captions
         encoded = training_data.encode(model, clip, vae, references, words, config, values, options)
         reports: list[StepReport] = []
         bar = progress_bar(config.steps)

@@ -1,7 +1,5 @@
 """Caption checks: the published captions pass, and each suggestion resolves the note it comes with."""
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -411,8 +409,20 @@ def test_each_suggestion_resolves_its_note_and_nothing_raises(captions, kind, ma
      " ,." * 3_400, "\U0001f436" * 10_000, "photo of " * 1_200, "a1b2c3" * 1_700, "a\n" * 5_000, "*" * 10_000],
     ids=lambda text: text[:8],
 )  # fmt: skip
-def test_ten_thousand_characters_are_checked_in_seconds(text):
-    start = time.perf_counter()
-    for kind in ("subject", "style", "auto"):
-        check_captions([text, DOGS[0]], kind=kind, count_tokens=count_words)
-    assert time.perf_counter() - start < 20
+def test_ten_thousand_characters_do_not_hang_the_check(text):
+    for kind in ("subject", "style", "auto"):  # a pattern that backtracks would take hours here
+        report(check_captions([text, DOGS[0]], kind=kind, count_tokens=count_words), [text, DOGS[0]])
+
+
+@pytest.mark.parametrize("words", ["dog", ""])
+def test_a_learned_token_with_an_initializer_is_no_rare_token(words):
+    text = "a photo of a <sks> sitting on a ledge in front of a red wall, macro style"
+    assert [n.problem for n in check_captions([text])] == ["rare-token"]
+    assert check_captions([text], initializers={"sks": words}) == []
+    assert [n.problem for n in check_captions([text], initializers={"sks": "sks"})] == ["rare-token"]
+
+
+def test_suggestions_keep_the_learned_token_s_own_name():
+    (note,) = check_captions(["a photo of a <V>"], initializers={"V": "dog"}, count_tokens=count_words)
+    assert note.problem == "compact"
+    assert note.suggestion.startswith("a photo of a <V>, ")
