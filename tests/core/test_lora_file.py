@@ -15,7 +15,6 @@ from dco_core.lora import (
     LoraLayer,
     LoraWeights,
     canonical_key,
-    canonical_keys,
     fingerprint,
     from_tensors,
     merge,
@@ -404,55 +403,6 @@ def test_training_metadata_is_text_and_repeats_the_run(tmp_path):
     write_lora(tmp_path / "a.safetensors", lora)
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert file.metadata() == metadata
-
-
-def tiny_sdxl_unet(diffusers):
-    """diffusers' own UNet with SDXL's blocks (depths 2 and 3 for 2 and 10) at a width of 8."""
-    torch.manual_seed(0)
-    return diffusers.UNet2DConditionModel(
-        block_out_channels=(8, 8, 8),
-        layers_per_block=2,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 3),
-        cross_attention_dim=8,
-        attention_head_dim=4,
-        norm_num_groups=4,
-        use_linear_projection=True,
-    )
-
-
-@pytest.mark.parametrize("keys", ["kohya", "diffusers"])
-def test_diffusers_loads_every_layer_with_the_right_strength(tmp_path, keys):
-    """The pipeline's reader on a LoRA of mixed ranks and alphas (one alpha with kohya keys: diffusers 0.42
-    loses the alphas of attention layers that differ) on the linears and convolutions of all blocks; what it
-    adds to each module must be dW."""
-    diffusers = pytest.importorskip("diffusers")
-    unet = tiny_sdxl_unet(diffusers)
-    modules = {
-        name: module
-        for name, module in unet.named_modules()
-        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and "block" in name
-    }
-    names = canonical_keys(f"unet.{name}" for name in modules)
-    layers = {}
-    for i, (name, module) in enumerate(modules.items()):
-        out, inner, *kernel = module.weight.shape
-        alpha = 3.0 if keys == "kohya" else (None, 1.0, 3.0)[i % 3]
-        layers[names[f"unet.{name}"]] = LoraLayer(*pair(1 + i % 4, out, inner, kernel, seed=i), alpha)
-    if keys == "kohya":  # diffusers has no names for kohya's samplers
-        layers = {key: layer for key, layer in layers.items() if not key.endswith(("_op", "_conv"))}
-    write_lora(tmp_path / "a.safetensors", LoraWeights(layers), keys=keys)
-    state, alphas = diffusers.StableDiffusionXLPipeline.lora_state_dict(
-        tmp_path, weight_name="a.safetensors", unet_config=unet.config
-    )
-    unet.load_lora_adapter(state, prefix="unet", network_alphas=alphas, adapter_name="a")
-    loaded = {
-        name: m.get_delta_weight("a") for name, m in unet.named_modules() if "a" in getattr(m, "lora_A", {})
-    }
-    assert {names[f"unet.{name}"] for name in loaded} == set(layers)
-    for name, delta in loaded.items():
-        torch.testing.assert_close(delta, layers[names[f"unet.{name}"]].delta(), rtol=1e-5, atol=1e-5)
 
 
 def test_tensors_go_through_a_socket_and_back():
