@@ -3,6 +3,8 @@ them."""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -68,45 +70,54 @@ class Draw:
     rejected: int = 0
 
 
-def _rounds(indices: Sequence[int], generator: torch.Generator) -> Iterator[int]:
-    """The indices in endless shuffled rounds, so that all are seen equally often."""
-    while True:
-        order = torch.randperm(len(indices), generator=generator).tolist()
-        while order:
-            yield indices[order.pop()]
+def _generator(seed: int, what: str, index: int) -> torch.Generator:
+    """Random numbers of their own for each thing drawn."""
+    digest = hashlib.blake2b(f"{seed} {what} {index}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def _in_rounds(indices: Sequence[int], seed: int, what: str, place: int) -> int:
+    """The index at a place of endless shuffled rounds, in which all are seen equally often."""
+    turn, at = divmod(place, len(indices))
+    return indices[int(torch.randperm(len(indices), generator=_generator(seed, what, turn))[at])]
 
 
 def random_draws(
-    examples: Sequence[Example], n_timesteps: int, config: TrainingConfig
+    examples: Sequence[Example], n_timesteps: int, config: TrainingConfig, start: int = 0
 ) -> Iterator[list[Draw]]:
-    """Endless batches of draws from the seed: images in shuffled rounds, Gaussian noise plus `offset_noise` times
-    a constant per channel (Guttenberg 2023), uniform timesteps. Where there are class images, as many of them
-    follow the references in every batch. Drawn on the CPU, so that the seed means the same everywhere."""
-    generator = torch.Generator().manual_seed(config.seed)
+    """Endless batches of draws from the seed, beginning with batch number `start`: images in shuffled rounds,
+    Gaussian noise plus `offset_noise` times a constant per channel (Guttenberg 2023), uniform timesteps. Where
+    there are class images, as many of them follow the references in every batch.
 
-    def draw(image: int) -> Draw:
-        example = examples[image]
-        shape = example.latent.shape
-        noise = torch.randn(shape, generator=generator)
-        if config.offset_noise:
-            offset = torch.randn((shape[0],) + (1,) * (len(shape) - 1), generator=generator)
-            noise = noise + config.offset_noise * offset
-        t = int(torch.randint(n_timesteps, (), generator=generator))
-        posterior = None if example.std is None else torch.randn(shape, generator=generator)
-        dropout = config.caption_dropout
-        dropped = dropout > 0 and bool(torch.rand((), generator=generator) < dropout)
-        several = len(example.rejected) > 1
-        rejected = int(torch.randint(len(example.rejected), (), generator=generator)) if several else 0
-        return Draw(image, noise, t, posterior, dropped, rejected)
-
-    references = _rounds([i for i, e in enumerate(examples) if not e.prior], generator)
+    A batch depends on the seed and its number alone, so a resumed run goes on where it was without a state of
+    random numbers; drawn on the CPU, so that the seed means the same everywhere."""
+    references = [i for i, e in enumerate(examples) if not e.prior]
     class_images = [i for i, e in enumerate(examples) if e.prior]
-    prior = _rounds(class_images, generator)
-    while True:
-        batch = [draw(next(references)) for _ in range(config.batch_size)]
+    size = config.batch_size
+    for number in itertools.count(start):
+        generator = _generator(config.seed, "batch", number)
+        places = range(number * size, (number + 1) * size)
+        images = [_in_rounds(references, config.seed, "references", p) for p in places]
         if class_images:
-            batch += [draw(next(prior)) for _ in range(config.batch_size)]
-        yield batch
+            images += [_in_rounds(class_images, config.seed, "class images", p) for p in places]
+        yield [_draw(examples[i], i, n_timesteps, config, generator) for i in images]
+
+
+def _draw(
+    example: Example, image: int, n_timesteps: int, config: TrainingConfig, generator: torch.Generator
+) -> Draw:
+    shape = example.latent.shape
+    noise = torch.randn(shape, generator=generator)
+    if config.offset_noise:
+        offset = torch.randn((shape[0],) + (1,) * (len(shape) - 1), generator=generator)
+        noise = noise + config.offset_noise * offset
+    t = int(torch.randint(n_timesteps, (), generator=generator))
+    posterior = None if example.std is None else torch.randn(shape, generator=generator)
+    dropout = config.caption_dropout
+    dropped = dropout > 0 and bool(torch.rand((), generator=generator) < dropout)
+    several = len(example.rejected) > 1
+    rejected = int(torch.randint(len(example.rejected), (), generator=generator)) if several else 0
+    return Draw(image, noise, t, posterior, dropped, rejected)
 
 
 class Prediction(NamedTuple):

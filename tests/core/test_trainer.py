@@ -226,6 +226,18 @@ def test_every_image_is_seen_equally_often(examples):
     assert [seen.count(i) for i in range(3)] == [20, 20, 20]
 
 
+def test_draws_can_begin_anywhere(examples):
+    examples = [*examples, dataclasses.replace(examples[0], prior=True)]
+    config = TrainingConfig(batch_size=2, offset_noise=0.1, seed=3)
+    stream = random_draws(examples, 1000, config)
+    batches = [next(stream) for _ in range(9)]
+    for batch, again in zip(batches[5:], random_draws(examples, 1000, config, start=5)):
+        assert [(d.image, d.t) for d in batch] == [(d.image, d.t) for d in again]
+        assert all(torch.equal(a.noise, b.noise) for a, b in zip(batch, again, strict=True))
+    other = next(random_draws(examples, 1000, dataclasses.replace(config, seed=4), start=8))
+    assert not torch.equal(other[0].noise, batches[8][0].noise)
+
+
 def test_offset_noise_is_one_constant_per_channel(examples):
     plain = next(random_draws(examples, 1000, TrainingConfig(seed=4)))[0]
     offset = next(random_draws(examples, 1000, TrainingConfig(seed=4, offset_noise=0.5)))[0]
