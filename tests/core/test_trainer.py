@@ -231,7 +231,7 @@ def test_draws_can_begin_anywhere(examples):
     config = TrainingConfig(batch_size=2, offset_noise=0.1, seed=3)
     stream = random_draws(examples, 1000, config)
     batches = [next(stream) for _ in range(9)]
-    for batch, again in zip(batches[5:], random_draws(examples, 1000, config, start=5)):
+    for batch, again in zip(batches[5:], random_draws(examples, 1000, config, start=5), strict=False):
         assert [(d.image, d.t) for d in batch] == [(d.image, d.t) for d in again]
         assert all(torch.equal(a.noise, b.noise) for a, b in zip(batch, again, strict=True))
     other = next(random_draws(examples, 1000, dataclasses.replace(config, seed=4), start=8))
