@@ -12,8 +12,9 @@ from .errors import DCOError
 from .examples import Draw, Example, random_draws
 from .guidance import reward_guidance
 from .losses import dco_loss, dco_margin, diffusion_loss, mean_squared_error
+from .reports import StepReport
 from .schedules import Schedule
-from .trainer import StepReport, evaluate, train
+from .trainer import Training, evaluate, train
 
 __all__ = [
     "AdapterConfig",
@@ -24,6 +25,7 @@ __all__ = [
     "NetworkDenoiser",
     "Schedule",
     "StepReport",
+    "Training",
     "TrainingConfig",
     "base_caption",
     "dco_loss",

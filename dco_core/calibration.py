@@ -43,6 +43,11 @@ def resolved(
     return dataclasses.replace(config, beta=beta_T_for(ahead, config.open_gates) / T)
 
 
+def probe_steps(config: TrainingConfig) -> int:
+    """How many plain steps the calibration tries: a tenth of the run, 8 to 50."""
+    return max(8, min(50, config.steps // 10))
+
+
 def beta_T_for(difference: Tensor, open_gates: float) -> float:
     """The beta_T at which gates sigmoid(-beta_T d) have the mean `open_gates`, for the distances
     d = |error_theta - error_phi| of the given differences [n]: how far gates stand open once theta is that far
@@ -66,7 +71,7 @@ def _probe(
     tokens: LearnedTokens | None,
     tick: Callable[[], None],
 ) -> Tensor:
-    """error_theta - error_phi [n] on fresh draws after a tenth of the run (8 to 50 steps) with the plain loss."""
+    """error_theta - error_phi [n] on fresh draws after probe_steps with the plain loss."""
     groups = [(list(denoiser.trainable().values()), config.learning_rate)]
     if tokens is not None:
         groups.append((list(tokens.parameters().values()), config.token_learning_rate))
@@ -77,7 +82,7 @@ def _probe(
         examples, len(denoiser.schedule), dataclasses.replace(config, seed=config.seed ^ 0xBE7A)
     )
     try:
-        for _ in range(max(8, min(50, config.steps // 10))):
+        for _ in range(probe_steps(config)):
             optimizer.zero_grad(set_to_none=True)
             diffusion_loss(batch_errors(denoiser, examples, next(draws), adapter=True)).backward()
             torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)

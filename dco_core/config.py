@@ -7,8 +7,10 @@ from typing import Any
 
 from .errors import DCOError
 from .losses import REDUCTIONS, WEIGHTINGS, T
+from .optimizers import OPTIMIZERS, SCHEDULES
 
 OBJECTIVE_NAMES = ("dco", "dreambooth", "dreambooth-prior", "mapo", "output-preservation")
+KEPT = ("last", "best")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,12 @@ class TrainingConfig:
     weighting: w(t), "uniform" or "min-snr" with snr_gamma.
     prior_weight: lambda of prior preservation. preservation_weight: of output preservation.
     mapo_beta, mapo_snr: of MaPO, the values of its authors.
+    optimizer, rate_schedule, warmup: see optimizers.py; warmup in steps.
+    ema: decay of an exponential moving average of what trains, which then is the result; 0 is none.
+    look_ahead: batches that phi looks at in one call (look_ahead.py): 1 is one a step, 0 as many as there is room
+        for.
+    score_every: score the adapter on held-out draws after this many steps, 0 for never. keep: "last", or "best"
+        for the adapter with the highest held-out margin (at the steps that are scored).
     """
 
     steps: int = 1000
@@ -46,6 +54,13 @@ class TrainingConfig:
     preservation_weight: float = 1.0
     mapo_beta: float = 0.1
     mapo_snr: float = 0.5
+    optimizer: str = "adamw"
+    rate_schedule: str = "constant"
+    warmup: int = 0
+    ema: float = 0.0
+    look_ahead: int = 0
+    score_every: int = 0
+    keep: str = "last"
 
     def check(self) -> None:
         """Raise DCOError for a value that cannot train."""
@@ -53,6 +68,9 @@ class TrainingConfig:
             ("objective", OBJECTIVE_NAMES),
             ("reduction", REDUCTIONS),
             ("weighting", WEIGHTINGS),
+            ("optimizer", OPTIMIZERS),
+            ("rate_schedule", SCHEDULES),
+            ("keep", KEPT),
         ):
             if getattr(self, name) not in known:
                 raise DCOError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(known)}.")
@@ -62,7 +80,10 @@ class TrainingConfig:
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise DCOError(f"{name} is {getattr(self, name)}: it must be greater than 0.")
-        for name in ("offset_noise", "weight_decay", "prior_weight", "preservation_weight", "mapo_beta"):
+        for name in (
+            "offset_noise", "weight_decay", "prior_weight", "preservation_weight", "mapo_beta", "warmup",
+            "look_ahead", "score_every",
+        ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise DCOError(f"{name} is {getattr(self, name):g}: it cannot be negative.")
         if self.objective == "dco" and self.beta is not None and not self.beta > 0:
@@ -71,6 +92,10 @@ class TrainingConfig:
             )
         if not 0 <= self.caption_dropout < 1:
             raise DCOError(f"caption_dropout is {self.caption_dropout:g}: it must be from 0 to below 1.")
+        if not 0 <= self.ema < 1:
+            raise DCOError(f"ema is {self.ema:g}: it must be from 0 (none) to below 1, such as 0.99.")
+        if self.keep == "best" and not self.score_every:
+            raise DCOError("keep is best, but nothing is scored: set score_every, such as to 50 steps.")
         if not 0 < self.open_gates < 0.5:
             raise DCOError(
                 f"open_gates is {self.open_gates:g}: it must lie between 0 and 0.5, where gates begin."

@@ -25,12 +25,13 @@ from .losses import (
 
 
 class Batch(NamedTuple):
-    """One micro-batch and the network that looks at it."""
+    """One micro-batch and the network that looks at it. error_phi: phi's errors [B], where they were had ahead."""
 
     denoiser: Denoiser
     examples: Sequence[Example]
     draws: Sequence[Draw]
     config: TrainingConfig
+    error_phi: Tensor | None = None
 
 
 class Outcome(NamedTuple):
@@ -72,8 +73,10 @@ def dco(batch: Batch) -> Outcome:
     """Algorithm 1: theta on its caption against phi on the base caption, same image, noise and timestep."""
     config = batch.config
     error_theta = _errors(batch, batch.draws, adapter=True)
-    with torch.no_grad():
-        error_phi = _errors(batch, batch.draws, adapter=False)
+    error_phi = batch.error_phi
+    if error_phi is None:
+        with torch.no_grad():
+            error_phi = _errors(batch, batch.draws, adapter=False)
     weight = _weights(batch, batch.draws, error_theta)
     loss = dco_loss(error_theta, error_phi, config.beta_T, config.reduction, weight)
     margin = dco_margin(error_theta.detach(), error_phi, config.beta_T, weight)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .trainer import StepReport
+from .reports import StepReport
 
 _INK, _GRID, _FAINT, _LINE = (40, 40, 48), (226, 226, 230), (186, 200, 226), (30, 84, 180)
 _ROWS = (

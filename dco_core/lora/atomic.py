@@ -33,9 +33,20 @@ def save_tensors(
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+            _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise DCOError(
             f"Cannot write {path} ({error}): check free space and permissions of the folder."
         ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power loss; Windows has no such call and needs none."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

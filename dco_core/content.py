@@ -1,0 +1,66 @@
+"""What a run is made of, as one number: a run goes on from a checkpoint only if all of it is the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_SAMPLE = 1024
+
+
+def content_key(*parts: Any) -> str:
+    """SHA-256 (hex) over tensors (dtype, shape, all values), texts, numbers, None, and mappings, sequences and
+    dataclasses of them."""
+    digest = hashlib.sha256()
+    for part in parts:
+        _update(digest, part)
+    return digest.hexdigest()
+
+
+def network_fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 (hex) over names, dtypes, shapes and a sample of the values (up to 1024 evenly spaced ones of each
+    tensor): tells checkpoints apart in a moment where all their bytes would take long."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        flat = _bytes(tensor)
+        step = max(1, flat.numel() // _SAMPLE)
+        head = f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode()
+        digest.update(head + flat[::step].cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """A tensor's values as uint8 [n]; the storage of kinds that have no plain view (quantised)."""
+    tensor = tensor.detach()
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        tensor = getattr(tensor, "_qdata", tensor)
+    return tensor.reshape(-1).contiguous().view(torch.uint8) if tensor.numel() else tensor.new_empty(0)
+
+
+def _update(digest: Any, part: Any) -> None:
+    if isinstance(part, Tensor):
+        digest.update(f"tensor {part.dtype} {tuple(part.shape)} ".encode())
+        digest.update(_bytes(part).cpu().numpy().tobytes())
+    elif isinstance(part, Mapping):
+        digest.update(f"mapping {len(part)} ".encode())
+        for key in sorted(part, key=str):
+            _update(digest, str(key))
+            _update(digest, part[key])
+    elif dataclasses.is_dataclass(part) and not isinstance(part, type):
+        _update(digest, {f.name: getattr(part, f.name) for f in dataclasses.fields(part)})
+    elif isinstance(part, (list, tuple)):
+        _sequence(digest, part)
+    else:
+        text = repr(part)
+        digest.update(f"{type(part).__name__} {len(text)} {text} ".encode())
+
+
+def _sequence(digest: Any, part: Sequence[Any]) -> None:
+    digest.update(f"sequence {len(part)} ".encode())
+    for item in part:
+        _update(digest, item)

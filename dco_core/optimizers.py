@@ -1,0 +1,103 @@
+"""Optimizers and learning-rate schedules: torch's own, and two kept-up libraries for those who have them."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import DCOError
+
+OPTIMIZERS = ("adamw", "adafactor", "adamw-8bit", "prodigy")
+SCHEDULES = ("constant", "linear", "cosine")
+
+_FUSED = ("cuda", "cpu", "xpu", "mps")
+_LIBRARIES = {"adamw-8bit": "bitsandbytes", "prodigy": "prodigyopt"}
+
+
+def make_optimizer(
+    name: str, groups: Sequence[tuple[Sequence[torch.nn.Parameter], float]], weight_decay: float
+) -> torch.optim.Optimizer:
+    """An optimizer over (parameters, learning rate) groups; empty groups are left out.
+
+    adamw: torch's, fused (the authors'); adafactor: torch's, states of a row and a column; adamw-8bit:
+    bitsandbytes; prodigy: prodigyopt, which finds its own rate (set the learning rate to 1). Raises DCOError for a
+    name that is unknown and a library that is missing.
+    """
+    filled = [{"params": list(parameters), "lr": rate} for parameters, rate in groups if parameters]
+    if name == "adamw":
+        devices = {p.device.type for group in filled for p in group["params"]}
+        fused = devices <= set(_FUSED)
+        return torch.optim.AdamW(filled, eps=1e-8, weight_decay=weight_decay, fused=fused or None)
+    if name == "adafactor":
+        # eps 1: steps as long as the rate, not as the weights, since half of a LoRA starts at 0
+        return torch.optim.Adafactor(filled, eps=(None, 1.0), weight_decay=weight_decay)
+    if name == "adamw-8bit":
+        return _library(name).optim.AdamW8bit(filled, eps=1e-8, weight_decay=weight_decay)
+    if name == "prodigy":
+        return _library(name).Prodigy(filled, weight_decay=weight_decay, safeguard_warmup=True)
+    raise DCOError(f"optimizer {name!r} is unknown: use one of {', '.join(OPTIMIZERS)}.")
+
+
+def _library(name: str) -> Any:
+    library = _LIBRARIES[name]
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        raise DCOError(
+            f"The optimizer {name} needs the package {library}, which is not installed: "
+            f"run `pip install {library}` with ComfyUI's Python, or choose adamw."
+        ) from error
+
+
+def rate_factor(schedule: str, warmup: int, steps: int) -> Callable[[int], float]:
+    """What the learning rate is multiplied by in step 0, 1, ...: a linear warmup, then constant, or down to 0 on a
+    line or a half cosine at the end of the run."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        done = (step - warmup) / max(1, steps - warmup)
+        if schedule == "linear":
+            return max(0.0, 1 - done)
+        return max(0.0, (1 + math.cos(math.pi * min(done, 1.0))) / 2) if schedule == "cosine" else 1.0
+
+    return factor
+
+
+def packed(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Any]:
+    """The state of any optimizer: its tensors by name, and the rest as JSON values with the names in their places."""
+    tensors: dict[str, Tensor] = {}
+
+    def pack(value: Any, name: str) -> Any:
+        if isinstance(value, Tensor):
+            tensors[name] = value
+            return {"tensor": name}
+        if isinstance(value, Mapping):
+            return {"items": [[key, pack(item, f"{name}.{key}")] for key, item in value.items()]}
+        if isinstance(value, (list, tuple)):
+            kind = "tuple" if isinstance(value, tuple) else "list"
+            return {kind: [pack(item, f"{name}.{i}") for i, item in enumerate(value)]}
+        return {"value": value}
+
+    return tensors, pack(optimizer.state_dict(), "state")
+
+
+def unpack(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Any) -> None:
+    """Put the state back that `packed` took from an optimizer of the same kind over the same parameters."""
+
+    def put(value: Mapping[str, Any]) -> Any:
+        ((kind, content),) = value.items()
+        if kind == "tensor":
+            return tensors[content]
+        if kind == "items":
+            return {key: put(item) for key, item in content}
+        if kind in ("list", "tuple"):
+            return (tuple if kind == "tuple" else list)(put(item) for item in content)
+        return content
+
+    optimizer.load_state_dict(put(rest))

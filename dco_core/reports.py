@@ -1,0 +1,50 @@
+"""What training says about its steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What happened in one step. step counts from 1; loss is what was minimised; margin and gate are means over
+    the batch (gate = 1 - sigmoid(margin): 1 learns at full rate, 0 is closed; where the objective has no margin
+    they are 0 and 1); errors are mean squared errors in the native prediction space (error_phi NaN where phi was
+    not asked); seconds is how long the step took; skipped: the loss or gradient was not finite and nothing was
+    learned."""
+
+    step: int
+    steps: int
+    loss: float
+    margin: float
+    gate: float
+    learning_rate: float
+    gradient_norm: float
+    error_theta: float
+    error_phi: float
+    seconds: float = 0.0
+    skipped: bool = False
+
+
+_FIELDS = [f.name for f in dataclasses.fields(StepReport)]
+
+
+def to_tensor(history: Sequence[StepReport]) -> Tensor:
+    """float64 [steps, fields]."""
+    rows = [[float(getattr(report, name)) for name in _FIELDS] for report in history]
+    return torch.tensor(rows, dtype=torch.float64).reshape(-1, len(_FIELDS))
+
+
+def from_tensor(rows: Tensor, steps: int) -> list[StepReport]:
+    """The reports in to_tensor's rows, for a run of `steps` steps."""
+    history = []
+    for row in rows.tolist():
+        values = dict(zip(_FIELDS, row, strict=True))
+        values |= {"step": int(values["step"]), "steps": steps, "skipped": bool(values["skipped"])}
+        history.append(StepReport(**values))
+    return history
