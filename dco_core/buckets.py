@@ -120,6 +120,13 @@ def fit(image: Tensor, size: tuple[int, int], mask: Tensor | None = None, crop: 
     return Fitted(fitted, mask, (rows, columns), (top, left))
 
 
+def latent_mask(mask: Tensor | None, latent: Tensor) -> Tensor | None:
+    """A picture's mask [H, W] at the size of its latent [..., h, w]: each cell's mean."""
+    if mask is None:
+        return None
+    return F.interpolate(mask[None, None].float(), size=latent.shape[-2:], mode="area")[0, 0]
+
+
 def _rgb(image: Tensor) -> Tensor:
     """The picture as float32 [H, W, 3], refused if it cannot be one."""
     if image.ndim != 3 or image.shape[-1] not in (1, 3, 4):

@@ -30,6 +30,16 @@ class StepReport:
     seconds: float = 0.0
     skipped: bool = False
 
+    def line(self, seconds_left: float) -> str:
+        """`step 12/300  loss 0.6912  margin 0.010  gate 0.50  2:31 left`."""
+        left = f"{int(seconds_left) // 60}:{int(seconds_left) % 60:02d} left"
+        if self.skipped:
+            return f"step {self.step}/{self.steps}  skipped: not finite  {left}"
+        return (
+            f"step {self.step}/{self.steps}  loss {self.loss:.4f}  margin {self.margin:.3f}  "
+            f"gate {self.gate:.2f}  {left}"
+        )
+
 
 _FIELDS = [f.name for f in dataclasses.fields(StepReport)]
 

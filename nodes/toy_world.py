@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..dco_core.toy_world.renderer import render
+from ..dco_core.toy_world.renderer import PIXELS_PER_CELL, render
 from ..dco_core.toy_world.world import style_reference, subject_references
 from .host import files, toy_world
 
@@ -69,7 +69,7 @@ class DCOToyWorldReferences(io.ComfyNode):
     def execute(cls, what: str) -> io.NodeOutput:
         scenes, captions = SETS[what]()
         images = (render(scenes).movedim(1, -1) + 1) / 2
-        cells = toy_world.PIXELS_PER_CELL
+        cells = PIXELS_PER_CELL
         images = torch.repeat_interleave(torch.repeat_interleave(images, cells, 1), cells, 2)
         return io.NodeOutput(images, captions)
 

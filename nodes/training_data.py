@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..dco_core.buckets import Fitted, bucket_size, bucket_step, fit
+from ..dco_core.buckets import Fitted, bucket_size, bucket_step, fit, latent_mask
 from ..dco_core.captions import base_caption, class_prompt, markers
 from ..dco_core.config import TrainingConfig
 from ..dco_core.errors import DCOError
@@ -78,13 +77,6 @@ class Encoded:
     empty: list | None = None
     rejected: tuple[Tensor, ...] = ()
     prior: bool = False
-
-
-def latent_mask(mask: Tensor | None, latent: Tensor) -> Tensor | None:
-    """A picture's mask [H, W] at the size of its latent [..., h, w]: each cell's mean."""
-    if mask is None:
-        return None
-    return F.interpolate(mask[None, None].float(), size=latent.shape[-2:], mode="area")[0, 0]
 
 
 def encode(

@@ -30,6 +30,7 @@ def training_metadata(
     architecture: str | None = None,
     comment: str = "",
     date: datetime.datetime | None = None,
+    dated: bool = True,
     extra: Mapping[str, object] | None = None,
 ) -> dict[str, str]:
     """Header of a trained LoRA: `ss_*` as kohya's scripts write it (A1111, Forge), `modelspec.*` 1.0.0 (the
@@ -38,9 +39,14 @@ def training_metadata(
 
     base_model_version: kohya's name, `sdxl_base_v1-0`, `sd_v1`, ...; None if unknown, and then left out.
     architecture: modelspec's name; from base_model_version if that is a key of ARCHITECTURES.
+    dated: False leaves the date out, so that the same run gives the same file.
     extra: further entries, such as `modelspec.trigger_phrase`; they win over the standard ones.
     """
     date = date or datetime.datetime.now(datetime.timezone.utc)
+    finished = {
+        "ss_training_finished_at": date.timestamp(),
+        "modelspec.date": date.isoformat(timespec="seconds"),
+    }
     entries: dict[str, object] = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": rank,
@@ -51,12 +57,11 @@ def training_metadata(
         "ss_learning_rate": learning_rate,
         "ss_seed": seed,
         "ss_training_comment": comment or None,
-        "ss_training_finished_at": date.timestamp(),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": architecture or ARCHITECTURES.get(base_model_version or ""),
         "modelspec.title": title,
-        "modelspec.date": date.isoformat(timespec="seconds"),
         "dco.config": json.dumps(dict(config), sort_keys=True),
     }
+    entries |= finished if dated else {}
     entries |= extra or {}
     return {key: str(value) for key, value in entries.items() if value is not None}

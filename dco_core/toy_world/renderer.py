@@ -10,6 +10,7 @@ from torch import Tensor
 from .world import SHAPES, TOY, Scenes
 
 SIZE = 32  # pixels of the canvas
+PIXELS_PER_CELL = 8  # of the pictures users see: one cell is 8x8 pixels, as in the families they know
 
 COLOUR_RGB = torch.tensor([
     [0.88, 0.12, 0.12], [1.00, 0.52, 0.05], [0.98, 0.88, 0.12], [0.10, 0.62, 0.20],

@@ -17,14 +17,11 @@ from torch import Tensor
 
 from ...dco_core.errors import DCOError
 from ...dco_core.toy_world import model as toy
-from ...dco_core.toy_world.renderer import SIZE
+from ...dco_core.toy_world.renderer import PIXELS_PER_CELL, SIZE
 from ...dco_core.toy_world.text_encoder import WIDTH, TextEncoder
 from ...dco_core.toy_world.tokenizer import BEGIN, END, MAX_TOKENS, PAD, UNKNOWN, VOCABULARY, token_ids
 from ...dco_core.toy_world.unet import UNet
 
-PIXELS_PER_CELL = (
-    8  # one latent cell of the 32x32 canvas is shown as 8x8 pixels, as in the families users know
-)
 PIXELS = SIZE * PIXELS_PER_CELL
 
 

@@ -1,0 +1,175 @@
+"""`python -m dco_core`: training from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+import time
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .adapters import AdapterConfig
+from .checkpoints import Checkpoints
+from .config import TrainingConfig
+from .errors import DCOError
+from .folder_training import FolderTraining, checkpoint_folder
+from .image_model import ImageModel
+from .reports import StepReport
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_HELP = {
+    "steps": "training steps",
+    "beta": "how strongly to stay close to the base model; left out: automatic",
+    "seed": "seed of the LoRA's start, the noise, the timesteps and the order of the images",
+    "objective": "dco, dreambooth or output-preservation",
+    "look_ahead": "batches that the base model looks at in one call; 1 is one a step, 0 automatic",
+    "keep": "which adapter to save: last, or best (by --score-every)",
+    "layers": "a preset such as attention, or a regular expression on module names",
+    "alpha": "LoRA alpha; left out: the same as rank",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status: 0 done, 1 an error, 130 stopped (the same command goes on)."""
+    parser = _parser()
+    values = vars(parser.parse_args(arguments))
+    try:
+        return _train(values)
+    except DCOError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dco_core", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    train = commands.add_parser(
+        "train",
+        help="train a LoRA on a folder of pictures with captions",
+        description="Train a LoRA on a folder of pictures with captions. Killed or stopped at any moment, the same "
+        "command goes on from the newest checkpoint and ends with the same file.",
+    )
+    needed = train.add_argument_group("what")
+    needed.add_argument(
+        "--model", required=True, help="toy-world, or diffusers:FOLDER for SD1.5 and SDXL on disk"
+    )
+    needed.add_argument("--data", required=True, type=Path, help="folder of pictures with .txt captions")
+    needed.add_argument("--output", required=True, type=Path, help="the LoRA file to write, FILE.safetensors")
+    how = train.add_argument_group("how")
+    how.add_argument("--resolution", type=int, help="in pixels; left out: the model's own")
+    how.add_argument("--square", action="store_true", help="centred squares instead of aspect-ratio buckets")
+    how.add_argument("--device", default=None, help="cuda or cpu; left out: the GPU if there is one")
+    how.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="of the model's weights (diffusers)"
+    )
+    how.add_argument("--threads", type=int, default=None, help="CPU threads")
+    keep = train.add_argument_group("checkpoints, in FILE.safetensors.checkpoints")
+    keep.add_argument(
+        "--checkpoint-every", type=int, default=100, metavar="K", help="steps; 0: only at the end"
+    )
+    keep.add_argument("--checkpoint-minutes", type=float, default=10.0, metavar="M", help="minutes; 0: never")
+    lora = train.add_argument_group("LoRA")
+    _add_fields(lora, AdapterConfig, skip=("seed", "start"))
+    recipe = train.add_argument_group("training")
+    _add_fields(recipe, TrainingConfig, beta=None)
+    return parser
+
+
+def _add_fields(group: Any, config: type, skip: Sequence[str] = (), **defaults: Any) -> None:
+    """One option for each field of a configuration, so that none is forgotten."""
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        if field.name in skip:
+            continue
+        kind = hints[field.name]
+        if isinstance(kind, types.UnionType):
+            (kind,) = (k for k in typing.get_args(kind) if k is not type(None))
+        default = defaults.get(field.name, field.default)
+        text = _HELP.get(field.name, "")
+        shown = "" if default is None or "left out" in text else f" ({default})"
+        group.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=kind,
+            default=default,
+            help=(text + shown).strip() or None,
+        )
+
+
+def _train(values: dict[str, Any]) -> int:
+    if values["threads"]:
+        torch.set_num_threads(values["threads"])
+    output: Path = values["output"]
+    if output.suffix != ".safetensors":
+        raise DCOError(f"--output {output} is no .safetensors file: write FILE.safetensors.")
+    if output.is_dir() or not os.access(_existing(output.parent), os.W_OK):
+        raise DCOError(f"--output {output} cannot be written: choose a folder that can.")
+    config = TrainingConfig(**_fields_of(TrainingConfig, values))
+    config.check()
+    adapter = AdapterConfig(**_fields_of(AdapterConfig, values))
+    checkpoints = Checkpoints(
+        checkpoint_folder(output), values["checkpoint_every"], values["checkpoint_minutes"]
+    )
+    model = load_model(values["model"], values["device"], values["precision"])
+    run = FolderTraining(
+        model, values["data"], output, config, adapter, checkpoints, values["resolution"], values["square"]
+    )
+    for note in run.notes:
+        print(note)
+    print(f"beta {run.training.config.beta:g}" if config.objective == "dco" else config.objective, flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what systems send before they kill
+    run.training.run(_Progress(run.training.step))
+    run.save()
+    print(f"Saved {output} after {run.training.step} steps.")
+    return 0
+
+
+def _fields_of(config: type, values: dict[str, Any]) -> dict[str, Any]:
+    return {f.name: values[f.name] for f in dataclasses.fields(config) if f.name in values}
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def load_model(name: str, device: str | None = None, precision: str = "fp32") -> ImageModel:
+    """The ImageModel that --model names. Raises DCOError for a name that is none."""
+    if name == "toy-world":
+        from .toy_world.image_model import ToyWorldModel
+
+        return ToyWorldModel()
+    kind, _, folder = name.partition(":")
+    if kind == "diffusers" and folder:
+        from .diffusers_model import load
+
+        found = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return load(folder, found, PRECISIONS[precision])
+    raise DCOError(f"--model {name} is unknown: use toy-world, or diffusers:FOLDER.")
+
+
+class _Progress:
+    """A line about twice a second, on a terminal over the one before."""
+
+    def __init__(self, done: int):
+        self._done, self._started, self._shown = done, time.monotonic(), 0.0
+
+    def __call__(self, report: StepReport) -> None:
+        now = time.monotonic()
+        if now - self._shown < 0.5 and report.step < report.steps:
+            return
+        self._shown = now
+        left = (now - self._started) / (report.step - self._done) * (report.steps - report.step)
+        end = "\r" if sys.stderr.isatty() and report.step < report.steps else "\n"
+        print(f"{report.line(left):78}", end=end, file=sys.stderr, flush=True)

@@ -1,0 +1,53 @@
+"""The Toy World as an ImageModel, for training from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..adapters import AdapterConfig
+from ..buckets import Fitted
+from ..content import network_fingerprint
+from .model import ToyDenoiser, encode, load_text_encoder, load_unet
+from .renderer import PIXELS_PER_CELL, SIZE
+
+
+class ToyWorldModel:
+    """Images are 256 x 256 pixels; a latent is the mean of 8 x 8 of them."""
+
+    family = "ToyWorld"
+    prediction = "flow"
+    default_resolution = SIZE * PIXELS_PER_CELL
+    square = True
+
+    def __init__(self) -> None:
+        self._unet = load_unet()
+        self._text_encoder = load_text_encoder()
+
+    def encode_images(self, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
+        return [
+            (F.avg_pool2d(image.movedim(-1, 0)[None] * 2 - 1, PIXELS_PER_CELL)[0], None) for image in images
+        ]
+
+    def encode_captions(self, captions: Sequence[str]) -> list[Tensor]:
+        return list(encode(self._text_encoder, captions))
+
+    def with_size(self, conditioning: Tensor, fitted: Fitted) -> Tensor:
+        return conditioning
+
+    def denoiser(self, config: AdapterConfig | None) -> ToyDenoiser:
+        return ToyDenoiser(config, self._unet)
+
+    def kohya_names(self) -> Mapping[str, str]:
+        return {}
+
+    def canonical(self, module: str) -> str:
+        return "lora_unet_" + module.replace(".", "_")
+
+    def content(self) -> str:
+        return network_fingerprint([*self._unet.named_parameters(), *self._text_encoder.named_parameters()])
+
+    def offload_encoders(self) -> None:
+        pass

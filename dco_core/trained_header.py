@@ -1,0 +1,60 @@
+"""The header of a trained LoRA: how it was made, what triggers it, which guidance suits it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .captions import markers
+from .config import TrainingConfig
+from .lora import training_metadata
+
+# w_text and w_rg to begin with: the paper's for epsilon and v models; the Toy World's as measured by its demo.
+_SUGGESTED = {"epsilon": (7.5, 3.0), "v": (7.5, 3.0), "ToyWorld": (2.0, 1.4)}
+
+
+@dataclass(frozen=True)
+class TrainedHeader:
+    """All that a file's header tells of a run. other: further settings, repeated in `dco.config`."""
+
+    config: TrainingConfig
+    rank: int
+    alpha: float
+    layers: str
+    family: str
+    prediction: str
+    captions: Sequence[str]
+    other: Mapping[str, Any]
+
+    def entries(
+        self, title: str, steps: int, initializers: Mapping[str, str], dated: bool = True
+    ) -> dict[str, str]:
+        """The header for a file of this title after so many steps; initializers: of learned tokens; dated: with the
+        time of day."""
+        everything = {
+            **self.config.as_dict(),
+            **self.other,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "layers": self.layers,
+            "captions": list(self.captions),
+        }
+        marked = list(dict.fromkeys(name for text in self.captions for name in markers(text)))
+        words = [initializers.get(name, name) for name in marked]
+        scales = _SUGGESTED.get(self.family) or _SUGGESTED.get(self.prediction)
+        extra = {
+            "modelspec.trigger_phrase": ", ".join(f"<{n}>" if n in initializers else n for n in marked)
+            or None,
+            "dco.tokens": json.dumps(dict(initializers)) if initializers else None,
+            "dco.base_words": ", ".join(word for word in words if word) or None,
+            "dco.beta": self.config.beta if self.config.objective == "dco" else None,
+            "dco.w_text": scales[0] if scales else None,
+            "dco.w_rg": scales[1] if scales else None,
+        }
+        return training_metadata(
+            title=title, rank=self.rank, alpha=self.alpha, steps=steps, learning_rate=self.config.learning_rate,
+            seed=self.config.seed, config=everything, base_model_version=self.family,
+            comment="Direct Consistency Optimization (ComfyUI-DCO)", dated=dated, extra=extra,
+        )  # fmt: skip
