@@ -245,6 +245,11 @@ class Training:
             yield
 
     @property
+    def learned(self) -> bool:
+        """Whether any step has changed what trains."""
+        return any(not report.skipped for report in self.history)
+
+    @property
     def best(self) -> Score | None:
         """The highest margin among the scores."""
         return max(self.scores, key=lambda score: score.margin, default=None)
@@ -333,7 +338,7 @@ class Training:
 
     def _save_while_stopping(self) -> None:
         """Keep what is there; a failure to do so must not hide why training stopped."""
-        if self._whole and self.step > 0:
+        if self._whole and self.learned:
             try:
                 self._save()
             except DCOError as error:

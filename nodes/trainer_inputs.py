@@ -7,7 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..dco_core.adapters import LAYERS
+from ..dco_core.config import KEPT
 from ..dco_core.losses import REDUCTIONS, WEIGHTINGS
+from ..dco_core.optimizers import OPTIMIZERS, SCHEDULES
 
 OBJECTIVES = {
     "DCO": "dco",
@@ -319,6 +321,98 @@ def inputs() -> list[Any]:
             advanced=True,
             tooltip="A regular expression that the names of the layers must match too, such as output_blocks. "
             "Empty: all of them.",
+        ),
+        io.Boolean.Input(
+            "resume",
+            default=True,
+            optional=True,
+            advanced=True,
+            tooltip="Keep checkpoints in output/dco_checkpoints, and go on from them: the same run, stopped at any "
+            "moment, ends as if it had never stopped.",
+        ),
+        io.Int.Input(
+            "checkpoint_every",
+            default=100,
+            min=0,
+            max=100000,
+            optional=True,
+            advanced=True,
+            tooltip="Steps between checkpoints; 0: by the clock alone. Two of a run are kept.",
+        ),
+        io.Float.Input(
+            "checkpoint_minutes",
+            default=5.0,
+            min=0.0,
+            max=1440.0,
+            step=1.0,
+            optional=True,
+            advanced=True,
+            tooltip="Also a checkpoint after this many minutes; 0: never.",
+        ),
+        io.Combo.Input(
+            "optimizer",
+            options=list(OPTIMIZERS),
+            default="adamw",
+            optional=True,
+            advanced=True,
+            tooltip="adamw is the authors'. adamw-8bit needs the package bitsandbytes, prodigy needs prodigyopt (set "
+            "the learning rate to 1).",
+        ),
+        io.Combo.Input(
+            "rate_schedule",
+            options=list(SCHEDULES),
+            default="constant",
+            optional=True,
+            advanced=True,
+            tooltip="The learning rate over the run: constant (the authors), or down to 0.",
+        ),
+        io.Int.Input(
+            "warmup",
+            default=0,
+            min=0,
+            max=100000,
+            optional=True,
+            advanced=True,
+            tooltip="Steps in which the learning rate rises to its value.",
+        ),
+        io.Float.Input(
+            "ema",
+            default=0.0,
+            min=0.0,
+            max=0.9999,
+            step=0.001,
+            round=0.0001,
+            optional=True,
+            advanced=True,
+            tooltip="Decay of a moving average of the LoRA, which then is the result; 0: none.",
+        ),
+        io.Int.Input(
+            "score_every",
+            default=100,
+            min=0,
+            max=100000,
+            optional=True,
+            advanced=True,
+            tooltip="Score the LoRA on held-out noise after this many steps: how far it is ahead of the base model, "
+            "and how far from it. 0: never.",
+        ),
+        io.Combo.Input(
+            "keep",
+            options=list(KEPT),
+            default="last",
+            optional=True,
+            advanced=True,
+            tooltip="Which LoRA is the result: the last, or the one that scored best.",
+        ),
+        io.Int.Input(
+            "look_ahead",
+            default=0,
+            min=0,
+            max=64,
+            optional=True,
+            advanced=True,
+            tooltip="Steps for which the base model is asked in one call: DCO then costs little more than plain "
+            "training. 0: as many as there is room for; 1: one a step.",
         ),
     ]
 

@@ -70,3 +70,10 @@ def dataset_folder(name: str) -> Path:
             f'The folder "{name}" is not inside the input folder: put your pictures in a folder there.'
         )
     return path
+
+
+def checkpoint_folder(prefix: str) -> Path:
+    """Where the runs of a filename_prefix keep their checkpoints: a folder of `dco_checkpoints` in the output
+    folder, which can be deleted at any time."""
+    name = re.sub(r"[^\w-]+", "_", prefix).strip("_") or "run"
+    return Path(folder_paths.get_output_directory()).resolve() / "dco_checkpoints" / name

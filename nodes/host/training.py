@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...dco_core.adapters import AdapterConfig
+from ...dco_core.content import network_fingerprint
 from ...dco_core.denoiser import NetworkDenoiser
 from ...dco_core.errors import DCOError
 from ...dco_core.lora import LoraLayer, LoraWeights
@@ -104,6 +105,21 @@ def family(model) -> str:
     config = type(model.model.model_config)
     return next(
         (_FAMILIES[c.__name__] for c in config.__mro__ if c.__name__ in _FAMILIES), config.__name__.strip("_")
+    )
+
+
+def fingerprint(model, clip, vae) -> str:
+    """Tells the loaded weights of MODEL (with the user's patches), CLIP and VAE from all others."""
+    networks = {
+        "network": model.model.diffusion_model,
+        "text encoder": getattr(clip, "cond_stage_model", None),
+        "vae": getattr(vae, "first_stage_model", None),
+    }
+    return network_fingerprint(
+        (f"{kind}.{name}", p)
+        for kind, network in networks.items()
+        if network is not None
+        for name, p in network.named_parameters()
     )
 
 

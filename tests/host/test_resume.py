@@ -1,0 +1,119 @@
+"""Stopping the trainer in the real host, and going on."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+
+import pytest
+import torch
+from host_graph import Graph, saved_file
+from safetensors.torch import load_file
+
+from devtools.api import HostInterrupted
+
+
+def tensors(host, outputs, trainer):
+    return load_file(host.base_dir / "output" / saved_file(outputs, trainer))
+
+
+def toy(**changes):
+    g = Graph()
+    return g, g.toy_trainer(g.toy(), **{"steps": 40, "resume": True, **changes})
+
+
+def interrupted(host, at_step, **changes):
+    """Run the trainer and press cancel when it reports a step."""
+    g, trainer = toy(**changes)
+    pressed = threading.Event()
+
+    def on_progress(kind, data):
+        if kind == "progress" and data["node"] == trainer and data["value"] >= at_step and not pressed.is_set():
+            pressed.set()
+            host.client.interrupt()
+
+    with pytest.raises(HostInterrupted):
+        host.client.run(g.prompt, on_progress)
+
+
+@pytest.fixture(autouse=True)
+def no_checkpoints(host):
+    yield
+    shutil.rmtree(host.base_dir / "output" / "dco_checkpoints", ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"learned_tokens": "with the LoRA", "learned_tokens__token_learning_rate": 1e-3,
+         "learned_tokens__initializers": "", "learned_tokens__vectors": 0},
+    ],
+    ids=["LoRA", "LoRA and tokens"],
+)  # fmt: skip
+def test_cancelled_and_run_again_it_ends_as_if_it_had_never_stopped(host, changes):
+    g, trainer = toy(filename_prefix="loras/whole", resume=False, **changes)
+    whole = tensors(host, host.client.run(g.prompt), trainer)
+    interrupted(host, 5, filename_prefix="loras/stopped", checkpoint_every=3, **changes)
+    g, trainer = toy(filename_prefix="loras/stopped", checkpoint_every=3, **changes)
+    outputs = host.client.run(g.prompt)
+    assert "Found the checkpoint of step " in outputs[trainer]["text"][0]
+    assert "going on from there" in outputs[trainer]["text"][0]
+    found = tensors(host, outputs, trainer)
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[key], whole[key]) for key in whole)
+
+
+def test_a_run_that_was_finished_is_not_trained_again_but_goes_on_to_more_steps(host):
+    g, trainer = toy(filename_prefix="loras/again", steps=10, score_every=0)
+    first = tensors(host, host.client.run(g.prompt), trainer)
+    g, trainer = toy(filename_prefix="loras/again", steps=10, score_every=0)
+    g.prompt["unused"] = g.prompt[trainer] | {"inputs": g.prompt[trainer]["inputs"] | {"look_ahead": 0}}
+    outputs = host.client.run({k: v for k, v in g.prompt.items() if k != trainer})
+    assert "Found the checkpoint of step 10: finished" in outputs["unused"]["text"][0]
+    again = tensors(host, outputs, "unused")
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    g, trainer = toy(filename_prefix="loras/again", steps=14, score_every=0)
+    outputs = host.client.run(g.prompt)
+    assert "Found the checkpoint of step 10: going on" in outputs[trainer]["text"][0]
+    g, trainer = toy(filename_prefix="loras/straight", steps=14, score_every=0, resume=False)
+    straight, longer = tensors(host, host.client.run(g.prompt), trainer), tensors(host, outputs, trainer)
+    assert all(torch.equal(straight[key], longer[key]) for key in longer)
+
+
+def test_other_settings_pictures_or_captions_start_anew_and_say_so(host):
+    interrupted(host, 5, filename_prefix="loras/changed", checkpoint_every=2)
+    for changes, words in (
+        ({"learning_rate": 2e-3}, "learning_rate 0.001 (now 0.002)"),
+        ({"what": "style"}, "other pictures"),
+        ({"dropout": 0.2}, "settings of the LoRA"),
+    ):
+        g, trainer = toy(filename_prefix="loras/changed", steps=4, **changes)
+        text = host.client.run(g.prompt)[trainer]["text"][0]
+        assert "Starting anew: the earlier run had" in text, changes
+        assert words in text
+
+
+def test_without_resume_no_checkpoint_is_written(host):
+    g, _ = toy(filename_prefix="loras/alone", steps=4, resume=False, checkpoint_every=1)
+    host.client.run(g.prompt)
+    assert not (host.base_dir / "output" / "dco_checkpoints").exists()
+
+
+def test_a_checkpoint_folder_that_cannot_be_written_is_an_error_and_the_lora_is_saved(host):
+    folder = host.base_dir / "output" / "dco_checkpoints"
+    folder.write_text("a file in its place")
+    try:
+        g, _ = toy(filename_prefix="loras/no_room", steps=8, checkpoint_every=3)
+        with pytest.raises(Exception, match="Cannot write .*dco_checkpoints.*check free space"):
+            host.client.run(g.prompt)
+        assert list((host.base_dir / "output" / "loras").glob("no_room_*"))
+    finally:
+        folder.unlink()
+
+
+def test_the_report_says_how_it_scored(host):
+    g, trainer = toy(filename_prefix="loras/scored", steps=20, score_every=10, keep="best", resume=False)
+    text = host.client.run(g.prompt)[trainer]["text"][0]
+    assert "Held-out margin: best " in text
+    assert "distance to the base " in text
