@@ -68,7 +68,7 @@ def target_modules(network: nn.Module, layers: str, name_filter: str = "") -> li
         why = (
             f"none of its {linear} linear layers has such a name: choose another set of layers"
             if linear
-            else "it has no ordinary linear layers (quantised weights?): load an unquantised checkpoint"
+            else "it has no linear layers of a known kind (GGUF?): load another form of the checkpoint"
         )
         chosen = f"{layers!r}" + (f" with names like {name_filter!r}" if name_filter else "")
         raise DCOError(f"Cannot put a LoRA on {chosen} of {type(network).__name__}: {why}.")

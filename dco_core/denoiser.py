@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import AdapterConfig, adapter_off, add_adapter, dropout_on, read_adapter
+from .checkpointing import checkpoint_blocks
 from .lora import LoraLayer
 from .schedules import Schedule
 
@@ -57,6 +58,10 @@ class NetworkDenoiser(ABC):
             return self.forward(x_t, t, conditioning)
         with adapter_off(self.network):
             return self.forward(x_t, t, conditioning)
+
+    def checkpoint_blocks(self) -> int:
+        """Switch gradient checkpointing on, for the network's blocks; how many there are."""
+        return checkpoint_blocks(self.network)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return self._trainable

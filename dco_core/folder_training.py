@@ -50,6 +50,10 @@ class FolderTraining:
         self._model, self._adapter, self._output = model, adapter, output
         self._resolution = resolution or model.default_resolution
         self._square = square or model.square
+        if model.square and self._resolution != model.default_resolution:
+            raise DCOError(
+                f"This model draws {model.default_resolution} px, not {self._resolution}: leave the resolution out."
+            )
         pictures = load_folder(data, require_captions=True)
         self._captions = [picture.caption for picture in pictures]
         fitted = [self._fit(picture) for picture in pictures]

@@ -15,6 +15,8 @@ def write_references(folder: Path, what: str = "subject") -> Path:
     for i, (image, caption) in enumerate(zip(render(scenes), captions, strict=True)):
         pixels = ((image.movedim(0, -1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         side = image.shape[-1] * PIXELS_PER_CELL
-        Image.fromarray(pixels.numpy()).resize((side, side), Image.Resampling.NEAREST).save(folder / f"{i}.png")
+        Image.fromarray(pixels.numpy()).resize((side, side), Image.Resampling.NEAREST).save(
+            folder / f"{i}.png"
+        )
         (folder / f"{i}.txt").write_text(caption, encoding="utf-8")
     return folder

@@ -11,9 +11,11 @@ import copy
 from typing import Any
 
 import torch
+from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
 from ...dco_core.errors import DCOError
+from .frozen_layers import shared_quantized
 
 
 def _on_same_storage(tensor: Tensor) -> Tensor:
@@ -23,13 +25,17 @@ def _on_same_storage(tensor: Tensor) -> Tensor:
 
 def network_on_same_storage(network: nn.Module) -> nn.Module:
     """A deep copy of the modules of `network` whose parameters and buffers share its memory. Call it outside
-    inference mode. Raises DCOError for weights that are no plain tensors (quantised, GGUF)."""
+    inference mode. Raises DCOError for weights that are neither plain tensors nor the host's own quantised
+    ones (GGUF)."""
     memo: dict[int, Any] = {}
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if isinstance(tensor, QuantizedTensor):
+            memo[id(tensor)] = shared_quantized(tensor, _on_same_storage)
+            continue
         if type(tensor) not in (Tensor, nn.Parameter):
             raise DCOError(
-                f"The weight {name} is a {type(tensor).__name__}: quantised checkpoints cannot be trained yet. "
-                "Load an fp32, fp16 or bf16 checkpoint."
+                f"The weight {name} is a {type(tensor).__name__}, which cannot be trained: load the model in fp32, "
+                "fp16, bf16, fp8 or one of the host's own quantised formats."
             )
         alias = _on_same_storage(tensor)
         memo[id(tensor)] = (

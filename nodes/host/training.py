@@ -14,6 +14,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 import comfy.utils
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
 from ...dco_core.adapters import AdapterConfig
@@ -21,7 +22,9 @@ from ...dco_core.content import network_fingerprint
 from ...dco_core.denoiser import NetworkDenoiser
 from ...dco_core.errors import DCOError
 from ...dco_core.lora import LoraLayer, LoraWeights
+from ...dco_core.out_of_place import out_of_place
 from ...dco_core.schedules import Schedule
+from .frozen_layers import use_frozen_layers
 from .shared_weights import network_on_same_storage
 
 _PREDICTIONS = (  # most specific first: V_PREDICTION is a subclass of EPS, EDM of V_PREDICTION
@@ -63,6 +66,15 @@ class _NativeSampling:
 
     def calculate_denoised(self, _sigma: Tensor, output: Tensor, _x: Tensor) -> Tensor:
         return output
+
+
+def _torch_attention(_chosen_by_host, *args, **kwargs):
+    """Attention with a gradient, always computed alike: the host's choice may lack a backward pass (sage, flash) or
+    cut its chunks by the free memory, which differs when checkpointed blocks run again."""
+    return attention_pytorch(*args, **kwargs)
+
+
+_ATTENTION = {"optimized_attention_override": _torch_attention}
 
 
 def kohya_names(model) -> dict[str, str]:
@@ -133,7 +145,8 @@ class HostDenoiser(NetworkDenoiser):
         self._base._modules = dict(base._modules)
         self._base.current_patcher = model
         sampling = model.get_model_object("model_sampling")
-        self._base._modules["diffusion_model"] = network_on_same_storage(base.diffusion_model).eval()
+        network = use_frozen_layers(network_on_same_storage(base.diffusion_model).eval())
+        self._base._modules["diffusion_model"] = network
         self._base._modules.pop("model_sampling", None)
         self._base.__dict__["model_sampling"] = _NativeSampling(sampling)
         schedule = schedule_of(sampling)
@@ -144,7 +157,9 @@ class HostDenoiser(NetworkDenoiser):
 
     def forward(self, x_t: Tensor, t: Tensor, conditioning: Sequence[dict[str, Any]]) -> Tensor:
         sigma = self._sigmas[t.cpu()].to(self.device)
-        return self._base._apply_model(x_t, sigma, **comfy.samplers.cond_cat(list(conditioning)))
+        conds = comfy.samplers.cond_cat(list(conditioning))
+        with out_of_place():
+            return self._base._apply_model(x_t, sigma, transformer_options=dict(_ATTENTION), **conds)
 
     def weights(self) -> LoraWeights:
         """The LoRA by canonical keys."""
@@ -184,10 +199,13 @@ def training_session(model, config: AdapterConfig | None, clip=None) -> Iterator
     keep = [comfy.model_management.LoadedModel(m) for m in needed]
     comfy.model_management.free_memory(1e30, model.load_device, keep_loaded=keep)
     comfy.model_management.load_models_gpu(needed, force_full_load=True)
+    was_training = comfy.model_management.in_training
+    comfy.model_management.in_training = True  # the host's fused kernels (rope, int8) have no gradient
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield HostDenoiser(model, config)
     finally:
+        comfy.model_management.in_training = was_training
         comfy.model_management.soft_empty_cache()
 
 

@@ -127,8 +127,8 @@ def test_a_canvas_that_the_toy_world_cannot_draw(host):
     refused(host, g, "256 x 256", "512 x 512")
 
 
-def test_quantised_weights_are_refused_by_name(host):
-    """Seen without a host run: a tensor subclass as a weight, as quantised loaders make them."""
+def test_weights_of_an_unknown_kind_are_refused_by_name(host):
+    """Seen without a host run: a tensor subclass as a weight, as GGUF loaders make them."""
     g = Graph()
     node = g.add("DCOTestRefusesQuantised")
-    assert "quantised checkpoints cannot be trained" in host.client.run(g.prompt)[node]["text"][0]
+    assert "which cannot be trained: load the model in" in host.client.run(g.prompt)[node]["text"][0]

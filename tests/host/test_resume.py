@@ -28,7 +28,12 @@ def interrupted(host, at_step, **changes):
     pressed = threading.Event()
 
     def on_progress(kind, data):
-        if kind == "progress" and data["node"] == trainer and data["value"] >= at_step and not pressed.is_set():
+        if (
+            kind == "progress"
+            and data["node"] == trainer
+            and data["value"] >= at_step
+            and not pressed.is_set()
+        ):
             pressed.set()
             host.client.interrupt()
 
