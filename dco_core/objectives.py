@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .config import TrainingConfig
 from .denoiser import Denoiser
-from .examples import Draw, Example, in_order, predict
+from .errors import DCOError
+from .examples import Draw, Example, check_examples, in_order, predict
 from .losses import (
     dco_loss,
     dco_margin,
@@ -141,7 +142,23 @@ OBJECTIVES: dict[str, Callable[[Batch], Outcome]] = {
 }
 
 
-def missing_in(example: Example, config: TrainingConfig) -> str | None:
+def checked_examples(
+    examples: Sequence[Example], config: TrainingConfig, recorded: bool = False
+) -> Sequence[Example]:
+    """The examples that training is to see. recorded: draws of another run say which, by number.
+
+    Raises DCOError where something is missing.
+    """
+    check_examples(examples, lambda example: _missing_in(example, config))
+    with_prior = config.objective == "dreambooth-prior"
+    if with_prior and not any(e.prior for e in examples):
+        raise DCOError(
+            "Prior preservation needs class images: connect some, or let the base model generate them."
+        )
+    return examples if with_prior or recorded else [e for e in examples if not e.prior]
+
+
+def _missing_in(example: Example, config: TrainingConfig) -> str | None:
     """What the configuration needs and the example lacks, as a sentence; None if nothing."""
     if config.caption_dropout and example.empty_conditioning is None:
         return "caption dropout needs the empty prompt as empty_conditioning."

@@ -30,7 +30,7 @@ def make_optimizer(
     """
     filled = [{"params": list(parameters), "lr": rate} for parameters, rate in groups if parameters]
     if name == "adamw":
-        devices = {p.device.type for group in filled for p in group["params"]}
+        devices = {p.device.type for parameters, _ in groups for p in parameters}
         fused = devices <= set(_FUSED)
         return torch.optim.AdamW(filled, eps=1e-8, weight_decay=weight_decay, fused=fused or None)
     if name == "adafactor":

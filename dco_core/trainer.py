@@ -21,11 +21,11 @@ from .config import TrainingConfig
 from .content import content_key
 from .denoiser import Denoiser
 from .errors import DCOError
-from .examples import Draw, Example, check_examples, random_draws
+from .examples import Draw, Example, random_draws
 from .held_out import HeldOut, Score
 from .lora import LoraLayer
 from .losses import gate
-from .objectives import OBJECTIVES, Batch, Outcome, missing_in
+from .objectives import OBJECTIVES, Batch, Outcome, checked_examples
 from .optimizers import make_optimizer, packed, rate_factor, unpack
 from .reports import StepReport
 from .speed_watch import SpeedWatch
@@ -81,7 +81,7 @@ class Training:
         watch_speed: bool = False,
     ):
         config.check()
-        self._examples = _checked(examples, config, draws)
+        self._examples = checked_examples(examples, config, recorded=draws is not None)
         if draws is not None and checkpoints is not None:
             raise DCOError("A recorded run cannot be resumed: replay it without checkpoints.")
         self.denoiser, self.tokens, self.checkpoints = denoiser, tokens, checkpoints
@@ -156,9 +156,9 @@ class Training:
         step, config = self.step + 1, self.config
         self._optimizer.zero_grad(set_to_none=True)
         outcomes = [_backward(next(batches)) for _ in range(config.accumulation)]
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), config.clip_norm)
-        finite = bool(torch.isfinite(norm)) and all(bool(torch.isfinite(o.loss)) for o in outcomes)
-        rate = self._rates.get_last_lr()[0]
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), config.clip_norm))
+        finite = math.isfinite(norm) and all(bool(torch.isfinite(o.loss)) for o in outcomes)
+        rate = float(self._rates.get_last_lr()[0])
         self._whole = False
         if finite:
             self._optimizer.step()
@@ -173,7 +173,7 @@ class Training:
         self._advance_rate()
         self.step = step
         seconds = time.monotonic() - started
-        self.history.append(_report(outcomes, step, config, rate, norm.item(), seconds, not finite))
+        self.history.append(_report(outcomes, step, config, rate, norm, seconds, not finite))
         if self._held_out is not None and (step % config.score_every == 0 or step == config.steps):
             self._score()
         self._whole = True
@@ -359,20 +359,6 @@ class Training:
         self.history = reports.from_tensor(saved.tensors["history"], self.config.steps)
         self.scores = [Score(**score) for score in saved.about["scores"]]
         self.step = self._saved_step = saved.step
-
-
-def _checked(
-    examples: Sequence[Example], config: TrainingConfig, draws: Iterator[Sequence[Draw]] | None
-) -> Sequence[Example]:
-    """The examples that training is to see; DCOError where something is missing."""
-    check_examples(examples, lambda example: missing_in(example, config))
-    if config.objective == "dreambooth-prior" and not any(e.prior for e in examples):
-        raise DCOError(
-            "Prior preservation needs class images: connect some, or let the base model generate them."
-        )
-    if config.objective != "dreambooth-prior" and draws is None:
-        return [e for e in examples if not e.prior]
-    return examples
 
 
 def _backward(batch: Batch) -> Outcome:

@@ -52,7 +52,7 @@ def encode(text_encoder: TextEncoder, texts: Sequence[str]) -> Tensor:
 class ToyDenoiser(NetworkDenoiser):
     """The Toy World's UNet for the trainer; one conditioning is a tensor [20, 128]."""
 
-    def __init__(self, config: AdapterConfig, unet: UNet | None = None):
+    def __init__(self, config: AdapterConfig | None, unet: UNet | None = None):
         super().__init__(copy.deepcopy(unet) if unet is not None else load_unet(), Schedule.flow(), config)
 
     def forward(self, x_t: Tensor, t: Tensor, conditioning: Sequence[Tensor]) -> Tensor:
