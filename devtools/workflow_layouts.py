@@ -189,7 +189,8 @@ def train_a_subject() -> Layout:
     w.add("DCOCheckCaptions", (0, 490), (340, 300), captions=[images, 1], kind="subject", clip=[sdxl, 1])
     trainer = w.add(
         "DCOLoRATrainer", (420, 120), (360, 800), "Train my subject (paper settings)", model=[sdxl, 0], clip=[sdxl, 1],
-        vae=[sdxl, 2], images=[images, 0], captions=[images, 1], masks=[images, 2], **_trainer(**_TOKENS),
+        vae=[sdxl, 2], images=[images, 0], captions=[images, 1], masks=[images, 2], preview_every=500,
+        preview_prompts="a photo of a <dog> on the beach", **_trainer(**_TOKENS),
     )  # fmt: skip
     w.add("PreviewImage", (860, 120), (460, 400), "Loss, margin and gate", images=[trainer, 2])
     w.add(
@@ -200,6 +201,7 @@ def train_a_subject() -> Layout:
         loss=[trainer, 1],
         filename_prefix="loss",
     )
+    w.add("PreviewImage", (860, 960), (460, 380), "Base, trained, reward guidance", images=[trainer, 4])
     prompt = w.add(
         "DCOEncodePrompt", (1400, 120), (380, 160), "Prompt", clip=[sdxl, 1], lora=[trainer, 0],
         text="a photo of a <dog> wearing a spacesuit, planting a flag on the moon",
@@ -213,7 +215,7 @@ def train_a_subject() -> Layout:
     )
     w.groups += [
         ("1. Model and photos", -20, 40, 390, 1020, "#3f789e"),
-        ("2. Train", 400, 40, 940, 1020, "#8A8"),
+        ("2. Train", 400, 40, 940, 1320, "#8A8"),
         ("3. Look", 1380, 40, 1320, 1020, "#b58b2a"),
     ]
     w.notes.append(
@@ -223,7 +225,8 @@ def train_a_subject() -> Layout:
          "`a photo of a <dog> sitting on a ledge in front of red wall and tree, macro style`\n\n*Check Captions* says "
          "what is missing; *Comprehensive Caption* drafts them.\n\n3. Press Run. Settings are the paper's for SDXL: "
          "rank 32, learning rate 5e-5, beta 1, a learned token for `<dog>`, up to 2000 steps (one photo: 1000).\n\n"
-         "Cancel any time: the LoRA trained so far is saved in `output/loras`.\n\n**Reading the plot:** the margin "
+         "Cancel any time: the LoRA trained so far is saved in `output/loras`, and the next Run goes on where "
+         "it stopped.\n\n**Reading the plot:** the margin "
          "should rise above 0 and the gate fall below 0.5. A gate at 0 has stopped learning.")
     )  # fmt: skip
     return w

@@ -11,9 +11,12 @@ from comfy_api.latest import io
 
 from ..dco_core.adapters import AdapterConfig
 from ..dco_core.checkpoints import Checkpoints
+from ..dco_core.config import TrainingConfig
 from ..dco_core.content import content_key
 from ..dco_core.lora import LoraWeights, from_tensors
+from ..dco_core.memory import PeakMemory, estimate, megabytes
 from ..dco_core.plot import loss_plot
+from ..dco_core.reports import StepReport
 from ..dco_core.trained_header import TrainedHeader
 from ..dco_core.trainer import Training
 from . import trained_lora, trainer_inputs, training_data
@@ -23,6 +26,7 @@ from .host.progress import raise_if_interrupted, show_text
 from .references import Reference, distinct, gather
 from .trainer_progress import TrainerProgress
 from .trainer_settings import adapter_config, chosen, training_config, unwrapped
+from .training_previews import TrainingPreviews
 
 
 class DCOLoRATrainer(io.ComfyNode):
@@ -68,10 +72,15 @@ class DCOLoRATrainer(io.ComfyNode):
         show_text(cls.hidden.unique_id, said)  # before training, while there is time to mend captions
         encoded = training_data.encode(model, clip, vae, references, words, config, values, options)
         progress = TrainerProgress(cls.hidden.unique_id, config.steps)
+        previews = TrainingPreviews(model, clip, words, texts, values)
 
-        with training.training_session(model, adapter, clip if words.tokens else None) as denoiser:
+        trained_clip = clip if words.tokens else None
+        with training.training_session(model, adapter, trained_clip, values["precision"]) as denoiser:
+            memory = PeakMemory(denoiser.device)
             encoder = learned_tokens.TrainingTextEncoder(clip, words.tokens) if words.tokens else None
             examples = training_data.examples(model, denoiser, encoded, encoder)
+            needed = _make_room(denoiser, examples, config, values["gradient_checkpointing"])
+            show_text(cls.hidden.unique_id, needed)
             run = Training(
                 denoiser, examples, config, words.tokens, checkpoints=_checkpoints(values),
                 content=_content(model, clip, vae, references, values, options, adapter),
@@ -85,21 +94,40 @@ class DCOLoRATrainer(io.ComfyNode):
                     weights = LoraWeights(denoiser.weights().layers, carried)
                     return trained_lora.finished(target, weights, words.tokens, words.initializers, run.step)
 
+            def on_step(report: StepReport) -> None:
+                progress.on_step(report)
+                previews.on_step(report)
+
             progress.begin(run)
+            previews.begin(run, progress, examples, encoded, encoder)
             try:
-                run.run(progress.on_step)
+                run.run(on_step)
+                previews.last()
             except BaseException:
                 if run.learned:  # nothing that was learned is lost: cancel and errors save it too
                     trained_lora.save(target, lora_so_far(), words.tokens)
                 raise
             lora = lora_so_far()
+            used = f"{needed} Peak: {memory}."
         saved = trained_lora.save(target, lora, words.tokens)
-        report = "\n".join([_summary(run), *run.notes, *saved, said])
+        report = "\n".join([_summary(run), used, *run.notes, *saved, said])
         plot = torch.tensor(loss_plot([r for r in run.history if not r.skipped])).float()[None] / 255
         loss_map = {"loss": [r.loss for r in run.history if not r.skipped]}
         return io.NodeOutput(
-            trained_lora.lora_model(target, lora), loss_map, plot, report, ui={"text": [report]}
-        )
+            trained_lora.lora_model(target, lora), loss_map, plot, report, previews.images(vae),
+            ui={"text": [report]},
+        )  # fmt: skip
+
+
+def _make_room(denoiser, examples, config: TrainingConfig, checkpointing: str) -> str:
+    """Switch gradient checkpointing on where it is wanted or needed, and say what a step will take."""
+    needed = estimate(denoiser, examples, config)
+    free = denoiser.free_memory()
+    if checkpointing == "on" or (checkpointing == "auto" and needed.total > 0.9 * free):
+        if denoiser.checkpoint_blocks():
+            needed = estimate(denoiser, examples, config)
+            return f"Memory of a step, with gradient checkpointing: {needed}; {megabytes(free)} are free."
+    return f"Memory of a step: {needed}; {megabytes(free)} are free."
 
 
 def _checkpoints(values: Mapping[str, Any]) -> Checkpoints | None:
@@ -114,7 +142,8 @@ def _content(
     adapter: AdapterConfig | None,
 ) -> str:  # fmt: skip
     """What a run is made of, beside its configuration and start."""
-    settings = {name: values[name] for name in ("resolution", "crop", "size_conditioning")}
+    names = ("resolution", "crop", "size_conditioning", "gradient_checkpointing", "precision")
+    settings = {name: values[name] for name in names}
     choices = (
         (adapter.layers, adapter.name_filter, adapter.dropout, adapter.effective_alpha) if adapter else None
     )

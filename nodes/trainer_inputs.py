@@ -10,6 +10,7 @@ from ..dco_core.adapters import LAYERS
 from ..dco_core.config import KEPT
 from ..dco_core.losses import REDUCTIONS, WEIGHTINGS
 from ..dco_core.optimizers import OPTIMIZERS, SCHEDULES
+from .host.training import PRECISIONS
 
 OBJECTIVES = {
     "DCO": "dco",
@@ -19,6 +20,7 @@ OBJECTIVES = {
     "Output preservation": "output-preservation",
 }
 TOKENS_OFF, TOKENS_WITH_LORA, TOKENS_ALONE = "off", "with the LoRA", "alone (Textual Inversion)"
+CHECKPOINTING = ("auto", "on", "off")
 BUCKETS, SQUARE = "aspect buckets", "square"
 REAL_SIZES, FIXED_SIZES = "real", "fixed (as the authors)"
 
@@ -414,6 +416,42 @@ def inputs() -> list[Any]:
             tooltip="Steps for which the base model is asked in one call: DCO then costs little more than plain "
             "training. 0: as many as there is room for; 1: one a step.",
         ),
+        io.Combo.Input(
+            "gradient_checkpointing",
+            options=list(CHECKPOINTING),
+            default="auto",
+            optional=True,
+            advanced=True,
+            tooltip="Computes the network's blocks again in the backward pass instead of keeping what they computed: "
+            "a third slower, much less memory. auto: where a step would not fit otherwise.",
+        ),
+        io.Combo.Input(
+            "precision",
+            options=list(PRECISIONS),
+            default="auto",
+            optional=True,
+            advanced=True,
+            tooltip="What the network computes in. auto: bf16 where the model is half precision and the GPU can; the "
+            "LoRA itself is always fp32.",
+        ),
+        io.Int.Input(
+            "preview_every",
+            default=0,
+            min=0,
+            max=100000,
+            optional=True,
+            tooltip="Show what the model makes, after this many steps and in the end: base model, trained, and reward "
+            "guidance, from the same noise each time. Training is not changed by it; every showing costs about 100 "
+            "evaluations of the model a prompt. 0: off.",
+        ),
+        io.String.Input(
+            "preview_prompts",
+            default="",
+            multiline=True,
+            optional=True,
+            tooltip="What to preview, one prompt a line, such as: a photo of a <dog> on the beach. Empty: the first "
+            "caption.",
+        ),
     ]
 
 
@@ -425,6 +463,10 @@ def outputs() -> list[Any]:
         io.String.Output(
             display_name="report",
             tooltip="What was trained and where it was saved, and what to mend in the captions.",
+        ),
+        io.Image.Output(
+            display_name="previews",
+            tooltip="One sheet for every preview, the last through the VAE. Nothing without preview_every.",
         ),
     ]
 

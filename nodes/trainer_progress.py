@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
+
 from ..dco_core.reports import StepReport
 from ..dco_core.trainer import Training
+from .host import preview
 from .host.progress import progress_bar, raise_if_interrupted, show_text
 
 _SECONDS_BETWEEN_LINES = 0.5
@@ -16,7 +19,7 @@ class TrainerProgress:
 
     def __init__(self, node_id: str | None, steps: int):
         self._node_id, self._bar = node_id, progress_bar(steps)
-        self._shown = 0.0
+        self._steps, self._shown = steps, 0.0
 
     def begin(self, run: Training) -> None:
         self._first_step, self._started = run.step, time.monotonic()
@@ -31,3 +34,7 @@ class TrainerProgress:
             a_step = (now - self._started) / (report.step - self._first_step)
             show_text(self._node_id, report.line(a_step * (report.steps - report.step)))
         raise_if_interrupted()
+
+    def show_picture(self, step: int, picture: np.ndarray) -> None:
+        """A picture (uint8 [H, W, 3]) on the node while it runs."""
+        preview.show(self._bar, step, self._steps, picture)

@@ -135,12 +135,29 @@ def fingerprint(model, clip, vae) -> str:
     )
 
 
-class HostDenoiser(NetworkDenoiser):
-    """One conditioning is the host's model conditions of one caption, {name: comfy.conds object}."""
+PRECISIONS = ("auto", "model's own", "bf16")
 
-    def __init__(self, model, config: AdapterConfig | None):
+
+def _autocast_dtype(model, precision: str) -> torch.dtype | None:
+    """bf16 where it is asked for, or where the host computes in half precision on a GPU that knows bf16: fp32
+    LoRA layers then do not slow the network down, and small gradients do not vanish as in fp16."""
+    if precision == "bf16":
+        return torch.bfloat16
+    half = model.model.get_dtype_inference() in (torch.float16, torch.bfloat16)
+    on_gpu = model.load_device.type == "cuda"
+    return (
+        torch.bfloat16 if precision == "auto" and half and on_gpu and torch.cuda.is_bf16_supported() else None
+    )
+
+
+class HostDenoiser(NetworkDenoiser):
+    """One conditioning is the host's model conditions of one caption, {name: comfy.conds object}. precision: one of
+    PRECISIONS."""
+
+    def __init__(self, model, config: AdapterConfig | None, precision: str = "auto"):
         base = model.model
         self.device = model.load_device
+        self._autocast = _autocast_dtype(model, precision)
         self._base = copy.copy(base)  # shallow: shares everything but what is replaced below
         self._base._modules = dict(base._modules)
         self._base.current_patcher = model
@@ -158,8 +175,19 @@ class HostDenoiser(NetworkDenoiser):
     def forward(self, x_t: Tensor, t: Tensor, conditioning: Sequence[dict[str, Any]]) -> Tensor:
         sigma = self._sigmas[t.cpu()].to(self.device)
         conds = comfy.samplers.cond_cat(list(conditioning))
-        with out_of_place():
+        autocast = torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None)
+        with out_of_place(), autocast:
             return self._base._apply_model(x_t, sigma, transformer_options=dict(_ATTENTION), **conds)
+
+    def free_memory(self) -> int:
+        """Bytes free on the device."""
+        return int(comfy.model_management.get_free_memory(self.device))
+
+    def rows_at_once(self, latent_shape: Sequence[int]) -> int:
+        """How many samples the network can look at in one call without gradient, by the host's own estimate and with
+        half of the free memory."""
+        one = self._base.memory_required([1, *latent_shape])
+        return max(1, int(self.free_memory() / 2 / max(1, one)))
 
     def weights(self) -> LoraWeights:
         """The LoRA by canonical keys."""
@@ -189,7 +217,9 @@ def _outside_inference(cond):
 
 
 @contextmanager
-def training_session(model, config: AdapterConfig | None, clip=None) -> Iterator[HostDenoiser]:
+def training_session(
+    model, config: AdapterConfig | None, clip=None, precision: str = "auto"
+) -> Iterator[HostDenoiser]:
     """Load MODEL (and CLIP, where tokens train), send every other model off the device, yield the Denoiser with
     autograd on, and leave nothing behind: neither gradients nor LoRA nor memory stay, whether training ends, fails
     or is interrupted."""
@@ -203,7 +233,7 @@ def training_session(model, config: AdapterConfig | None, clip=None) -> Iterator
     comfy.model_management.in_training = True  # the host's fused kernels (rope, int8) have no gradient
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            yield HostDenoiser(model, config)
+            yield HostDenoiser(model, config, precision)
     finally:
         comfy.model_management.in_training = was_training
         comfy.model_management.soft_empty_cache()

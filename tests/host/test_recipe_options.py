@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -89,6 +90,11 @@ DCO = {"objective__beta": 0.03}
         (DCO, {"dropout": 0.5}),
         (DCO, {"accumulation": 2}),
         (DCO, {"seed": 6}),
+        (DCO, {"optimizer": "adafactor"}),
+        (DCO, {"rate_schedule": "cosine"}),
+        (DCO, {"warmup": 3}),
+        (DCO, {"ema": 0.5}),
+        (DCO, {"precision": "bf16"}),
     ],
 )
 def test_an_option_changes_what_is_learned_and_nothing_else_does(host, baselines, common, change):
@@ -98,6 +104,29 @@ def test_an_option_changes_what_is_learned_and_nothing_else_does(host, baselines
     assert not same(plain, changed)
     assert all(tensor.isfinite().all() for tensor in changed.values())
     assert json.loads(header["dco.config"])["seed"] == change.get("seed", 5)
+
+
+def memory(report, what):
+    """The megabytes a report gives before some words."""
+    number, unit = re.search(rf"([\d.]+) (MB|GB)(?= {what})", report).groups()
+    return float(number) * (1000 if unit == "GB" else 1)
+
+
+def test_gradient_checkpointing_needs_less_memory_and_learns_the_same(host, sd15, photos):
+    kept, _, plain = run(host, "sd15", steps=4, gradient_checkpointing="off")
+    again, _, report = run(host, "sd15", steps=4, gradient_checkpointing="on")
+    assert memory(report, "of activations") < 0.5 * memory(plain, "of activations")
+    assert "with gradient checkpointing" in report
+    assert "with gradient checkpointing" not in plain
+    assert memory(plain, "of the whole process") > 0
+    for key, tensor in kept.items():
+        torch.testing.assert_close(again[key], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_looking_ahead_learns_the_same(host, baselines):
+    naive, ahead = run(host, **DCO, look_ahead=1)[0], run(host, **DCO, look_ahead=4)[0]
+    for key, tensor in naive.items():
+        torch.testing.assert_close(ahead[key], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_the_same_options_train_the_same_lora(host, baselines):
