@@ -30,18 +30,19 @@ def checkpoint_blocks(network: nn.Module) -> int:
     changes saved tensors in another way, because its gradients would be wrong without a word.
     """
     sound: set[type[nn.Module]] = set()
-    blocks = [block for block in _blocks(network) if not hasattr(block.forward, "checkpointed")]
-    for block in blocks:
+    found = [block for block in blocks(network) if not hasattr(block.forward, "checkpointed")]
+    for block in found:
         block.forward = _checkpointed(block, sound)
-    return len(blocks)
+    return len(found)
 
 
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The blocks of a network, as `checkpoint_blocks` sees them."""
     for child in module.children():
         if _is_block(child):
             yield child
         elif not _is_adapted(child):
-            yield from _blocks(child)
+            yield from blocks(child)
 
 
 def _is_block(module: nn.Module) -> bool:

@@ -20,9 +20,11 @@ from .adapters import AdapterConfig
 from .checkpoints import Checkpoints
 from .config import TrainingConfig
 from .errors import DCOError
+from .event_log import EventLog
 from .folder_training import FolderTraining, checkpoint_folder
 from .image_model import ImageModel
 from .reports import StepReport
+from .trainer import Training
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _HELP = {
@@ -74,6 +76,11 @@ def _parser() -> argparse.ArgumentParser:
         "--precision", choices=PRECISIONS, default="fp32", help="of the model's weights (diffusers)"
     )
     how.add_argument("--threads", type=int, default=None, help="CPU threads")
+    how.add_argument(
+        "--gradient-checkpointing", action="store_true", help="less memory, a third more time for a step"
+    )
+    how.add_argument("--compile", action="store_true", help="torch.compile: for a GPU, needs a compiler")
+    how.add_argument("--log-dir", type=Path, default=None, help="write a TensorBoard log into this folder")
     keep = train.add_argument_group("checkpoints, in FILE.safetensors.checkpoints")
     keep.add_argument(
         "--checkpoint-every", type=int, default=100, metavar="K", help="steps; 0: only at the end"
@@ -122,16 +129,34 @@ def _train(values: dict[str, Any]) -> int:
     )
     model = load_model(values["model"], values["device"], values["precision"])
     run = FolderTraining(
-        model, values["data"], output, config, adapter, checkpoints, values["resolution"], values["square"]
-    )
+        model, values["data"], output, config, adapter, checkpoints, values["resolution"], values["square"],
+        values["compile"], values["gradient_checkpointing"],
+    )  # fmt: skip
     for note in run.notes:
         print(note)
     print(f"beta {run.training.config.beta:g}" if config.objective == "dco" else config.objective, flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what systems send before they kill
-    run.training.run(_Progress(run.training.step))
+    _run(run.training, values["log_dir"])
     run.save()
     print(f"Saved {output} after {run.training.step} steps.")
     return 0
+
+
+def _run(training: Training, log_folder: Path | None) -> None:
+    progress = _Progress(training.step)
+    if log_folder is None:
+        training.run(progress)
+        return
+    log = EventLog(log_folder, training)
+
+    def on_step(report: StepReport) -> None:
+        log(report)
+        progress(report)
+
+    try:
+        training.run(on_step)
+    finally:
+        log.close()
 
 
 def _fields_of(config: type, values: dict[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,12 @@ class NetworkDenoiser(ABC):
         """Switch gradient checkpointing on, for the network's blocks; how many there are."""
         return checkpoint_blocks(self.network)
 
+    def compile_blocks(self) -> int:
+        """torch.compile the network's blocks, before they are checkpointed; how many there are."""
+        from .compiling import compile_blocks  # torch's compiler takes seconds to import
+
+        return compile_blocks(self.network)
+
     def trainable(self) -> dict[str, nn.Parameter]:
         return self._trainable
 

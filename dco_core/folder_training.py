@@ -17,6 +17,7 @@ from .errors import DCOError
 from .examples import Example
 from .image_model import ImageModel
 from .lora import LoraWeights, write_lora
+from .memory import estimate
 from .trained_header import TrainedHeader
 from .trainer import Training
 
@@ -27,8 +28,8 @@ class FolderTraining:
     """A Training on a folder's pictures, encoded once, with the file it is to become.
 
     resolution: in pixels, None for the model's own. square: a centred square of each picture instead of
-    aspect-ratio buckets. notes: what to tell the user before the run. Raises DCOError for what cannot be trained,
-    before anything is written.
+    aspect-ratio buckets. compiled, gradient_checkpointing: of the network's blocks. notes: what to tell the user
+    before the run. Raises DCOError for what cannot be trained, before anything is written.
     """
 
     def __init__(
@@ -41,6 +42,8 @@ class FolderTraining:
         checkpoints: Checkpoints | None = None,
         resolution: int | None = None,
         square: bool = False,
+        compiled: bool = False,
+        gradient_checkpointing: bool = False,
     ):
         if config.objective in _NEED_GENERATION:
             raise DCOError(
@@ -57,11 +60,18 @@ class FolderTraining:
         pictures = load_folder(data, require_captions=True)
         self._captions = [picture.caption for picture in pictures]
         fitted = [self._fit(picture) for picture in pictures]
-        content = content_key(model.content(), adapter, fitted, self._captions, [p.repeats for p in pictures])
+        content = content_key(
+            model.content(), adapter, fitted, self._captions, [p.repeats for p in pictures], compiled
+        )
         examples = self._examples(pictures, fitted, config)
         model.offload_encoders()
+        denoiser = model.denoiser(adapter)
+        if compiled:
+            denoiser.compile_blocks()
+        if gradient_checkpointing:
+            denoiser.checkpoint_blocks()
         self.training = Training(
-            model.denoiser(adapter),
+            denoiser,
             examples,
             config,
             checkpoints=checkpoints,
@@ -69,7 +79,7 @@ class FolderTraining:
             watch_speed=True,
         )
         self.notes = [
-            f"{len(pictures)} pictures, {self._resolution} px.",
+            f"{len(pictures)} pictures, {self._resolution} px. A step needs {estimate(denoiser, examples, config)}.",
             report(check_captions(self._captions, kind="auto"), self._captions),
             *self.training.notes,
         ]

@@ -13,6 +13,7 @@ from ..dco_core.adapters import AdapterConfig
 from ..dco_core.checkpoints import Checkpoints
 from ..dco_core.config import TrainingConfig
 from ..dco_core.content import content_key
+from ..dco_core.event_log import EventLog
 from ..dco_core.lora import LoraWeights, from_tensors
 from ..dco_core.memory import PeakMemory, estimate, megabytes
 from ..dco_core.plot import loss_plot
@@ -79,6 +80,8 @@ class DCOLoRATrainer(io.ComfyNode):
             memory = PeakMemory(denoiser.device)
             encoder = learned_tokens.TrainingTextEncoder(clip, words.tokens) if words.tokens else None
             examples = training_data.examples(model, denoiser, encoded, encoder)
+            if values["compile"]:
+                denoiser.compile_blocks()
             needed = _make_room(denoiser, examples, config, values["gradient_checkpointing"])
             show_text(cls.hidden.unique_id, needed)
             run = Training(
@@ -94,7 +97,11 @@ class DCOLoRATrainer(io.ComfyNode):
                     weights = LoraWeights(denoiser.weights().layers, carried)
                     return trained_lora.finished(target, weights, words.tokens, words.initializers, run.step)
 
+            log = _event_log(run, path, values)
+
             def on_step(report: StepReport) -> None:
+                if log is not None:
+                    log(report)
                 progress.on_step(report)
                 previews.on_step(report)
 
@@ -107,6 +114,9 @@ class DCOLoRATrainer(io.ComfyNode):
                 if run.learned:  # nothing that was learned is lost: cancel and errors save it too
                     trained_lora.save(target, lora_so_far(), words.tokens)
                 raise
+            finally:
+                if log is not None:
+                    log.close()
             lora = lora_so_far()
             used = f"{needed} Peak: {memory}."
         saved = trained_lora.save(target, lora, words.tokens)
@@ -130,6 +140,11 @@ def _make_room(denoiser, examples, config: TrainingConfig, checkpointing: str) -
     return f"Memory of a step: {needed}; {megabytes(free)} are free."
 
 
+def _event_log(run: Training, path: Path, values: Mapping[str, Any]) -> EventLog | None:
+    folder = files.log_folder(values["filename_prefix"]) / path.stem
+    return EventLog(folder, run) if values["tensorboard"] else None
+
+
 def _checkpoints(values: Mapping[str, Any]) -> Checkpoints | None:
     if not values["resume"]:
         return None
@@ -142,7 +157,7 @@ def _content(
     adapter: AdapterConfig | None,
 ) -> str:  # fmt: skip
     """What a run is made of, beside its configuration and start."""
-    names = ("resolution", "crop", "size_conditioning", "gradient_checkpointing", "precision")
+    names = ("resolution", "crop", "size_conditioning", "gradient_checkpointing", "precision", "compile")
     settings = {name: values[name] for name in names}
     choices = (
         (adapter.layers, adapter.name_filter, adapter.dropout, adapter.effective_alpha) if adapter else None

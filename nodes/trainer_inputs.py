@@ -452,6 +452,21 @@ def inputs() -> list[Any]:
             tooltip="What to preview, one prompt a line, such as: a photo of a <dog> on the beach. Empty: the first "
             "caption.",
         ),
+        io.Boolean.Input(
+            "compile",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="torch.compile the network's blocks: faster steps on a GPU, after a first one that takes minutes. "
+            "Needs a compiler on your machine.",
+        ),
+        io.Boolean.Input(
+            "tensorboard",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="Write the curves to output/dco_logs for TensorBoard. Needs the package tensorboard.",
+        ),
     ]
 
 

@@ -75,5 +75,14 @@ def dataset_folder(name: str) -> Path:
 def checkpoint_folder(prefix: str) -> Path:
     """Where the runs of a filename_prefix keep their checkpoints: a folder of `dco_checkpoints` in the output
     folder, which can be deleted at any time."""
+    return _folder_of_runs("dco_checkpoints", prefix)
+
+
+def log_folder(prefix: str) -> Path:
+    """Where the runs of a filename_prefix write their TensorBoard logs: a folder of `dco_logs` in the output folder."""
+    return _folder_of_runs("dco_logs", prefix)
+
+
+def _folder_of_runs(kind: str, prefix: str) -> Path:
     name = re.sub(r"[^\w-]+", "_", prefix).strip("_") or "run"
-    return Path(folder_paths.get_output_directory()).resolve() / "dco_checkpoints" / name
+    return Path(folder_paths.get_output_directory()).resolve() / kind / name

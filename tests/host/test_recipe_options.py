@@ -7,9 +7,10 @@ import re
 
 import pytest
 import torch
-from host_graph import Graph, saved_file
+from host_graph import Graph, facts, saved_file
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 PRIOR = {
     "objective": "DreamBooth + prior preservation",
@@ -121,6 +122,28 @@ def test_gradient_checkpointing_needs_less_memory_and_learns_the_same(host, sd15
     assert memory(plain, "of the whole process") > 0
     for key, tensor in kept.items():
         torch.testing.assert_close(again[key], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_compiled_blocks_learn_the_same(host, baselines):
+    """With dynamo's eager backend: what a compiler makes of it is torch's, and takes minutes."""
+    g = Graph()
+    base = g.toy()
+    model = [g.add("DCOTestCompileEagerly", model=base["model"]), 0]
+    trainer = g.toy_trainer(base | {"model": model}, compile=True, steps=3, seed=5)
+    count = g.add("DCOTestCompiledGraphs", after=[trainer, 0])
+    outputs = host.client.run(g.prompt)
+    assert facts(outputs, count) > 10
+    compiled = load_file(host.base_dir / "output" / saved_file(outputs, trainer))
+    for key, tensor in baselines(**DCO)[0].items():
+        torch.testing.assert_close(compiled[key], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_the_curves_are_written_for_tensorboard(host):
+    run(host, **DCO, steps=5, tensorboard=True, filename_prefix="loras/logged")
+    (folder,) = (host.base_dir / "output" / "dco_logs" / "loras_logged").iterdir()
+    log = EventAccumulator(str(folder))
+    log.Reload()
+    assert [event.step for event in log.Scalars("train/loss")] == [1, 2, 3, 4, 5]
 
 
 def test_looking_ahead_learns_the_same(host, baselines):

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import importlib
 import json
 import sys
 
@@ -469,11 +470,35 @@ class VisionLanguage:
         return f'Sure! Here is a caption:\n"{seen}"'
 
 
+class CompileEagerly:
+    """From here on torch.compile only traces: compiling would take minutes."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
+
+    def run(self, model):
+        compiling = importlib.import_module(".compiling", pack("dco_core").__name__)
+        compiling.compile_blocks.__defaults__ = ("eager",)
+        return (model,)
+
+
+class CompiledGraphs:
+    """How many graphs torch.compile has traced."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"after": ("*",)}})
+    RETURN_TYPES, FUNCTION, OUTPUT_NODE, CATEGORY = (), "run", True, "test"
+
+    def run(self, after):
+        from torch._dynamo.utils import counters
+
+        return {"ui": {"text": [json.dumps(counters["stats"]["unique_graphs"])]}}
+
+
 NODE_CLASS_MAPPINGS = {
     f"DCOTest{cls.__name__}": cls
     for cls in (
         Modules, WeightHash, OracleSampler, CompareLatents, TwoCalls, IndexingPatch, BrokenImage,
         HeldOutLoss, RefusesQuantised, SecondModel, BrokenClip, ClipHash, TokenGradient, ShowDataset,
-        Posterior, Counting, Counts, Offload, VisionLanguage,
+        Posterior, Counting, Counts, Offload, VisionLanguage, CompileEagerly, CompiledGraphs,
     )
 }  # fmt: skip
