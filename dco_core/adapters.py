@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import DCOError
+from .library_import import import_peft
 from .lora import LoraLayer
-from .peft_import import import_peft
 
 ADAPTER = "dco"
 
