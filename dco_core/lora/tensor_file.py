@@ -121,6 +121,7 @@ class TensorWriter:
         self._entries[name] = _entry(like, self._end)
         self._end += like.nbytes
         self._reserved.add(name)
+        self._file.seek(8 + self._room + self._end)
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Append a tensor, or put it into its reserved place. Narrow types go after wide ones: readers need aligned

@@ -6,8 +6,8 @@ With A = dW_a, B = dW_b (scaled by their weights):
     overlap          |U_a^T U_b|^2 / min(r_a, r_b), U an orthonormal basis           arXiv 2106.09685, Eq. 4
                      of the output space, and V of the input space: 0 apart, 1 one in the other
     norm ratio       |A| / |B|
-    cross-talk       share of both that reads the same inputs and writes the same    |A B^T| |A^T B| over
-                     outputs: 0 none, 1 the same                                     sqrt(|A A^T| |B B^T| |A^T A| |B^T B|)
+    cross-talk       |A B^T| |A^T B| / (|A A^T| |B B^T|): how much of both reads the same inputs and writes the same
+                     outputs; 0 none, 1 all (Cauchy-Schwarz on both sides)
 
 Cosines do not predict whether a merge looks right: the paper finds the same ones for DCO and for DreamBooth, whose
 merges differ (Fig. 10).
@@ -61,7 +61,7 @@ def fit(a: LoraLayer, b: LoraLayer, weights: tuple[float, float] = (1.0, 1.0)) -
         columns=len(cosines),
         overlap_out=_overlap((g_aa, h_aa), (g_bb, h_bb), g_ab),
         overlap_in=_overlap((h_aa, g_aa), (h_bb, g_bb), h_ab),
-        cross_talk=math.sqrt(max(0.0, ab) / own) if own > 0 else 0.0,
+        cross_talk=math.sqrt(max(0.0, ab / own)) if own > 0 else 0.0,
         inner=inner,
         norm_a=math.sqrt(max(0.0, aa)),
         norm_b=math.sqrt(max(0.0, bb)),
@@ -140,14 +140,17 @@ class Compatibility:
             return "One of them is 0 in all shared layers: the sum there is the other one."
         cosine = total.inner / (total.norm_a * total.norm_b)
         ratio = total.norm_a / total.norm_b
-        if cosine > 0.5:
-            grown = math.sqrt(1 + 2 * cosine * ratio / (1 + ratio**2))
-            return (
-                f"They point the same way (cosine {cosine:.2f}): what they share adds up, the sum is {grown:.2f} times as "
-                "large as that of two unrelated LoRAs of these norms, so consider smaller weights."
+        if abs(cosine) > 0.5:
+            grown = math.sqrt(max(0.0, 1 + 2 * cosine * ratio / (1 + ratio**2)))
+            way, effect, more = (
+                ("the same way", "adds up", "smaller")
+                if cosine > 0
+                else ("opposite ways", "cancels", "other")
             )
-        if cosine < -0.5:
-            return f"They point opposite ways (cosine {cosine:.2f}): in the sum they cancel in large part."
+            return (
+                f"They point {way} (cosine {cosine:.2f}): what they share {effect}, the sum is {grown:.2f} times as "
+                f"large as that of two unrelated LoRAs of these norms, so consider {more} weights."
+            )
         if not 1 / 3 <= ratio <= 3:
             strong, weak, times = ("first", "second", ratio) if ratio > 1 else ("second", "first", 1 / ratio)
             return (
@@ -157,12 +160,12 @@ class Compatibility:
         if total.cross_talk > 0.2:
             worst = max(self.by_block().items(), key=lambda item: item[1].cross_talk)[0]
             return (
-                f"They read and write the same directions in part (cross-talk {total.cross_talk:.2f}, most in {worst}): "
+                f"They meet in part of their directions (cross-talk {total.cross_talk:.2f}, most in {worst}); "
                 "there each changes what the other does; look at the picture, and try less weight on that block."
             )
         return (
-            f"Little of them meets (cosine {cosine:.2f}, cross-talk {total.cross_talk:.2f}): in weight space they add up "
-            "like unrelated changes. Whether the picture is right, these numbers cannot tell (paper, Fig. 10)."
+            f"Little of them meets (cosine {cosine:.2f}, cross-talk {total.cross_talk:.2f}): in weight space they add "
+            "up like unrelated changes. Whether the picture is right, these numbers cannot tell (paper, Fig. 10)."
         )
 
     def table(self) -> str:
@@ -170,7 +173,7 @@ class Compatibility:
         rows = {block: _cells(layer) for block, layer in self.by_block().items()}
         rows["in total"] = _cells(self.total())
         kinds = {kind: {"column cosine": f"{value:+.3f}"} for kind, value in self.by_kind().items()}
-        counts = f"{len(self.shared)} layers in both, {self.only_a} only in the first, {self.only_b} only in the second."
+        counts = f"{len(self.shared)} layers in both, {self.only_a} in the first alone, {self.only_b} in the second alone."
         parts = [counts, as_table(rows), as_table(kinds)] if self.shared else [counts]
         return "\n\n".join([*parts, self.advice()])
 

@@ -49,15 +49,10 @@ def factors(layer: LoraLayer) -> tuple[Tensor, Tensor]:
     return layer.scale * layer.up.flatten(1).double(), layer.down.flatten(1).double().T
 
 
-def inner(a: LoraLayer, b: LoraLayer) -> float:
-    """<dW_a, dW_b> (Frobenius), from r x r Gram matrices: tr(down_b down_a^T up_a^T up_b)."""
-    (up_a, down_a), (up_b, down_b) = factors(a), factors(b)
-    return float((gram(up_a, up_b) * gram(down_a, down_b)).sum())
-
-
 def norm(layer: LoraLayer) -> float:
-    """|dW| (Frobenius)."""
-    return math.sqrt(max(0.0, inner(layer, layer)))
+    """|dW| (Frobenius), from the Gram matrices of the factors."""
+    up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
+    return abs(layer.scale) * math.sqrt(max(0.0, float(((up.T @ up) * (down @ down.T)).sum())))
 
 
 def rounding_error(layer: LoraLayer, rounded: LoraLayer) -> float:

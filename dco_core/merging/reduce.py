@@ -58,9 +58,10 @@ def reduce_layer(
     Raises DCOError for values beyond the range of dtype, and where rounding alone misses max_error."""
     if size.exact:
         made = layer if dtype is None else rounded(key, layer, dtype)
-        error = 0.0 if made is layer else rounding_error(layer, made)
+        same = made.up is layer.up and made.down is layer.down
         if report is not None:
-            report.note(key, error, norm(layer), layer.rank, layer.rank)
+            error, whole = (0.0, 0.0) if same else (rounding_error(layer, made), norm(layer))
+            report.note(key, error, whole, layer.rank, layer.rank)
         return made
     svd = small_svd(layer)
     whole, kernel = float(svd.s.double().norm()), tuple(layer.down.shape[1:])
