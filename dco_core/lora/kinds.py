@@ -184,8 +184,14 @@ def _lokr(parts: Parts, alpha: AlphaOf) -> LoraLayer:
     rank = rank2 or rank1
     scale = _scale(alpha, rank) if rank else 1.0
     width, kernel = d2.shape[1], d2.shape[2:]
-    down = torch.kron(d1.flatten(1), d2.flatten(1))
-    return _pair(torch.kron(u1, u2), down.reshape(down.shape[0], d1.shape[1] * width, *kernel), scale)
+    down = _kron(d1.flatten(1), d2.flatten(1))
+    return _pair(_kron(u1, u2), down.reshape(down.shape[0], d1.shape[1] * width, *kernel), scale)
+
+
+def _kron(a: Tensor, b: Tensor) -> Tensor:
+    # torch.kron (2.13) fails on columns that are transposed rows
+    product = a[:, None, :, None] * b[None, :, None, :]
+    return product.reshape(a.shape[0] * b.shape[0], a.shape[1] * b.shape[1])
 
 
 def _half_of_kron(parts: Parts, name: str, core: str) -> tuple[tuple[Tensor, Tensor], int | None]:
