@@ -173,7 +173,7 @@ class Compatibility:
         rows = {block: _cells(layer) for block, layer in self.by_block().items()}
         rows["in total"] = _cells(self.total())
         kinds = {kind: {"column cosine": f"{value:+.3f}"} for kind, value in self.by_kind().items()}
-        counts = f"{len(self.shared)} layers in both, {self.only_a} in the first alone, {self.only_b} in the second alone."
+        counts = f"{len(self.shared)} layers in both, {self.only_a} only in the first, {self.only_b} only in the other."
         parts = [counts, as_table(rows), as_table(kinds)] if self.shared else [counts]
         return "\n\n".join([*parts, self.advice()])
 

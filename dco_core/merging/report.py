@@ -41,6 +41,12 @@ class ErrorReport:
             return "No layers."
         before = max(b for *_, b, _ in self.layers.values())
         ranks = self.ranks()
+        if not any(error for error, *_ in self.layers.values()):
+            return (
+                f"Exact; rank {ranks[0]} to {ranks[-1]}."
+                if ranks[0] < ranks[-1]
+                else f"Exact; rank {ranks[0]}."
+            )
         lines = [
             f"|error| / |dW| {_shown(self.total)} in total; ranks {ranks[0]} to {ranks[-1]}, before up to {before}."
         ]

@@ -43,14 +43,14 @@ def lycoris_file(path, arguments):
     """Saves a network of LyCORIS; {canonical key: dW} by what its modules add to an input."""
     unet = tiny_sdxl_unet()
     lycoris.LycorisNetwork.apply_preset(
-        {"target_module": [], "target_name": [r".*(attn1\.to_q|ff\.net\.2|resnets\.0\.conv1|downsamplers.*conv)$"],
+        {"target_module": [], "target_name": [r"down_blocks\.1.*(attn1\.to_q|ff\.net\.2|resnets\.0\.conv1|downsamplers.*conv)$"],
          "use_fnmatch": False, "enable_conv": True}
     )  # fmt: skip
     defaults = {"linear_dim": 2, "linear_alpha": 3.0}
     network = lycoris.create_lycoris(unet, 1.0, **(defaults | arguments))
     before = {n: m.weight.detach().clone() for n, m in modules_of(unet).items()}
     network.apply_to()
-    assert len(network.loras) > 8
+    assert len(network.loras) > 3
     randomised(p for p in network.parameters() if p.requires_grad)
     network.save_weights(path, torch.float32, {})
     names = {module: name for name, module in unet.named_modules()}
