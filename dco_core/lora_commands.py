@@ -21,7 +21,6 @@ from .lora.state_dict import DTYPES
 from .lora.tensor_file import TensorFile
 from .merging import (
     PRESETS,
-    BlockWeights,
     Dare,
     ErrorReport,
     Exact,
@@ -30,12 +29,11 @@ from .merging import (
     Size,
     Ties,
     block_of,
+    blocks_for,
     compare,
     compatibility_plot,
     merge_with,
-    parse_blocks,
     reduce,
-    unused_rules,
 )
 from .merging.blocks import block_order
 from .merging.low_rank import norm
@@ -153,7 +151,7 @@ def _merge(values: Mapping[str, Any]) -> int:
     if not any(weights):
         raise DCOError("All weights are 0: the sum would be empty. Give at least one LoRA a weight.")
     loras = [open_lora(path) for path, _ in inputs]
-    blocks = checked_blocks(values["blocks"], loras)
+    blocks = blocks_for(values["blocks"], loras)
     report = ErrorReport()
     dtype = DTYPES[values["dtype"]]
     merged = merge_with(
@@ -164,17 +162,6 @@ def _merge(values: Mapping[str, Any]) -> int:
     print(f"Merged {shown} ({method.name}): {len(merged.layers)} layers. Saved {output}.")
     print(report.text())
     return 0
-
-
-def checked_blocks(text: str, loras: list[LoraWeights]) -> BlockWeights | None:
-    """The rules; None without any. DCOError for one that fits no layer."""
-    blocks = parse_blocks(text, len(loras))
-    unused = unused_rules(blocks, [key for lora in loras for key in lora.layers])
-    named = [name for name in unused if not any(name == n for rules in PRESETS.values() for n, _ in rules)]
-    if named:
-        known = sorted({block_of(key) for lora in loras for key in lora.layers}, key=block_order)
-        raise DCOError(f'block weights: "{named[0]}" fits no layer; the blocks are {", ".join(known)}.')
-    return blocks if blocks.rules else None
 
 
 def _resize(values: Mapping[str, Any]) -> int:

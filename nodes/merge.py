@@ -14,12 +14,12 @@ from ..dco_core.errors import DCOError
 from ..dco_core.lora import LazyLayers, LoraLayer, LoraWeights, from_tensors, to_tensors, write_lora
 from ..dco_core.lora.arithmetic import rank_header
 from ..dco_core.lora.state_dict import DTYPES
-from ..dco_core.lora_commands import checked_blocks
 from ..dco_core.merging import (
     ErrorReport,
     Method,
     ZipLora,
     ZipSettings,
+    blocks_for,
     compare,
     compatibility_plot,
     merge_with,
@@ -55,7 +55,7 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
         inputs = [from_tensors(lora, name) for name, lora in loras.items() if lora is not None]
         factors = merge_inputs.parse_weights(weights, len(inputs))
         path = files.new_lora_path(filename_prefix) if filename_prefix.strip() else None
-        blocks = checked_blocks(block_weights, inputs)
+        blocks = blocks_for(block_weights, inputs)
         wanted, chosen = merge_inputs.parse_size(size), merge_inputs.parse_method(method)
         dtype, said = DTYPES[save_dtype], []
         if chosen is None:

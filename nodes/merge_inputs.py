@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ def parse_weights(text: str, count: int) -> list[float]:
         raise DCOError(
             f'weights "{text}" are not numbers: write one per LoRA, separated by commas, like "1, 0.8".'
         ) from None
+    if not all(map(math.isfinite, weights)):
+        raise DCOError(f'weights "{text}" are not all finite: write numbers such as "1, 0.8".')
     if weights and not any(weights):
         raise DCOError(
             f'weights "{text}" are all 0: the sum would be empty. Give at least one LoRA a weight.'

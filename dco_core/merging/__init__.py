@@ -1,6 +1,6 @@
 """Merging beyond the plain sum (lora/arithmetic.py): smaller files, weights by block, compatibility, other methods."""
 
-from .blocks import PRESETS, BlockWeights, block_of, kind_of_layer, parse_blocks, unused_rules
+from .blocks import PRESETS, BlockWeights, block_of, blocks_for, kind_of_layer, parse_blocks
 from .compatibility import Compatibility, compare
 from .compatibility_plot import compatibility_plot
 from .methods import Dare, Exact, Method, NPLora, Ties, ZipLora, merge_with
@@ -23,6 +23,7 @@ __all__ = [
     "ZipResult",
     "ZipSettings",
     "block_of",
+    "blocks_for",
     "compare",
     "compatibility_plot",
     "kind_of_layer",
@@ -30,5 +31,4 @@ __all__ = [
     "optimise",
     "parse_blocks",
     "reduce",
-    "unused_rules",
 ]

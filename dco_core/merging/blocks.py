@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import DCOError
+from ..lora import LoraWeights
 from ..lora.keys import UNET, diffusers_to_ldm
 
 GROUPS = ("down", "middle", "up", "text")
@@ -19,12 +20,13 @@ PRESETS = {
     "no text encoder": (("text", 0.0),),
     "attention only": (("*", 0.0), ("*_attn*", 1.0)),
     "cross-attention only": (("*", 0.0), ("*_attn2_*", 1.0)),
-    "down and middle": (("*", 0.0), ("down", 1.0), ("middle", 1.0)),
-    "up": (("*", 0.0), ("up", 1.0)),
+    "only down and middle": (("*", 0.0), ("down", 1.0), ("middle", 1.0)),
+    "only up": (("*", 0.0), ("up", 1.0)),
     "content (SDXL)": (("*", 0.0), ("up 0", 1.0)),
     "style (SDXL)": (("*", 0.0), ("up 1", 1.0)),
 }
 _LDM = re.compile(r"(input|output)_blocks_(\d+)_|(middle)_block_")
+_PLAIN = re.compile(r"(down|up|mid|middle)(?:_?blocks?)?_?(\d*)_")
 _NUMBERED = re.compile(r"([a-z]+(?:_[a-z]+)*?)_(\d+)_")
 _KINDS = (
     (re.compile(r"attn[12]_to_(?:q|k|v|out)"), None),
@@ -46,11 +48,11 @@ def block_of(key: str) -> str:
     match = _LDM.match(name)
     if match:
         return "middle" if match[3] else f"{'down' if match[1] == 'input' else 'up'} {match[2]}"
+    match = _PLAIN.match(name)
+    if match:
+        return f"{'middle' if match[1] == 'mid' else match[1]} {match[2]}".strip()
     match = _NUMBERED.search(name)
-    if match is None:
-        return "other"
-    kind = {"down_blocks": "down", "up_blocks": "up", "mid_blocks": "middle"}.get(match[1], match[1])
-    return f"{kind} {match[2]}"
+    return f"{match[1]} {match[2]}" if match else "other"
 
 
 def group_of(key: str) -> str:
@@ -77,9 +79,10 @@ def block_order(block: str) -> tuple[int, str, int]:
 @dataclass(frozen=True)
 class BlockWeights:
     """Factors for layers of single LoRAs: (which LoRA or None for all, name, factor); the last rule that fits wins,
-    none is 1."""
+    none is 1. written: names of the rules that are no part of a preset."""
 
     rules: tuple[tuple[int | None, str, float], ...] = ()
+    written: tuple[str, ...] = ()
 
     def __call__(self, lora: int, key: str) -> float:
         for which, name, factor in reversed(self.rules):
@@ -106,6 +109,7 @@ def parse_blocks(text: str, count: int) -> BlockWeights:
 
     count: how many LoRAs there are. Raises DCOError for a line that is no rule."""
     rules: list[tuple[int | None, str, float]] = []
+    written: list[str] = []
     for line in filter(None, (part.strip() for part in re.split(r"[;\n]", text))):
         match = re.fullmatch(r"(?:(\d+)\s*:\s*)?(.+?)(?:\s*=\s*(\S+))?", line)
         number, name, value = match.groups() if match else (None, "", None)
@@ -120,7 +124,8 @@ def parse_blocks(text: str, count: int) -> BlockWeights:
             rules += [(which, rule, factor) for rule, factor in PRESETS[name]]
             continue
         rules.append((which, name, _number(line, value)))
-    return BlockWeights(tuple(rules))
+        written.append(name)
+    return BlockWeights(tuple(rules), tuple(written))
 
 
 def _number(line: str, value: str) -> float:
@@ -133,6 +138,13 @@ def _number(line: str, value: str) -> float:
     return number
 
 
-def unused_rules(weights: BlockWeights, keys: Sequence[str]) -> list[str]:
-    """Names of rules that fit no layer: most likely misspelled."""
-    return [name for _, name, _ in weights.rules if not any(fits(name, key) for key in keys)]
+def blocks_for(text: str, loras: Sequence[LoraWeights]) -> BlockWeights | None:
+    """parse_blocks for these LoRAs; None without any rule. DCOError for a written rule that fits no layer: most likely
+    it is misspelled."""
+    weights = parse_blocks(text, len(loras))
+    keys = [key for lora in loras for key in lora.layers]
+    for name in weights.written:
+        if not any(fits(name, key) for key in keys):
+            known = sorted({block_of(key) for key in keys}, key=block_order)
+            raise DCOError(f'block weights: "{name}" fits no layer; the blocks are {", ".join(known)}.')
+    return weights if weights.rules else None

@@ -107,11 +107,13 @@ def _root(g: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Compatibility:
-    """Two LoRAs, layer by layer. shared: layers that both change; only_a, only_b: how many only one of them does."""
+    """Two LoRAs, layer by layer. shared: layers that both change; only_a, only_b: how many only one of them does;
+    skipped: how many were of too high a rank."""
 
     shared: Mapping[str, LayerFit]
     only_a: int
     only_b: int
+    skipped: int = 0
 
     def by_kind(self) -> dict[str, float]:
         """Mean column cosine for each kind of layer (the paper's Fig. 10)."""
@@ -174,6 +176,7 @@ class Compatibility:
         rows["in total"] = _cells(self.total())
         kinds = {kind: {"column cosine": f"{value:+.3f}"} for kind, value in self.by_kind().items()}
         counts = f"{len(self.shared)} layers in both, {self.only_a} only in the first, {self.only_b} only in the other."
+        counts += f" {self.skipped} more have a high rank and were not compared." if self.skipped else ""
         parts = [counts, as_table(rows), as_table(kinds)] if self.shared else [counts]
         return "\n\n".join([*parts, self.advice()])
 
@@ -213,14 +216,21 @@ def _together(fits: list[LayerFit]) -> LayerFit:
     )
 
 
-def compare(a: LoraWeights, b: LoraWeights, weights: tuple[float, float] = (1.0, 1.0)) -> Compatibility:
-    """Two LoRAs with their weights, layer by layer. Raises DCOError if a module has different shapes in them."""
+def compare(
+    a: LoraWeights, b: LoraWeights, weights: tuple[float, float] = (1.0, 1.0), max_rank: int = 256
+) -> Compatibility:
+    """Two LoRAs with their weights, layer by layer. Layers of a rank above max_rank (LoKr and LoHa as pairs) are left
+    out: their r x r matrices would be as large as dW. Raises DCOError if a module has different shapes in them."""
     names = canonical_keys([*a.layers, *b.layers])
     own_a, own_b = ({names[key]: key for key in lora.layers} for lora in (a, b))
-    shared = {}
+    shared, skipped = {}, 0
     for key in own_a:
         if key in own_b:
             pair = a.layers[own_a[key]], b.layers[own_b[key]]
             same_shape(key, pair)
-            shared[key] = fit(*pair, weights)
-    return Compatibility(shared, len(own_a) - len(shared), len(own_b) - len(shared))
+            if max(layer.rank for layer in pair) > max_rank:
+                skipped += 1
+            else:
+                shared[key] = fit(*pair, weights)
+    both = len(shared) + skipped
+    return Compatibility(shared, len(own_a) - both, len(own_b) - both, skipped)

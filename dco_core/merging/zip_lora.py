@@ -160,9 +160,11 @@ def _hook(mode: _Mode, parts: Sequence[tuple[LoraLayer | None, float]], mergers:
 
     def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
         x = args[0]
-        if not moved:
+        if not moved:  # cloned: a host may hand over tensors of its inference mode
             moved.extend(
-                None if layer is None else (layer.down.to(x), layer.up.to(x), weight * layer.scale)
+                None
+                if layer is None
+                else (layer.down.clone().to(x), layer.up.clone().to(x), weight * layer.scale)
                 for layer, weight in parts
             )
         for i, own in enumerate((_CONTENT, _STYLE)):

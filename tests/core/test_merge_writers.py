@@ -42,10 +42,10 @@ def by_key(deltas):
 def lycoris_file(path, arguments):
     """Saves a network of LyCORIS; {canonical key: dW} by what its modules add to an input."""
     unet = tiny_sdxl_unet()
+    names = r"down_blocks\.1.*(attn1\.to_q|ff\.net\.2|resnets\.0\.conv1|downsamplers.*conv)$"
     lycoris.LycorisNetwork.apply_preset(
-        {"target_module": [], "target_name": [r"down_blocks\.1.*(attn1\.to_q|ff\.net\.2|resnets\.0\.conv1|downsamplers.*conv)$"],
-         "use_fnmatch": False, "enable_conv": True}
-    )  # fmt: skip
+        {"target_module": [], "target_name": [names], "use_fnmatch": False, "enable_conv": True}
+    )
     defaults = {"linear_dim": 2, "linear_alpha": 3.0}
     network = lycoris.create_lycoris(unet, 1.0, **(defaults | arguments))
     before = {n: m.weight.detach().clone() for n, m in modules_of(unet).items()}
