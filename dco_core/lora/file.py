@@ -34,7 +34,7 @@ def read_lora(path: str | os.PathLike[str]) -> LoraWeights:
 def read_tensors(path: str | os.PathLike[str]) -> LoraTensors:
     """The tensors of a safetensors file as they are, memory-mapped, with its header. Raises DCOError as read_lora."""
     path = Path(path)
-    metadata = read_header(path).get("__metadata__", {})
+    metadata = read_header(path).get("__metadata__") or {}
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return LoraTensors({key: file.get_tensor(key) for key in file.keys()}, metadata)

@@ -36,7 +36,7 @@ class TensorFile(Mapping[str, Tensor]):
         """Raises DCOError for a file that is missing, damaged or no safetensors."""
         self.path = path
         header = read_header(path)
-        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         self._entries: dict[str, dict[str, Any]] = header
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
