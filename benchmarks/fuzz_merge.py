@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import functools
 import io
 import json
 import os
@@ -35,6 +36,7 @@ CONV = "lora_unet_output_blocks_2_2_conv"
 TEXT = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
 
 
+@functools.cache
 def seeds() -> dict[str, bytes]:
     """Sound files of all kinds, which the mutations start from."""
     generator = torch.Generator().manual_seed(0)

@@ -26,7 +26,7 @@ def factorised(key: str, delta: Tensor, size: Size, report: ErrorReport, before:
     while True:
         svd = _randomised_svd(flat, guess)
         rank = len(svd.s)
-        error = _missing(whole, svd.s)
+        error = _missing(flat, svd, rank)
         if size.max_error is None or error <= size.max_error * whole or guess >= wanted:
             break
         guess = min(wanted, 2 * guess)
@@ -36,13 +36,13 @@ def factorised(key: str, delta: Tensor, size: Size, report: ErrorReport, before:
         found = float(svd.s.double().norm())
         rank = min(rank, rank_by_energy(svd.s, allowed / found) if found else 1)
     made = from_svd(svd, rank, kernel)
-    report.note(key, _missing(whole, svd.s[:rank]), whole, before, rank)
+    report.note(key, _missing(flat, svd, rank), whole, before, rank)
     return made
 
 
-def _missing(whole: float, s: Tensor) -> float:
-    """|dW - its part in the found directions|, by Pythagoras."""
-    return max(0.0, whole**2 - float(s.double().square().sum())) ** 0.5
+def _missing(flat: Tensor, svd: SmallSVD, rank: int) -> float:
+    """|dW - its first `rank` directions|."""
+    return float((flat - (svd.u[:, :rank] * svd.s[:rank]) @ svd.vh[:rank]).double().norm())
 
 
 def _randomised_svd(flat: Tensor, rank: int) -> SmallSVD:
