@@ -319,8 +319,8 @@ def dense(tensors: dict[str, torch.Tensor], pair_alpha: float | None) -> dict[st
             delta = (p["hada_w1_a"] @ p["hada_w1_b"]) * (p["hada_w2_a"] @ p["hada_w2_b"])
             delta = delta * (1 if scale is None else scale / len(p["hada_w1_b"]))
         elif "lokr_w2_b" in p or "lokr_w2" in p or "lokr_w1" in p:
-            w2 = p["lokr_w2"] if "lokr_w2" in p else p["lokr_w2_a"] @ p["lokr_w2_b"]
-            delta = torch.kron(p["lokr_w1"], w2)
+            w2 = p["lokr_w2"] if "lokr_w2" in p else p["lokr_w2_a"] @ p["lokr_w2_b"].flatten(1)
+            delta = torch.kron(p["lokr_w1"], w2.flatten(1))
             delta = delta * (scale / len(p["lokr_w2_b"]) if scale is not None and "lokr_w2_b" in p else 1)
         elif "diff" in p and p["diff"].dim() > 1:
             delta = p["diff"].flatten(1)

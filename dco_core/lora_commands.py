@@ -205,7 +205,7 @@ def _inspect(values: Mapping[str, Any]) -> int:
         raise DCOError(f"--picture compares two files, but there are {len(paths)}.")
     print("\n\n".join(inspect(path) for path in paths))
     if len(paths) == 2:
-        found = compare(*map(open_lora, paths))
+        found = compare(open_lora(paths[0]), open_lora(paths[1]))
         print("\n" + found.table())
         if values["picture"]:
             title = f"{paths[0].name} and {paths[1].name}"

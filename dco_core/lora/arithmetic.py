@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import DCOError
 from .embeddings import token_header
 from .keys import canonical_keys
-from .tensors import LazyLayers, LoraLayer, LoraWeights, fingerprint
+from .tensors import LazyLayers, LoraLayer, LoraWeights, fingerprint, is_finite
 
 # Header entries that a sum keeps where all inputs agree.
 _SHARED = (
@@ -81,12 +81,23 @@ def merge(
             scaled = weight * (factor(i, names[module]) if factor else 1.0)
             _add_vector(vectors, f"{names[module]}.{suffix}", scaled * _fp32(vector))
 
+    for key in vectors:
+        if key.endswith(".diff") and _module(key) in terms:
+            raise DCOError(
+                f"{_module(key)} has one dimension in one LoRA and more in another: they were trained for different "
+                "models."
+            )
+
     def make(key: str) -> LoraLayer:
         layers = [(i, weight, loras[i].layers[own]) for i, weight, own in terms[key]]
         same_shape(key, [layer for *_, layer in layers])
         if combine:
-            return combine(key, layers)
-        return concatenated([(weight * layer.scale, layer) for _, weight, layer in layers])
+            made = combine(key, layers)
+        else:
+            made = concatenated([(weight * layer.scale, layer) for _, weight, layer in layers])
+        if not (is_finite(made.down) and is_finite(made.up)):
+            raise DCOError(f"The sum of {key} is beyond the range of fp32: use smaller weights.")
+        return made
 
     lazy = LazyLayers(terms, make)
     metadata = _metadata(loras, weights, method)

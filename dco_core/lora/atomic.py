@@ -28,16 +28,20 @@ def save_tensors(
 def stream_tensors(
     path: str | os.PathLike[str],
     tensors: Iterable[tuple[str, Tensor]],
+    wide: Mapping[str, Tensor],
     numbers: Iterable[str],
     room: int,
     metadata: Callable[[], Mapping[str, str]],
 ) -> None:
     """save_tensors for tensors that come one by one and need not fit into memory together; wide types come first.
 
-    numbers: names of those that are one fp32 number: they stand first in the file whenever they come.
-    room: bytes for the header (header_room); metadata: asked for when all tensors are written."""
+    wide: further tensors, of types wider than fp32. numbers: names of those among `tensors` that are one fp32 number
+    and may come at any time. room: bytes for the header (header_room); metadata: asked for when all tensors are
+    written."""
     with _replacing(Path(path)) as temporary, temporary.open("wb") as file:
         writer = TensorWriter(file, room)
+        for name, tensor in wide.items():
+            writer.add(name, tensor)
         for name in numbers:
             writer.reserve(name, torch.tensor(0.0))
         for name, tensor in tensors:

@@ -72,7 +72,9 @@ def write_lora(
     if isinstance(weights.layers, LazyLayers) and keys != "diffusers" and dtype is not None:
         stream = KohyaStream(weights, keys, dtype)
         room = header_room(stream.names(), metadata)
-        stream_tensors(path, stream.tensors(), stream.numbers(), room, lambda: {**metadata, **late()})
+        stream_tensors(
+            path, stream.tensors(), stream.wide(), stream.numbers(), room, lambda: {**metadata, **late()}
+        )
     else:
         tensors = to_tensors(weights, keys=keys, dtype=dtype)
         save_tensors(path, tensors, {**metadata, **late()})

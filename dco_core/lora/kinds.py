@@ -154,6 +154,10 @@ def _tucker(t: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def _halves(parts: Parts, prefix: str, core: str) -> tuple[Tensor, Tensor]:
     """The factors `prefix`_a and `prefix`_b, with their Tucker core if there is one."""
     a, b = _need(parts, (f"{prefix}_a", f"{prefix}_b"))
+    if a.dim() != 2 or b.dim() < 2 or (prefix.startswith("hada") and b.dim() > 2):
+        raise DCOError(
+            f"has {prefix}_a {list(a.shape)} and {prefix}_b {list(b.shape)}, which are no factors: the file is damaged."
+        )
     if core in parts:
         return _tucker(parts[core], a, b)
     return a.float(), b.float()
@@ -198,6 +202,8 @@ def _half_of_kron(parts: Parts, name: str, core: str) -> tuple[tuple[Tensor, Ten
     """One half as (up [p, r], down [r, q, *kernel]) of the smallest rank that is plain to see, and the rank it was
     trained with (None: it is whole)."""
     if name in parts:
+        if parts[name].dim() < 2 or (name == "lokr_w1" and parts[name].dim() > 2):
+            raise DCOError(f"has {name} {list(parts[name].shape)}, which is no matrix: the file is damaged.")
         return _identity_pair(parts[name].float()), None
     up, down = _halves(parts, name, core)
     rank = parts[f"{name}_b"].shape[0]

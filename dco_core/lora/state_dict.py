@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -14,7 +15,7 @@ from .keys import canonical_keys, diffusers_names, kernel_of, kohya_names, split
 from .kinds import VECTORS, kind_of, layer_of, part_name, refuse_unsupported, with_kernel
 from .peft_header import PeftHeader
 from .tensor_file import TensorFile
-from .tensors import LazyLayers, LoraLayer, LoraTensors, LoraWeights
+from .tensors import LazyLayers, LoraLayer, LoraTensors, LoraWeights, is_finite
 
 _T = TypeVar("_T")
 
@@ -87,7 +88,7 @@ class _Reader:
         for key, name in self._names.items():
             vectors |= self._vectors(key, name)
             parts = self._parts(name)
-            kind = self._checked(name, lambda parts=parts: kind_of(parts))
+            kind = self._checked(name, partial(kind_of, parts))
             if not kind and "alpha" not in parts:
                 continue
             layered.append(key)
@@ -117,7 +118,7 @@ class _Reader:
 
     def _value(self, name: str, part: str, key: str) -> Tensor:
         tensor = self._tensors[key]
-        if not torch.isfinite(tensor.float()).all():
+        if not is_finite(tensor):
             raise DCOError(
                 f"{self._source}: {part} of {name} holds NaN or infinity: training diverged, use an earlier save."
             )
@@ -184,7 +185,8 @@ def to_tensors(
     """
     if keys == "diffusers":
         return LoraTensors(_diffusers_tensors(weights, _dtype(dtype)) | weights.other, weights.metadata)
-    return LoraTensors(dict(KohyaStream(weights, keys, dtype).tensors()), weights.metadata)
+    stream = KohyaStream(weights, keys, dtype)
+    return LoraTensors(stream.wide() | dict(stream.tensors()), weights.metadata)
 
 
 class KohyaStream:
@@ -210,18 +212,21 @@ class KohyaStream:
         """Those that are one fp32 number."""
         return [f"{self._names[key]}.alpha" for key in self._weights.layers]
 
+    def wide(self) -> dict[str, Tensor]:
+        """Those of types wider than fp32."""
+        return {name: t for name, t in self._singles().items() if t.element_size() > 4}
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Wide types first, if all layers are of one dtype."""
+        """All but the wide ones; wider types first, if all layers are of one dtype."""
         singles = self._singles()
-        size = self._dtype.itemsize if self._dtype else 4
-        yield from ((name, t) for name, t in singles.items() if t.element_size() >= max(size, 4))
+        yield from ((name, t) for name, t in singles.items() if t.element_size() == 4)
         for key, layer in self._weights.layers.items():
             name = self._names[key]
             alpha = float(layer.rank if layer.alpha is None else layer.alpha)
             yield f"{name}.lora_down.weight", cast(layer.down, self._dtype, key)
             yield f"{name}.lora_up.weight", cast(layer.up, self._dtype, key)
             yield f"{name}.alpha", torch.tensor(alpha)
-        yield from ((name, t) for name, t in singles.items() if t.element_size() < max(size, 4))
+        yield from ((name, t) for name, t in singles.items() if t.element_size() < 4)
 
     def _singles(self) -> dict[str, Tensor]:
         vectors = {
@@ -273,7 +278,7 @@ def cast(tensor: Tensor, dtype: torch.dtype | None, key: str) -> Tensor:
     if dtype is None or tensor.dtype == dtype:
         return tensor
     cast = tensor.to(dtype)
-    if not torch.isfinite(cast.float()).all():
+    if not is_finite(cast):
         raise DCOError(
             f"{key} reaches {tensor.abs().max().item():g}, beyond the range of {dtype}: use fp32 or bf16."
         )

@@ -55,7 +55,7 @@ class TensorFile(Mapping[str, Tensor]):
         if end > begin:
             with self.path.open("rb") as file:
                 file.seek(self._start + begin)
-                if file.readinto(data.numpy()) != end - begin:  # type: ignore[attr-defined]
+                if file.readinto(data.numpy().data) != end - begin:
                     raise DCOError(f"{self.path} became shorter while it was read: try again.")
         return data.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
 

@@ -103,6 +103,13 @@ class LoraTensors(dict[str, Tensor]):
         self.metadata = dict(metadata)
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """No NaN, no infinity. Their sum is neither finite, so that one pass without a copy is enough for most."""
+    return bool(torch.isfinite(tensor.detach().sum(dtype=torch.float32))) or bool(
+        torch.isfinite(tensor.float()).all()
+    )
+
+
 def fingerprint(weights: LoraWeights) -> str:
     """sha256 (hex) of the tensors of a LoRA. It depends on values, dtypes and canonical keys; not on how the
     file names its keys, their order, or the header."""

@@ -83,10 +83,7 @@ def optimise(
         )
     device = next(denoiser.network.parameters()).device
     modules = dict(denoiser.network.named_modules())
-    mergers = {
-        name: tuple(torch.ones(content[name].down.shape[1], device=device, requires_grad=True) for _ in "cs")
-        for name in shared
-    }
+    mergers = {name: _ones(content[name], device) for name in shared}
     optimizer = torch.optim.Adam([m for pair in mergers.values() for m in pair], lr=settings.learning_rate)
     draws = _draws(denoiser, content_examples, style_examples, settings)
     losses: list[tuple[float, float, float]] = []
@@ -111,6 +108,13 @@ def optimise(
             optimizer.step()
             tick(step + 1)
     return ZipResult({name: (c.detach().cpu(), s.detach().cpu()) for name, (c, s) in mergers.items()}, losses)
+
+
+def _ones(layer: LoraLayer, device: torch.device) -> Mergers:
+    columns = layer.down.shape[1]
+    return torch.ones(columns, device=device).requires_grad_(), torch.ones(
+        columns, device=device
+    ).requires_grad_()
 
 
 def _draws(
