@@ -20,7 +20,6 @@ import argparse
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from devtools.environment import PASSIVE_WAITING
 from devtools.host_launcher import declare_torchvision_schemas
 
 TORCHVISION = declare_torchvision_schemas()  # diffusers and peft import torchvision; kept alive here
@@ -217,7 +217,7 @@ CONTENDERS: dict[
 }
 
 
-def child(name: str, a: Path, b: Path, out: Path, number: int) -> None:
+def child(name: str, number: int, a: Path, b: Path, out: Path) -> None:
     """Run one contender, or read both files and write `number` bytes; prints its figures as JSON."""
     run, takes_number, _ = CONTENDERS.get(name, (copy, True, False))
     import peft  # noqa: F401
@@ -225,21 +225,25 @@ def child(name: str, a: Path, b: Path, out: Path, number: int) -> None:
     import dco_core.command_line  # noqa: F401
 
     before = peak_memory()
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     run(a, b, out, number) if takes_number else run(a, b, out)
     seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": seconds, "peak": peak_memory(), "imports": before}))
+    found = {"seconds": seconds, "cpu": time.process_time() - busy, "peak": peak_memory(), "imports": before}
+    print(json.dumps(found))
 
 
 def peak_memory() -> int:
     """The largest resident set of this process so far, in bytes; mapped files count."""
     status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def measured(name: str, a: Path, b: Path, out: Path, rank: int) -> dict[str, float]:
+    environment = {**PASSIVE_WAITING, **os.environ}
     command = [sys.executable, "-m", "benchmarks.merge_cost", "--child", name, str(a), str(b), str(out)]
-    done = subprocess.run([*command, "--rank", str(rank)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*command, "--rank", str(rank)], capture_output=True, text=True, check=True, env=environment
+    )
     found = json.loads(done.stdout.strip().splitlines()[-1])
     return found | {"bytes": out.stat().st_size} | ({} if name == "copy" else {"error": error(a, b, out)})
 
@@ -275,8 +279,8 @@ def report(rank: int, count: int, svd_count: int) -> str:
         f"Two LoRAs of rank {rank}, fp16, {len(every)} layers of SDXL's UNet; weights {WEIGHTS}; torch "
         f"{torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} CPU cores.",
         "",
-        "| merge | seconds | times reading and writing | peak memory / output | output MiB | error |",
-        "|---|---|---|---|---|---|",
+        "| merge | seconds | CPU seconds | times reading and writing | peak memory / output | output MiB | error |",
+        "|---|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as folder:
         a, b, out = (Path(folder) / f"{n}.safetensors" for n in ("a", "b", "out"))
@@ -288,7 +292,7 @@ def report(rank: int, count: int, svd_count: int) -> str:
             found = median([measured(name, a, b, out, rank) for _ in range(3)])
             floor = median([measured("copy", a, b, out, int(found["bytes"])) for _ in range(3)])["seconds"]
             lines.append(
-                f"| {name} | {found['seconds']:.1f} | {found['seconds'] / floor:.1f} ({floor:.1f} s) | "
+                f"| {name} | {found['seconds']:.1f} | {found['cpu']:.1f} | {found['seconds'] / floor:.1f} ({floor:.1f} s) | "
                 f"{found['peak'] / found['bytes']:.2f} (imports {found['imports'] / found['bytes']:.2f}) | "
                 f"{found['bytes'] / 2**20:.0f} | {found['error']:.1e} |"
             )
@@ -316,7 +320,7 @@ def main() -> None:
     values = parser.parse_args()
     if values.child:
         name, *paths = values.child
-        child(name, *map(Path, paths), values.rank)
+        child(name, values.rank, *map(Path, paths))
         return
     text = report(values.rank, values.layers, values.svd_layers)
     print("\n" + text)
