@@ -292,7 +292,8 @@ def report(rank: int, count: int, svd_count: int) -> str:
             found = median([measured(name, a, b, out, rank) for _ in range(3)])
             floor = median([measured("copy", a, b, out, int(found["bytes"])) for _ in range(3)])["seconds"]
             lines.append(
-                f"| {name} | {found['seconds']:.1f} | {found['cpu']:.1f} | {found['seconds'] / floor:.1f} ({floor:.1f} s) | "
+                f"| {name} | {found['seconds']:.1f} | {found['cpu']:.1f} | "
+                f"{found['seconds'] / floor:.1f} ({floor:.1f} s) | "
                 f"{found['peak'] / found['bytes']:.2f} (imports {found['imports'] / found['bytes']:.2f}) | "
                 f"{found['bytes'] / 2**20:.0f} | {found['error']:.1e} |"
             )

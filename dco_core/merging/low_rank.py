@@ -49,17 +49,22 @@ def factors(layer: LoraLayer) -> tuple[Tensor, Tensor]:
     return layer.scale * layer.up.flatten(1).double(), layer.down.flatten(1).double().T
 
 
+def rounding_error(layer: LoraLayer, rounded: LoraLayer) -> tuple[float, float]:
+    """|dW - dW_r| and |dW_r| (Frobenius) for two pairs of one rank and scale that differ by rounding. The difference is
+    (up - up_r) down + up_r (down - down_r), no small difference of large numbers, and is taken from r x r Gram
+    matrices."""
+    up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
+    up_r, down_r = rounded.up.flatten(1).float(), rounded.down.flatten(1).float()
+    d_up, d_down = up - up_r, down - down_r
+    g, h = up_r.T @ up_r, down @ down.T
+    first = ((d_up.T @ d_up) * h).sum()
+    second = (g * (d_down @ d_down.T)).sum()
+    cross = ((d_up.T @ up_r) * (down @ d_down.T)).sum()
+    error, size = float(first + second + 2 * cross), float((g * h).sum())
+    return abs(layer.scale) * math.sqrt(max(0.0, error)), abs(layer.scale) * math.sqrt(max(0.0, size))
+
+
 def norm(layer: LoraLayer) -> float:
     """|dW| (Frobenius), from the Gram matrices of the factors."""
     up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
     return abs(layer.scale) * math.sqrt(max(0.0, float(((up.T @ up) * (down @ down.T)).sum())))
-
-
-def rounding_error(layer: LoraLayer, rounded: LoraLayer) -> float:
-    """|dW - dW_rounded| for two pairs of one rank and scale that differ by rounding: of
-    (up - up') down + up' (down - down'), which is not a small difference of large numbers."""
-    up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
-    up_r, down_r = rounded.up.flatten(1).float(), rounded.down.flatten(1).float()
-    left = torch.cat([up - up_r, up_r], dim=1)
-    right = torch.cat([down, down - down_r])
-    return abs(layer.scale) * math.sqrt(max(0.0, float(((left.T @ left) * (right @ right.T)).sum())))

@@ -11,7 +11,7 @@ from ..errors import DCOError
 from ..lora import LazyLayers, LoraLayer, LoraWeights
 from ..lora.arithmetic import rank_header
 from ..lora.state_dict import cast
-from .low_rank import from_svd, norm, rounding_error, small_svd
+from .low_rank import from_svd, rounding_error, small_svd
 from .report import ErrorReport
 
 
@@ -60,7 +60,7 @@ def reduce_layer(
         made = layer if dtype is None else rounded(key, layer, dtype)
         same = made.up is layer.up and made.down is layer.down
         if report is not None:
-            error, whole = (0.0, 0.0) if same else (rounding_error(layer, made), norm(layer))
+            error, whole = (0.0, 0.0) if same else rounding_error(layer, made)
             report.note(key, error, whole, layer.rank, layer.rank)
         return made
     svd = small_svd(layer)
@@ -71,7 +71,7 @@ def reduce_layer(
     rounding = 0.0
     if dtype is not None and dtype != torch.float32:
         made, full = rounded(key, made, dtype), made
-        rounding = rounding_error(full, made)
+        rounding, _ = rounding_error(full, made)
         allowed = math.inf if size.max_error is None else size.max_error * whole
         if rounding >= allowed:
             raise DCOError(
