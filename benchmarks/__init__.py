@@ -1,1 +1,0 @@
-"""Measurements behind figures in the documentation; not shipped."""

@@ -50,7 +50,8 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, loras, weights, filename_prefix, size=None, block_weights="", method=None, save_dtype="fp32", compare=True
+        cls, loras, weights, filename_prefix, size=None, block_weights="", method=None, save_dtype="fp32",
+        save_keys="kohya", compare=True,
     ) -> io.NodeOutput:  # fmt: skip
         inputs = [from_tensors(lora, name) for name, lora in loras.items() if lora is not None]
         factors = merge_inputs.parse_weights(weights, len(inputs))
@@ -77,7 +78,7 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
             f"{len(layers)} modules, {chosen.name}.",
         )
         if path is not None:
-            write_lora(path, merged, dtype=dtype)
+            write_lora(path, merged, keys=save_keys, dtype=dtype)
             said.append(f"Saved {files.shown_name(path)}. Press R to see it in the LoRA lists.")
         said.append(report.text())
         text = "\n".join(said)

@@ -174,6 +174,15 @@ def inputs() -> list[Any]:
             advanced=True,
             tooltip="Precision of the merged LoRA. fp32 keeps it exact; fp16 and bf16 are half as large.",
         ),
+        io.Combo.Input(
+            "save_keys",
+            options=["kohya", "diffusers"],
+            default="kohya",
+            optional=True,
+            advanced=True,
+            tooltip="Names of the layers in the saved file. kohya's are read by ComfyUI and most tools, diffusers' by "
+            "diffusers alone.",
+        ),
         io.Boolean.Input(
             "compare",
             default=True,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..errors import DCOError
-from .embeddings import token_header
+from .embeddings import BUNDLE, from_bundle, token_header
 from .keys import canonical_keys
 from .tensors import LazyLayers, LoraLayer, LoraWeights, fingerprint, is_finite
 
@@ -70,12 +70,7 @@ def merge(
                 terms.setdefault(names[key], []).append((i, scaled, key))
         for key, path in lora.paths.items():
             paths.setdefault(names.get(key, key), path)
-        for key, tensor in lora.other.items():
-            if key in other and not torch.equal(other[key], tensor):
-                raise DCOError(
-                    f"Two of the LoRAs hold different tensors {key}: rename or remove one of them."
-                )
-            other[key] = tensor
+        _add_others(other, lora.other)
         for key, vector in lora.vectors.items():
             module, _, suffix = key.rpartition(".")
             scaled = weight * (factor(i, names[module]) if factor else 1.0)
@@ -150,6 +145,20 @@ def rank_header(ranks: Iterable[int]) -> dict[str, str]:
 
 def _module(vector_key: str) -> str:
     return vector_key.rpartition(".")[0]
+
+
+def _add_others(other: dict[str, Tensor], new: Mapping[str, Tensor]) -> None:
+    """Carry embeddings over. DCOError for two different tensors of one key, or two different tokens of one name."""
+    mine, theirs = from_bundle(other), from_bundle(new)
+    for name in mine:
+        if name in theirs and set(mine[name]) != set(theirs[name]):
+            raise DCOError(
+                f"Two of the LoRAs hold different learned tokens {name} ({BUNDLE}{name}): rename or remove one of them."
+            )
+    for key, tensor in new.items():
+        if key in other and not torch.equal(other[key], tensor):
+            raise DCOError(f"Two of the LoRAs hold different tensors {key}: rename or remove one of them.")
+        other[key] = tensor
 
 
 def _add_vector(vectors: dict[str, Tensor], key: str, vector: Tensor) -> None:

@@ -158,9 +158,10 @@ def _halves(parts: Parts, prefix: str, core: str) -> tuple[Tensor, Tensor]:
         raise DCOError(
             f"has {prefix}_a {list(a.shape)} and {prefix}_b {list(b.shape)}, which are no factors: the file is damaged."
         )
-    if core in parts:
-        return _tucker(parts[core], a, b)
-    return a.float(), b.float()
+    up, down = _tucker(parts[core], a, b) if core in parts else (a.float(), b.float())
+    if up.shape[1] != down.shape[0]:
+        raise ValueError(f"{prefix}: ranks {up.shape[1]} and {down.shape[0]}")
+    return up, down
 
 
 def _loha(parts: Parts, alpha: AlphaOf) -> LoraLayer:

@@ -162,7 +162,7 @@ def test_a_streamed_file_is_the_file_of_the_whole(tmp_path, dtype):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells peak memory")
 def test_a_merge_by_command_needs_less_memory_than_its_files(tmp_path):
-    """Both inputs and the output together are 288 MB; beside what the imports take, 60 MB are enough."""
+    """The output has 100 MB; beside what the imports take, 40 MB are enough."""
     generator = torch.Generator().manual_seed(0)
     for name in "ab":
         layers = {
@@ -170,7 +170,7 @@ def test_a_merge_by_command_needs_less_memory_than_its_files(tmp_path):
                 torch.randn(128, 1024, generator=generator).half(),
                 torch.randn(1024, 128, generator=generator).half(),
             )
-            for i in range(144)
+            for i in range(48)
         }
         write_lora(tmp_path / f"{name}.safetensors", LoraWeights(layers))
     code = (
@@ -183,8 +183,8 @@ def test_a_merge_by_command_needs_less_memory_than_its_files(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out.safetensors").stat().st_size > 250e6
-    assert int(done.stdout.split()[-1]) < 60e3  # kB
+    assert (tmp_path / "out.safetensors").stat().st_size > 100e6
+    assert int(done.stdout.split()[-1]) < 40e3  # kB
 
 
 def run(*arguments):

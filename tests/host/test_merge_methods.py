@@ -227,6 +227,7 @@ def test_wrong_choices_are_refused_in_words(host, two):
     for changes, words in (
         ({"block_weights": "up"}, "NAME = NUMBER"),
         ({"weights": "1, 1, 1"}, "2 LoRAs"),
+        ({"save_keys": "diffusers"}, "write kohya keys"),
     ):
         with pytest.raises(HostError, match=words):
             merged(host, two, **changes)
