@@ -1,4 +1,4 @@
-"""`python -m dco_core`: training from the command line."""
+"""`python -m dco_core`: training (here) and LoRA files (lora_commands.py) from the command line."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from . import lora_commands
 from .adapters import AdapterConfig
 from .checkpoints import Checkpoints
 from .config import TrainingConfig
@@ -44,12 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     values = vars(parser.parse_args(arguments))
     try:
-        return _train(values)
+        return values["run"](values)
     except DCOError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
+        print(values["stopped"], file=sys.stderr)
         return 130
 
 
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a LoRA on a folder of pictures with captions. Killed or stopped at any moment, the same "
         "command goes on from the newest checkpoint and ends with the same file.",
     )
+    train.set_defaults(run=_train, stopped="Stopped. The same command goes on from the last checkpoint.")
     needed = train.add_argument_group("what")
     needed.add_argument(
         "--model", required=True, help="toy-world, or diffusers:FOLDER for SD1.5 and SDXL on disk"
@@ -90,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_fields(lora, AdapterConfig, skip=("seed", "start"))
     recipe = train.add_argument_group("training")
     _add_fields(recipe, TrainingConfig, beta=None)
+    lora_commands.add_commands(commands)
     return parser
 
 

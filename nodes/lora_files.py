@@ -6,7 +6,7 @@ import math
 
 from comfy_api.latest import io
 
-from ..dco_core.lora import from_bundle, read_lora, to_tensors
+from ..dco_core.lora import LazyLayers, from_bundle, read_lora, read_tensors, to_tensors
 from .host import files
 
 # Where a file says nothing: the paper's values (Sec. 5).
@@ -50,7 +50,10 @@ class DCOLoadLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora_name: str) -> io.NodeOutput:
-        lora = read_lora(files.lora_path(lora_name))
+        path = files.lora_path(lora_name)
+        lora = read_lora(path)
+        # LoHa, LoKr and the like stay as they are: as plain pairs they can be a hundred times as large
+        tensors = read_tensors(path) if isinstance(lora.layers, LazyLayers) else to_tensors(lora)
         header = lora.metadata
         trigger = header.get("modelspec.trigger_phrase") or ", ".join(
             f"<{n}>" for n in from_bundle(lora.other)
@@ -59,7 +62,7 @@ class DCOLoadLoRA(io.ComfyNode):
             _number(header.get(name), default)
             for name, default in (("dco.w_rg", _W_RG), ("dco.w_text", _W_TEXT))
         )
-        return io.NodeOutput(to_tensors(lora), trigger, w_rg, w_text)
+        return io.NodeOutput(tensors, trigger, w_rg, w_text)
 
 
 def _number(text: str | None, default: float) -> float:

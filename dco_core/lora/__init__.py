@@ -3,14 +3,15 @@ down."""
 
 from .arithmetic import merge
 from .embeddings import BUNDLE, bundled, from_bundle, initializers_in, token_header, write_embedding
-from .file import read_lora, unique_path, write_lora
+from .file import open_lora, read_lora, read_tensors, unique_path, write_lora
 from .keys import canonical_key, canonical_keys
 from .metadata import training_metadata
 from .state_dict import from_tensors, to_tensors
-from .tensors import LoraLayer, LoraTensors, LoraWeights, fingerprint
+from .tensors import LazyLayers, LoraLayer, LoraTensors, LoraWeights, fingerprint
 
 __all__ = [
     "BUNDLE",
+    "LazyLayers",
     "LoraLayer",
     "LoraTensors",
     "LoraWeights",
@@ -22,7 +23,9 @@ __all__ = [
     "from_tensors",
     "initializers_in",
     "merge",
+    "open_lora",
     "read_lora",
+    "read_tensors",
     "to_tensors",
     "token_header",
     "training_metadata",

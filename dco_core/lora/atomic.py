@@ -1,21 +1,18 @@
-"""Writing safetensors files whole or not at all."""
+"""Writing safetensors files whole or not at all, tensor by tensor."""
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import DCOError
+from .tensor_file import TensorWriter, entries_of, header_text
 
 
 def save_tensors(
@@ -24,45 +21,63 @@ def save_tensors(
     """Write a safetensors file: one that is already there stays intact until the new one is complete on disk. Equal
     contents are equal bytes.
     Raises DCOError for a folder that cannot be written."""
-    path = Path(path)
-    # safetensors refuses tensors that share memory, and writes what is contiguous
-    copies = {
-        key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in tensors.items()
-    }
+    with _replacing(Path(path)) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def stream_tensors(
+    path: str | os.PathLike[str],
+    tensors: Iterable[tuple[str, Tensor]],
+    wide: Mapping[str, Tensor],
+    numbers: Iterable[str],
+    room: int,
+    metadata: Callable[[], Mapping[str, str]],
+) -> None:
+    """save_tensors for tensors that come one by one and need not fit into memory together; wide types come first.
+
+    wide: further tensors, of types wider than fp32. numbers: names of those among `tensors` that are one fp32 number
+    and may come at any time. room: bytes for the header (header_room); metadata: asked for when all tensors are
+    written."""
+    with _replacing(Path(path)) as temporary, temporary.open("wb") as file:
+        writer = TensorWriter(file, room)
+        for name, tensor in wide.items():
+            writer.add(name, tensor)
+        for name in numbers:
+            writer.reserve(name, torch.tensor(0.0))
+        for name, tensor in tensors:
+            writer.add(name, tensor)
+        writer.finish(metadata())
+
+
+def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write `path`, wide types first."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    ordered = {name: tensors[name] for name in names}
+    with path.open("wb") as file:
+        writer = TensorWriter(file, len(header_text(entries_of(ordered), metadata)))
+        for name, tensor in ordered.items():
+            writer.add(name, tensor)
+        writer.finish(metadata)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well, and is gone otherwise."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.touch()
-            mode = temporary.stat().st_mode
-            save_file(copies, temporary, dict(metadata))
-            temporary.chmod(mode)  # safetensors keeps its files to their owner; folders of models are shared
+            yield temporary
             with temporary.open("rb+") as file:
-                _sort_header(file)
                 os.fsync(file.fileno())
             os.replace(temporary, path)
             _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise DCOError(
             f"Cannot write {path} ({error}): check free space and permissions of the folder."
         ) from error
-
-
-def _sort_header(file: BinaryIO) -> None:
-    """Sort the metadata of a fresh file: safetensors writes it in an order that changes from run to run, and equal
-    contents should be equal bytes."""
-    (size,) = struct.unpack("<Q", file.read(8))
-    header = json.loads(file.read(size))
-    if "__metadata__" in header:
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    # the same text in another order, so it fits in its place
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
-    if len(text) == size:
-        file.seek(8)
-        file.write(text)
-        file.flush()
 
 
 def _sync_folder(folder: Path) -> None:

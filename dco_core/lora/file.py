@@ -4,51 +4,51 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from ..errors import DCOError
-from .atomic import save_tensors
+from .atomic import save_tensors, stream_tensors
 from .embeddings import from_bundle
-from .state_dict import from_tensors, to_tensors
-from .tensors import LoraWeights
+from .peft_header import HEADER, PeftHeader
+from .state_dict import KohyaStream, from_tensors, to_tensors
+from .tensor_file import TensorFile, header_room, read_header
+from .tensors import LazyLayers, LoraTensors, LoraWeights
 
 # Header entries that describe the bytes of the file they were read from, so they are not written again.
-_STALE = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash", "lora_adapter_metadata")
+_STALE = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash", HEADER)
 
 
 def read_lora(path: str | os.PathLike[str]) -> LoraWeights:
-    """Read a LoRA file in any of the spellings of keys.py (see from_tensors).
+    """Read a LoRA file in any of the spellings of keys.py and the kinds of kinds.py (see from_tensors).
 
     Raises DCOError for a file that is missing, damaged or no safetensors, and for contents that from_tensors
     refuses.
     """
-    tensors, metadata = _load(Path(path))
-    return from_tensors(tensors, str(path), metadata)
+    return from_tensors(read_tensors(path), str(path), peft=PeftHeader.beside(Path(path)))
 
 
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if not path.is_file():
-        raise DCOError(f"There is no LoRA file {path}: check the name, or refresh the list with R.")
+def read_tensors(path: str | os.PathLike[str]) -> LoraTensors:
+    """The tensors of a safetensors file as they are, memory-mapped, with its header. Raises DCOError as read_lora."""
+    path = Path(path)
+    metadata = read_header(path).get("__metadata__") or {}
     try:
-        with path.open("rb") as file:
-            start = file.read(9)
-        # a header of 128 bytes starts with \x80 too, but the ninth byte of a safetensors file is a brace
-        if start.startswith((b"PK\3\4", b"\x80")) and start[8:] != b"{":
-            raise DCOError(
-                f"{path} is a pickle, which can run code when it is opened: convert it to safetensors."
-            )
         with safe_open(path, framework="pt", device="cpu") as file:
-            keys = file.keys()
-            return {key: file.get_tensor(key) for key in keys}, dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+            return LoraTensors({key: file.get_tensor(key) for key in file.keys()}, metadata)
+    except (SafetensorError, OSError, RuntimeError) as error:
         raise DCOError(
             f"{path} is no complete safetensors file ({error}): download or save it again."
         ) from error
+
+
+def open_lora(path: str | os.PathLike[str]) -> LoraWeights:
+    """read_lora for files that need not fit into memory: names, kinds and shapes are checked now, the layers are read
+    one by one whenever they are asked for, and checked for NaN then."""
+    file = TensorFile(Path(path))
+    return from_tensors(file, str(path), file.metadata, peft=PeftHeader.beside(Path(path)))
 
 
 def write_lora(
@@ -57,19 +57,27 @@ def write_lora(
     *,
     keys: str | Mapping[str, str] = "kohya",
     dtype: torch.dtype | str | None = None,
+    late: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
     """Write `weights` to `path`, whole or not at all: a file that is already there stays intact until the new
-    one is complete on disk.
+    one is complete on disk. LazyLayers with kohya keys and a dtype are written one by one as they are made.
 
-    keys, dtype: as in to_tensors.
+    keys, dtype: as in to_tensors. late: further header entries, asked for when all layers are written (4 kB).
 
     Raises DCOError for an empty LoRA, a folder that cannot be written, and what to_tensors refuses.
     """
-    if not weights.layers and not from_bundle(weights.other):
+    if not weights.layers and not weights.vectors and not from_bundle(weights.other):
         raise DCOError(f"The LoRA for {path} has no layers: there is nothing to save.")
-    tensors = to_tensors(weights, keys=keys, dtype=dtype)
     metadata = {key: str(value) for key, value in weights.metadata.items() if key not in _STALE}
-    save_tensors(path, tensors, metadata)
+    if isinstance(weights.layers, LazyLayers) and keys != "diffusers" and dtype is not None:
+        stream = KohyaStream(weights, keys, dtype)
+        room = header_room(stream.names(), metadata)
+        stream_tensors(
+            path, stream.tensors(), stream.wide(), stream.numbers(), room, lambda: {**metadata, **late()}
+        )
+    else:
+        tensors = to_tensors(weights, keys=keys, dtype=dtype)
+        save_tensors(path, tensors, {**metadata, **late()})
 
 
 def unique_path(folder: str | os.PathLike[str], stem: str, suffix: str = ".safetensors") -> Path:

@@ -33,6 +33,16 @@ PAIR_SUFFIXES = (
     (".lora_A", ".lora_B"),
 )
 
+# Other parts of a module: how the key ends, and the part (kinds.py says what they make).
+_PART_SUFFIXES = {
+    **{f".{part}": part for part in (
+        "alpha", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w2",
+        "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "diff", "diff_b", "w_norm", "b_norm",
+    )},
+    ".lora_mid.weight": "mid",
+    **{up.removesuffix("weight") + "bias": "up_bias" for _, up in PAIR_SUFFIXES if up.endswith(".weight")},
+}  # fmt: skip
+
 _ATTENTION = r"proj_in|proj_out|transformer_blocks_\d+_(?:attn[12]_to_(?:q|k|v|out_0)|ff_net_(?:0_proj|2))"
 _RESNET = {  # diffusers: LDM
     "conv1": "in_layers_2",
@@ -89,14 +99,17 @@ UNET = "lora_unet_"
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """`key` of a file as (module path, part), part one of 'down', 'up', 'alpha'; None if it is none of
-    these."""
+    """`key` of a file as (module path, part), part one of 'down', 'up', 'alpha', 'mid', 'up_bias' or the suffix of
+    another kind ('lokr_w1', 'diff_b', ...); None if it is none of these."""
     for down, up in PAIR_SUFFIXES:
         if key.endswith(down):
             return key[: -len(down)], "down"
         if key.endswith(up):
             return key[: -len(up)], "up"
-    return (key[: -len(".alpha")], "alpha") if key.endswith(".alpha") else None
+    for suffix, part in _PART_SUFFIXES.items():
+        if key.endswith(suffix):
+            return key[: -len(suffix)], part
+    return None
 
 
 def diffusers_to_ldm(name: str, family: str | None = None) -> str | None:
@@ -219,6 +232,14 @@ def canonical_key(path: str) -> str:
 def _is_sd_block(key: str) -> bool:
     name = key.removeprefix(UNET)
     return key.startswith(UNET) and bool(_DIFFUSERS_BLOCK.fullmatch(name) or _LDM_BLOCK.fullmatch(name))
+
+
+def kernel_of(key: str) -> tuple[int, int] | None:
+    """The kernel of a convolution of the SD UNets by its canonical key; None for other modules. Files of LoHa and
+    LoKr flatten it."""
+    name = key.removeprefix(UNET)
+    inner = re.search(r"(in_layers_2|out_layers_3|op|conv)$", ldm_to_diffusers(name) and name or "")
+    return (3, 3) if inner or name in ("input_blocks_0_0", "out_2") else None
 
 
 def kohya_names(keys: Iterable[str], paths: Mapping[str, str]) -> dict[str, str]:

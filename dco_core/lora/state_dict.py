@@ -2,118 +2,168 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import DCOError
 from .embeddings import BUNDLE, from_bundle
-from .keys import canonical_keys, diffusers_names, kohya_names, split_key
-from .tensors import LoraLayer, LoraTensors, LoraWeights
+from .keys import canonical_keys, diffusers_names, kernel_of, kohya_names, split_key
+from .kinds import VECTORS, kind_of, layer_of, part_name, refuse_unsupported, with_kernel
+from .peft_header import PeftHeader
+from .tensor_file import TensorFile
+from .tensors import LazyLayers, LoraLayer, LoraTensors, LoraWeights, is_finite
 
-# Kinds of adapters that are no plain pair; reading only the pairs of such a file would change its effect
-# silently.
-_OTHER_KINDS = {
-    "LoHa": r"\.hada_[wt]\d.*",
-    "LoKr": r"\.lokr_[wt]\d.*",
-    "OFT or BOFT": r"\.oft_\w+(\.weight)?",
-    "DoRA": r"\.dora_scale|\.lora_magnitude_vector.*",
-    "GLoRA": r"\.[ab][12]\.weight",
-    "(IA)^3": r"\.on_input",
-    "a LoRA with a Tucker core": r"\.lora_mid\.weight",
-    "a LoRA on embeddings": r"\.lora_embedding_[AB].*",
-    "a LoRA with biases": r"\.(lora_B|lora_up)(\.\w+)?\.bias",
-    "a full-weight difference": r"\.(diff|diff_b|set_weight|w_norm|b_norm|reshape_weight)",
-}
+_T = TypeVar("_T")
+
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def from_tensors(
-    tensors: Mapping[str, Tensor], source: str = "The LoRA", metadata: Mapping[str, str] | None = None
+    tensors: Mapping[str, Tensor],
+    source: str = "The LoRA",
+    metadata: Mapping[str, str] | None = None,
+    peft: PeftHeader | None = None,
 ) -> LoraWeights:
-    """A LoRA from the tensors of a file, in any of the spellings of keys.py; they keep their dtype. alpha
-    comes from the `.alpha` keys alone and is None without one (scale 1), as in the host, so that a LoRA has
-    the same strength here and there. `source` begins the error messages: a path, or the name of an input.
-    metadata: the header; by default the one that LoraTensors carry. Learned tokens alone are a LoRA without
-    layers.
+    """A LoRA from the tensors of a file, in any of the spellings of keys.py; pairs keep their dtype, and other kinds
+    become pairs of the same dW in fp32 (kinds.py), which are made when they are asked for. alpha comes from the
+    `.alpha` keys, else from the configuration that peft and diffusers write (peft_header.py), and is None without
+    either (scale 1). `source` begins the error messages: a path, or the name of an input.
+    metadata: the header; by default the one that LoraTensors carry. peft: goes before what the header says. Learned
+    tokens alone are a LoRA without layers.
 
-    Raises DCOError for tensors without a LoRA pair or of another kind (LoHa, LoKr, DoRA, ...), and for a pair
-    that is incomplete, misshapen, or not finite.
+    Raises DCOError for tensors without an adapter, for kinds that have no dW of their own (DoRA, OFT, ...), and for
+    layers that are incomplete, misshapen, or not finite (of a TensorFile, the last is seen when a layer is read).
     """
-    _refuse_other_kinds(source, tensors)
     if metadata is None:
         metadata = getattr(tensors, "metadata", {})
-    modules: dict[str, dict[str, Tensor]] = {}
-    other: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
+    refuse_unsupported(source, tensors)
+    modules: dict[str, dict[str, str]] = {}  # {module: {part: key}}
+    other: list[str] = []
+    for key in tensors:
         parsed = None if key.startswith(BUNDLE) else split_key(key)
         if parsed is None:
-            other[key] = tensor
+            other.append(key)
             continue
         parts = modules.setdefault(parsed[0], {})
         if parsed[1] in parts:
             raise DCOError(
                 f"{source} holds two LoRAs for {parsed[0]} ({key} is the second): save them as two files."
             )
-        parts[parsed[1]] = tensor
-    tokens_alone = not modules and bool(from_bundle(other))
-    if not tokens_alone and not any("down" in parts or "up" in parts for parts in modules.values()):
+        parts[parsed[1]] = key
+    others = {key: tensors[key] for key in other}
+    tokens_alone = not modules and bool(from_bundle(others))
+    if not tokens_alone and not any(set(parts) - {"alpha"} for parts in modules.values()):
         example = next(iter(tensors), "no tensors at all")
         raise DCOError(
             f"{source} is no LoRA: none of its {len(tensors)} keys is one ({example}, ...): choose a LoRA."
         )
-    layers: dict[str, LoraLayer] = {}
-    paths: dict[str, str] = {}
-    spelled: dict[str, str] = {}
-    for name, key in canonical_keys(modules).items():
-        if key in layers:
-            raise DCOError(
-                f"{source} holds two LoRAs for one module, as {spelled[key]} and as {name}: remove one."
-            )
-        layers[key], spelled[key] = _layer(source, name, modules[name]), name
-        if "." in name:
-            paths[key] = name
-    return LoraWeights(layers, other, dict(metadata or {}), paths)
+    return _Reader(tensors, source, modules, peft or PeftHeader.of(metadata, source)).weights(
+        others, metadata
+    )
 
 
-def _refuse_other_kinds(source: str, tensors: Mapping[str, Tensor]) -> None:
-    for kind, pattern in _OTHER_KINDS.items():
-        found = next((key for key in tensors if re.search(rf"(?:{pattern})$", key)), None)
-        if found is not None:
-            raise DCOError(
-                f"{source} is {kind} ({found}), which is not supported here: use it with ComfyUI's own LoRA "
-                "loader, or extract a plain LoRA from it first."
-            )
+class _Reader:
+    """Makes the layers of one file from its tensors."""
 
+    def __init__(
+        self, tensors: Mapping[str, Tensor], source: str, modules: dict[str, dict[str, str]], peft: PeftHeader
+    ):
+        self._tensors, self._source, self._modules, self._peft = tensors, source, modules, peft
+        self._names: dict[str, str] = {}  # {canonical key: module}
+        for name, key in canonical_keys(modules).items():
+            if key in self._names:
+                raise DCOError(
+                    f"{source} holds two LoRAs for one module, as {self._names[key]} and as {name}: remove one."
+                )
+            self._names[key] = name
 
-def _layer(source: str, name: str, parts: Mapping[str, Tensor]) -> LoraLayer:
-    missing = [part for part in ("down", "up") if part not in parts]
-    if missing:
-        raise DCOError(
-            f"{source}: {name} has {' and '.join(sorted(parts))} but no {' and no '.join(missing)}: it is "
-            "incomplete, download or save it again."
-        )
-    for part, tensor in parts.items():
-        if not tensor.is_floating_point():
+    def weights(self, other: dict[str, Tensor], metadata: Mapping[str, str]) -> LoraWeights:
+        paths = {key: name for key, name in self._names.items() if "." in name}
+        vectors: dict[str, Tensor] = {}
+        layered, lazy = [], isinstance(self._tensors, TensorFile)
+        for key, name in self._names.items():
+            vectors |= self._vectors(key, name)
+            parts = self._parts(name)
+            kind = self._checked(name, partial(kind_of, parts))
+            if not kind and "alpha" not in parts:
+                continue
+            layered.append(key)
+            lazy |= kind != "LoRA" or "mid" in parts
+            self._layer_of(name, {part: self._meta(k) for part, k in parts.items()}, key)
+        layers: Mapping[str, LoraLayer] = LazyLayers(layered, self._layer)
+        if not isinstance(self._tensors, TensorFile):
+            for key in layered:
+                self._values(self._names[key])
+        return LoraWeights(layers if lazy else dict(layers), other, dict(metadata or {}), paths, vectors)
+
+    def _parts(self, name: str) -> dict[str, str]:
+        """The parts that make the layer: all but those of biases and norms."""
+        parts = {part: key for part, key in self._modules[name].items() if part not in VECTORS}
+        return {} if set(parts) == {"diff"} and self._meta(parts["diff"]).dim() == 1 else parts
+
+    def _meta(self, key: str) -> Tensor:
+        tensors = self._tensors
+        return tensors.meta(key) if isinstance(tensors, TensorFile) else tensors[key].to("meta")
+
+    def _layer(self, key: str) -> LoraLayer:
+        name = self._names[key]
+        return self._layer_of(name, self._values(name), key)
+
+    def _values(self, name: str) -> dict[str, Tensor]:
+        return {part: self._value(name, part, key) for part, key in self._parts(name).items()}
+
+    def _value(self, name: str, part: str, key: str) -> Tensor:
+        tensor = self._tensors[key]
+        if not is_finite(tensor):
             raise DCOError(
-                f"{source}: {part} of {name} is {tensor.dtype}, quantised: use a LoRA in fp32, fp16 or bf16."
+                f"{self._source}: {part} of {name} holds NaN or infinity: training diverged, use an earlier save."
             )
-        if not torch.isfinite(tensor.float()).all():
-            raise DCOError(
-                f"{source}: {part} of {name} holds NaN or infinity: training diverged, use an earlier save."
-            )
-    alpha = parts.get("alpha")
-    if alpha is not None and alpha.numel() != 1:
-        raise DCOError(f"{source}: alpha of {name} has shape {list(alpha.shape)}: it must be one number.")
-    down, up = parts["down"], parts["up"]
-    if up.dim() == 2 < down.dim():  # LyCORIS leaves out the 1x1 of a convolution's up
-        up = up.reshape(*up.shape, *(1 for _ in down.shape[2:]))
-    try:
-        return LoraLayer(down, up, None if alpha is None else alpha.item())
-    except DCOError as error:
-        raise DCOError(f"{source}: {name}: {error}") from None
+        return tensor
+
+    def _layer_of(self, name: str, parts: Mapping[str, Tensor], key: str) -> LoraLayer:
+        for part, tensor in parts.items():
+            if part != "alpha" and not tensor.is_floating_point():
+                raise DCOError(
+                    f"{self._source}: {part} of {name} is {tensor.dtype}, quantised: use a LoRA in fp32, fp16 or bf16."
+                )
+
+        def made() -> LoraLayer:
+            layer = layer_of(parts, lambda rank: self._peft.alpha(name, rank))
+            return with_kernel(layer, kernel_of(key)) if kind_of(parts) in ("LoHa", "LoKr") else layer
+
+        return self._checked(name, made)
+
+    def _vectors(self, key: str, name: str) -> dict[str, Tensor]:
+        """{canonical key and suffix: change of the bias or norm}."""
+        suffixes = {part: VECTORS[part] for part in self._modules[name] if part in VECTORS}
+        if not self._parts(name) and "diff" in self._modules[name]:
+            suffixes["diff"] = "diff"
+        found: dict[str, Tensor] = {}
+        for part, suffix in suffixes.items():
+            spelled = self._modules[name][part]
+            meta = self._meta(spelled)
+            if meta.dim() != 1 or not meta.is_floating_point() or f"{key}.{suffix}" in found:
+                raise DCOError(
+                    f"{self._source}: {spelled} ({part_name(part)}) is {list(meta.shape)}, {meta.dtype}: each module "
+                    "has one list of numbers for its bias, save it again."
+                )
+            vector = self._value(name, part, spelled)
+            if part == "up_bias":  # peft scales it as it scales the pair
+                vector = vector.float() * self._layer(key).scale
+            found[f"{key}.{suffix}"] = vector
+        return found
+
+    def _checked(self, name: str, make: Callable[[], _T]) -> _T:
+        try:
+            return make()
+        except DCOError as error:
+            link = " " if str(error).startswith(("has ", "is ")) else ": "
+            keys = ", ".join(self._modules[name].values())
+            raise DCOError(f"{self._source}: {name}{link}{error} ({keys})") from None
 
 
 def to_tensors(
@@ -133,54 +183,102 @@ def to_tensors(
 
     Raises DCOError for modules that have no name in `keys` and for values beyond the range of `dtype`.
     """
+    if keys == "diffusers":
+        return LoraTensors(_diffusers_tensors(weights, _dtype(dtype)) | weights.other, weights.metadata)
+    stream = KohyaStream(weights, keys, dtype)
+    return LoraTensors(stream.wide() | dict(stream.tensors()), weights.metadata)
+
+
+class KohyaStream:
+    """The tensors of a kohya file one by one, as LazyLayers are made; `other` and vectors among them."""
+
+    def __init__(self, weights: LoraWeights, keys: str | Mapping[str, str], dtype: torch.dtype | str | None):
+        self._weights, self._dtype = weights, _dtype(dtype)
+        names = [*weights.layers, *(_module(key) for key in weights.vectors)]
+        found = kohya_names(names, weights.paths) if keys == "kohya" else keys
+        if not isinstance(found, Mapping):
+            raise DCOError(f"keys is {keys!r}: use kohya or diffusers.")
+        self._names = {key: found.get(key, key) for key in names}
+
+    def names(self) -> list[str]:
+        layers = [
+            f"{self._names[key]}.{part}"
+            for key in self._weights.layers
+            for part in ("lora_down.weight", "lora_up.weight", "alpha")
+        ]
+        return [*layers, *self._singles()]
+
+    def numbers(self) -> list[str]:
+        """Those that are one fp32 number."""
+        return [f"{self._names[key]}.alpha" for key in self._weights.layers]
+
+    def wide(self) -> dict[str, Tensor]:
+        """Those of types wider than fp32."""
+        return {name: t for name, t in self._singles().items() if t.element_size() > 4}
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All but the wide ones; wider types first, if all layers are of one dtype."""
+        singles = self._singles()
+        yield from ((name, t) for name, t in singles.items() if t.element_size() == 4)
+        for key, layer in self._weights.layers.items():
+            name = self._names[key]
+            alpha = float(layer.rank if layer.alpha is None else layer.alpha)
+            yield f"{name}.lora_down.weight", cast(layer.down, self._dtype, key)
+            yield f"{name}.lora_up.weight", cast(layer.up, self._dtype, key)
+            yield f"{name}.alpha", torch.tensor(alpha)
+        yield from ((name, t) for name, t in singles.items() if t.element_size() < 4)
+
+    def _singles(self) -> dict[str, Tensor]:
+        vectors = {
+            f"{self._names[_module(key)]}.{key.rpartition('.')[2]}": tensor
+            for key, tensor in self._weights.vectors.items()
+        }
+        both = vectors | self._weights.other
+        return dict(sorted(both.items(), key=lambda item: (-item[1].element_size(), item[0])))
+
+
+def _module(vector_key: str) -> str:
+    return vector_key.rpartition(".")[0]
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise DCOError(f"dtype is {dtype!r}: use one of {', '.join(DTYPES)}.")
-        dtype = DTYPES[dtype]
-    if keys == "kohya":
-        keys = kohya_names(weights.layers, weights.paths)
-    if isinstance(keys, Mapping):
-        return LoraTensors(_kohya_tensors(weights, keys, dtype) | weights.other, weights.metadata)
-    if keys == "diffusers":
-        return LoraTensors(_diffusers_tensors(weights, dtype) | weights.other, weights.metadata)
-    raise DCOError(f"keys is {keys!r}: use kohya or diffusers.")
-
-
-def _kohya_tensors(
-    weights: LoraWeights, names: Mapping[str, str], dtype: torch.dtype | None
-) -> dict[str, Tensor]:
-    tensors = {}
-    for key, layer in weights.layers.items():
-        name = names.get(key, key)
-        tensors[f"{name}.lora_down.weight"] = _cast(layer.down, dtype, key)
-        tensors[f"{name}.lora_up.weight"] = _cast(layer.up, dtype, key)
-        tensors[f"{name}.alpha"] = torch.tensor(float(layer.rank if layer.alpha is None else layer.alpha))
-    return tensors
+        return DTYPES[dtype]
+    return dtype
 
 
 def _diffusers_tensors(weights: LoraWeights, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    if weights.vectors:
+        raise DCOError(
+            f"Cannot write {next(iter(weights.vectors))} with diffusers keys, which have none for biases and norms: "
+            "write kohya keys instead."
+        )
     names = diffusers_names(weights.layers, weights.paths)
+    layers = dict(weights.layers)
     ranks: dict[str, int] = {}
     for key, name in names.items():
         component = name.split(".")[0]
-        ranks[component] = max(ranks.get(component, 0), weights.layers[key].rank)
+        ranks[component] = max(ranks.get(component, 0), layers[key].rank)
     tensors = {}
     for key, name in names.items():
-        layer = weights.layers[key]
+        layer = layers[key]
         padding = ranks[name.split(".")[0]] - layer.rank
         down = torch.cat([layer.down, layer.down.new_zeros(padding, *layer.down.shape[1:])])
         up = layer.up if layer.scale == 1 else (layer.up.float() * layer.scale)
         up = torch.cat([up, up.new_zeros(up.shape[0], padding, *up.shape[2:])], dim=1)
-        tensors[f"{name}.lora_A.weight"] = _cast(down, dtype, key)
-        tensors[f"{name}.lora_B.weight"] = _cast(up, dtype or layer.up.dtype, key)
+        tensors[f"{name}.lora_A.weight"] = cast(down, dtype, key)
+        tensors[f"{name}.lora_B.weight"] = cast(up, dtype or layer.up.dtype, key)
     return tensors
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype | None, key: str) -> Tensor:
+def cast(tensor: Tensor, dtype: torch.dtype | None, key: str) -> Tensor:
+    """`tensor` in another dtype; DCOError that names the module for values beyond its range."""
     if dtype is None or tensor.dtype == dtype:
         return tensor
     cast = tensor.to(dtype)
-    if not torch.isfinite(cast.float()).all():
+    if not is_finite(cast):
         raise DCOError(
             f"{key} reaches {tensor.abs().max().item():g}, beyond the range of {dtype}: use fp32 or bf16."
         )

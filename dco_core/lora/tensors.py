@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -54,22 +54,44 @@ class LoraLayer:
         return (self.scale * product).reshape(self.shape)
 
 
+class LazyLayers(Mapping[str, LoraLayer]):
+    """Layers that are read or computed anew whenever they are asked for, so that they need not fit into memory
+    together."""
+
+    def __init__(self, keys: Iterable[str], make: Callable[[str], LoraLayer]):
+        self._keys, self._make = dict.fromkeys(keys), make
+
+    def __getitem__(self, key: str) -> LoraLayer:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self._make(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
 @dataclass(frozen=True)
 class LoraWeights:
     """A whole LoRA.
 
-    layers: by canonical module key (keys.py).
+    layers: by canonical module key (keys.py); LazyLayers where not all of them are in memory.
     other: tensors of the file that are no LoRA pairs, by their full key (`bundle_emb.*` embeddings), carried
     over.
     metadata: the file's header.
     paths: the dotted module path, by canonical key, of modules whose file spelled one; underscores cannot be
         undone outside the known grammars.
+    vectors: changes of biases and norms, [n], by canonical key and suffix, `KEY.diff_b` for the bias and `KEY.diff`
+        for a weight with one dimension.
     """
 
-    layers: dict[str, LoraLayer]
+    layers: Mapping[str, LoraLayer]
     other: dict[str, Tensor] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     paths: dict[str, str] = field(default_factory=dict)
+    vectors: dict[str, Tensor] = field(default_factory=dict)
 
 
 class LoraTensors(dict[str, Tensor]):
@@ -81,16 +103,30 @@ class LoraTensors(dict[str, Tensor]):
         self.metadata = dict(metadata)
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """No NaN, no infinity. Their sum is neither finite, so that one pass without a copy is enough for most."""
+    return bool(torch.isfinite(tensor.detach().sum(dtype=torch.float32))) or bool(
+        torch.isfinite(tensor.float()).all()
+    )
+
+
 def fingerprint(weights: LoraWeights) -> str:
     """sha256 (hex) of the tensors of a LoRA. It depends on values, dtypes and canonical keys; not on how the
     file names its keys, their order, or the header."""
     digest = hashlib.sha256()
-    tensors = dict(weights.other)
-    for key, layer in weights.layers.items():
-        tensors[f"{key}.down"], tensors[f"{key}.up"] = layer.down, layer.up
-        tensors[f"{key}.scale"] = torch.tensor(layer.scale)
-    for key in sorted(tensors):
-        tensor = tensors[key].detach().cpu().contiguous()
+
+    def update(key: str, tensor: Tensor) -> None:
+        tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+    single = dict(weights.other) | weights.vectors
+    for key in sorted([*single, *weights.layers]):
+        if key in single:
+            update(key, single[key])
+        else:
+            layer = weights.layers[key]
+            update(f"{key}.down", layer.down)
+            update(f"{key}.scale", torch.tensor(layer.scale))
+            update(f"{key}.up", layer.up)
     return digest.hexdigest()

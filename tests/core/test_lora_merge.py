@@ -116,6 +116,12 @@ def test_other_tensors_are_carried_and_a_clash_is_refused():
     torch.testing.assert_close(same.other[key], torch.ones(2, 3))
     with pytest.raises(DCOError, match="bundle_emb.cat"):
         merge([a, b], [1.0, 1.0])
+    one, two = (
+        LoraWeights({KEY: layer(0)}, {f"bundle_emb.cat.{encoder}": torch.ones(2, 3)})
+        for encoder in ("clip_l", "clip_g")
+    )
+    with pytest.raises(DCOError, match="different learned tokens cat"):
+        merge([one, two], [1.0, 1.0])
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, float("nan")], [1.0, float("inf")]])

@@ -1,0 +1,34 @@
+"""Merging beyond the plain sum (lora/arithmetic.py): smaller files, weights by block, compatibility, other methods."""
+
+from .blocks import PRESETS, BlockWeights, block_of, blocks_for, kind_of_layer, parse_blocks
+from .compatibility import Compatibility, compare
+from .compatibility_plot import compatibility_plot
+from .methods import Dare, Exact, Method, NPLora, Ties, ZipLora, merge_with
+from .reduce import Size, reduce
+from .report import ErrorReport
+from .zip_lora import ZipResult, ZipSettings, optimise
+
+__all__ = [
+    "PRESETS",
+    "BlockWeights",
+    "Compatibility",
+    "Dare",
+    "ErrorReport",
+    "Exact",
+    "Method",
+    "NPLora",
+    "Size",
+    "Ties",
+    "ZipLora",
+    "ZipResult",
+    "ZipSettings",
+    "block_of",
+    "blocks_for",
+    "compare",
+    "compatibility_plot",
+    "kind_of_layer",
+    "merge_with",
+    "optimise",
+    "parse_blocks",
+    "reduce",
+]

@@ -1,0 +1,70 @@
+"""Linear algebra of low-rank pairs: everything in the small space of the ranks, nothing of the size of dW."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..lora import LoraLayer
+
+
+class SmallSVD(NamedTuple):
+    """dW = u diag(s) vh: u [out, r], s [r] descending, vh [r, in * kernel]; r the rank of the pair or less, fp32."""
+
+    u: Tensor
+    s: Tensor
+    vh: Tensor
+
+
+def small_svd(layer: LoraLayer) -> SmallSVD:
+    """The singular values of scale * up @ down by QR of both factors and the SVD of the r x r core (Golub and Van Loan,
+    Matrix Computations, 5.4). Nothing is clamped or cut."""
+    up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
+    q_up, r_up = torch.linalg.qr(up)
+    q_down, r_down = torch.linalg.qr(down.T)
+    core = layer.scale * (r_up.double() @ r_down.double().T)
+    u, s, vh = torch.linalg.svd(core, full_matrices=False)
+    return SmallSVD(q_up @ u.float(), s.float(), vh.float() @ q_down.T)
+
+
+def from_svd(svd: SmallSVD, rank: int, kernel: tuple[int, ...]) -> LoraLayer:
+    """The first `rank` directions as a pair; both factors carry the root of the singular values, alpha is the rank.
+    kernel: shape of down behind the rank, (in, *kernel)."""
+    root = svd.s[:rank].sqrt()
+    up, down = svd.u[:, :rank] * root, root[:, None] * svd.vh[:rank]
+    up = up.reshape(*up.shape, *(1 for _ in kernel[1:]))
+    return LoraLayer(down.reshape(rank, *kernel), up, float(rank))
+
+
+def gram(a: Tensor, b: Tensor) -> Tensor:
+    """a^T b of tall factors [n, r], in fp64."""
+    return a.double().T @ b.double()
+
+
+def factors(layer: LoraLayer) -> tuple[Tensor, Tensor]:
+    """scale * up [out, r] and down^T [in * kernel, r]."""
+    return layer.scale * layer.up.flatten(1).double(), layer.down.flatten(1).double().T
+
+
+def rounding_error(layer: LoraLayer, rounded: LoraLayer) -> tuple[float, float]:
+    """|dW - dW_r| and |dW_r| (Frobenius) for two pairs of one rank and scale that differ by rounding. The difference is
+    (up - up_r) down + up_r (down - down_r), no small difference of large numbers, and is taken from r x r Gram
+    matrices."""
+    up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
+    up_r, down_r = rounded.up.flatten(1).float(), rounded.down.flatten(1).float()
+    d_up, d_down = up - up_r, down - down_r
+    g, h = up_r.T @ up_r, down @ down.T
+    first = ((d_up.T @ d_up) * h).sum()
+    second = (g * (d_down @ d_down.T)).sum()
+    cross = ((d_up.T @ up_r) * (down @ d_down.T)).sum()
+    error, size = float(first + second + 2 * cross), float((g * h).sum())
+    return abs(layer.scale) * math.sqrt(max(0.0, error)), abs(layer.scale) * math.sqrt(max(0.0, size))
+
+
+def norm(layer: LoraLayer) -> float:
+    """|dW| (Frobenius), from the Gram matrices of the factors."""
+    up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
+    return abs(layer.scale) * math.sqrt(max(0.0, float(((up.T @ up) * (down @ down.T)).sum())))

@@ -1,0 +1,150 @@
+"""Ways to merge beside the exact sum, each as a function for lora.merge. They approximate something else than the sum:
+their papers say what for."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import DCOError
+from ..lora import LoraLayer, LoraWeights, merge
+from ..lora.arithmetic import Factor, concatenated
+from .dare import dare
+from .dense import factorised
+from .np_lora import np_lora
+from .reduce import Size, reduce
+from .report import ErrorReport
+from .ties import ties
+from .zip_lora import Mergers, with_columns
+
+Weighted = Sequence[tuple[int, float, LoraLayer]]  # (number of the LoRA, weight, layer)
+
+
+@dataclass(frozen=True)
+class Exact:
+    """sum_i weight_i dW_i."""
+
+    name = "exact"
+    pair = dense = False
+
+    def combine(self, key: str, layers: Weighted) -> LoraLayer:
+        return concatenated([(weight * layer.scale, layer) for _, weight, layer in layers])
+
+
+@dataclass(frozen=True)
+class NPLora:
+    """The first LoRA (content) in the null space of the second (style), plus the second. See np_lora.py."""
+
+    mu: float = math.inf
+    energy: float = 1.0
+    name = "np-lora"
+    pair, dense = True, False
+
+    def __post_init__(self) -> None:
+        if self.mu < 0 or not 0 < self.energy <= 1:
+            raise DCOError(
+                f"NP-LoRA has mu {self.mu} and energy {self.energy}: use mu >= 0, energy in (0, 1]."
+            )
+
+    def combine(self, key: str, layers: Weighted) -> LoraLayer:
+        by_lora = {i: layer for i, _, layer in layers}
+        if len(by_lora) == 2:
+            by_lora[0] = np_lora(by_lora[0], by_lora[1], self.mu, self.energy)
+        return concatenated([(weight * by_lora[i].scale, by_lora[i]) for i, weight, _ in layers])
+
+
+@dataclass(frozen=True)
+class ZipLora:
+    """Columns of both LoRAs scaled by what zip_lora.optimise found. See zip_lora.py."""
+
+    mergers: Mapping[str, Mergers]
+    name = "ziplora"
+    pair, dense = True, False
+
+    def combine(self, key: str, layers: Weighted) -> LoraLayer:
+        mergers = self.mergers.get(key)
+        scaled = [
+            (weight, layer if mergers is None else with_columns(layer, mergers[i]))
+            for i, weight, layer in layers
+        ]
+        return concatenated([(weight * layer.scale, layer) for weight, layer in scaled])
+
+
+@dataclass(frozen=True)
+class Ties:
+    """See ties.py."""
+
+    density: float = 0.2
+    name = "ties"
+    pair, dense = False, True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.density <= 1:
+            raise DCOError(f"TIES has density {self.density}: it is a share, use more than 0 and at most 1.")
+
+    def delta(self, key: str, deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+        return ties(deltas, weights, self.density)
+
+
+@dataclass(frozen=True)
+class Dare:
+    """See dare.py."""
+
+    drop: float = 0.5
+    seed: int = 0
+    name = "dare"
+    pair, dense = False, True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop < 1:
+            raise DCOError(f"DARE drops {self.drop}: it is a share, use 0 to below 1.")
+
+    def delta(self, key: str, deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+        digest = hashlib.blake2b(f"{self.seed} {key}".encode(), digest_size=7).digest()
+        return dare(deltas, weights, self.drop, torch.Generator().manual_seed(int.from_bytes(digest, "big")))
+
+
+Method = Exact | NPLora | ZipLora | Ties | Dare
+
+
+def merge_with(
+    method: Method,
+    loras: Sequence[LoraWeights],
+    weights: Sequence[float],
+    factor: Factor | None = None,
+    size: Size | None = None,
+    dtype: torch.dtype | None = None,
+    report: ErrorReport | None = None,
+) -> LoraWeights:
+    """One LoRA of several by `method`, at `size` (None: as it comes), rounded to dtype (None: fp32).
+
+    factor: weights by block (blocks.py). Biases and norms are summed. report: filled as the layers are made. TIES and
+    DARE give dense changes, which are factorised to `size`, without one to the sum of the ranks; their report is
+    |error| / |dW| against that dense change, before rounding.
+
+    Raises DCOError for NP-LoRA and ZipLoRA of other than two LoRAs, and what merge and reduce refuse."""
+    size = size or Size()
+    report = ErrorReport() if report is None else report
+    if method.pair and len(loras) != 2:
+        raise DCOError(
+            f"{method.name} merges a content and a style LoRA, in this order, but there are {len(loras)}."
+        )
+    if not isinstance(method, (Ties, Dare)):
+        summed = merge(loras, weights, factor, method.combine, method.name)
+        return reduce(summed, size, dtype, report)
+
+    def approximate(key: str, layers: Weighted) -> LoraLayer:
+        shape = max((layer.shape for *_, layer in layers), key=len)
+        deltas = [layer.delta().reshape(shape) for *_, layer in layers]
+        ranks = sum(layer.rank for *_, layer in layers)
+        delta = method.delta(key, deltas, [weight for _, weight, _ in layers])
+        return factorised(key, delta, Size(ranks) if size.exact else size, report, ranks)
+
+    merged = merge(loras, weights, factor, approximate, method.name)
+    header = merged.metadata | report.header()
+    return LoraWeights(merged.layers, merged.other, header, merged.paths, merged.vectors)
