@@ -3,6 +3,7 @@ through diffusers, and with the very same weights as a MODEL of the host. All we
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,8 @@ SIZES = 6 * 256  # SDXL: original size, crop and target size, 256 numbers each
 @dataclass(frozen=True)
 class Shape:
     """A family at `width` (1.0: real). channels: of the levels. depths: transformer blocks after each residual block
-    of a level. heads: attention heads of every level, or None for `head_width` channels each. text: (channels,
-    layers, heads) of each text encoder."""
+    of a level. heads: attention heads of every level, or None for `head_width` channels each; a narrow network has
+    fewer heads, not narrower ones. text: (channels, layers, heads) of each text encoder."""
 
     family: str
     width: float
@@ -42,7 +43,7 @@ class Shape:
         return self.text[-1][0]
 
 
-def shape_of(family: str, width: float = 0.3) -> Shape:
+def shape_of(family: str, width: float = 0.2) -> Shape:
     """The Shape of "sd15" or "sdxl", channels rounded to what the normalisations ask for."""
 
     def scaled(*channels: int) -> tuple[int, ...]:
@@ -50,17 +51,17 @@ def shape_of(family: str, width: float = 0.3) -> Shape:
 
     def text(channels: int, layers: int) -> tuple[int, int, int]:
         (scaled_channels,) = scaled(channels)
-        return scaled_channels, layers, scaled_channels // (64 if width >= 1 else 32)
+        return scaled_channels, layers, scaled_channels // math.gcd(64, scaled_channels)
 
     vae = scaled(128, 256, 512, 512)
     if family == "sd15":
         channels = scaled(320, 640, 1280, 1280)
-        return Shape(family, width, channels, (1, 1, 1, 0), 8, 0, (text(768, 12),), vae)
-    head_width = max(1, round(64 * width / 16)) * 16
+        return Shape(
+            family, width, channels, (1, 1, 1, 0), max(1, round(8 * width)), 0, (text(768, 12),), vae
+        )
+    head_width = math.gcd(64, scaled(320)[0])
     channels = scaled(320, 640, 1280)
-    return Shape(
-        family, width, channels, (0, 2, 10), None, head_width, (text(768, 12), text(1280, 32)), vae
-    )
+    return Shape(family, width, channels, (0, 2, 10), None, head_width, (text(768, 12), text(1280, 32)), vae)
 
 
 def diffusers_unet(shape: Shape, seed: int = 0) -> nn.Module:

@@ -3,9 +3,9 @@
     python -m benchmarks.step_cost --family sd15 sdxl --pixels 64 256
 
 Every loop runs in a process of its own, on the same network (benchmarks/networks.py: the family's block structure,
-fewer channels, random weights). They take turns: `--window` steps of look-ahead DCO, so that each turn holds one call of
-phi, and `--steps` of each other loop; one round is one turn of each. The table gives medians over `--rounds` rounds of
-seconds a step, by the clock and of CPU time (which other programs on the machine disturb less), and their ratio to
+fewer channels, random weights). They take turns: `--window` steps of look-ahead DCO, so that each turn holds one call
+of phi, and `--steps` of each other loop; one round is one turn of each. The table gives medians over `--rounds` rounds
+of seconds a step, by the clock and of CPU time (which other programs on the machine disturb less), and their ratio to
 the plain step. Memory: the most that each loop held at once in steps, its network included, above what the process
 needs when everything is imported; from a second, untimed run. Wants COMFYUI_PATH or .dev/ComfyUI.
 """

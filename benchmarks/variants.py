@@ -1,6 +1,6 @@
-"""The training loops that step_cost.py compares, in a process where the host was started: ours, the host's own, and the
-authors'. Each takes a Setting
-and a `tick`, builds what it needs, and calls `tick` once before the first step and after every step."""
+"""The training loops that step_cost.py compares, in a process where the host was started: ours, the host's own, and
+the authors'. Each takes a Setting and a `tick`, builds what it needs, and calls `tick` once before the first step and
+after every step."""
 
 from __future__ import annotations
 
