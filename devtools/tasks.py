@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from . import browser, environment
 from .environment import DEV, PASSIVE_WAITING, ROOT
 from .pack_files import copy_pack
+
+# Files of tests side by side, each process with a host of its own: small networks leave a second core idle.
+_SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
+_ONE_THREAD = {**PASSIVE_WAITING, "OMP_NUM_THREADS": "1"}
 
 
 def demo(output: str, serve: bool) -> int:
@@ -29,7 +34,7 @@ def test(pytest_arguments: list[str]) -> int:
     arguments = pytest_arguments
     if not any(argument.startswith("tests") for argument in arguments):
         arguments = ["tests", *arguments]
-    return _python(["-m", "pytest", *arguments], ROOT, host) or min(failed, 1)
+    return _python(["-m", "pytest", *_SIDE_BY_SIDE, *arguments], ROOT, host, _ONE_THREAD) or min(failed, 1)
 
 
 def type_check(host: Path) -> int:
@@ -47,11 +52,12 @@ def type_check(host: Path) -> int:
     return pack or tools
 
 
-def _python(arguments: list[str], folder: Path, host: Path) -> int:
+def _python(
+    arguments: list[str], folder: Path, host: Path, defaults: Mapping[str, str] = PASSIVE_WAITING
+) -> int:
+    """Run the environment's Python; defaults: environment variables that the user's own go before."""
     command = [str(environment.venv_python()), *arguments]
-    process = subprocess.Popen(
-        command, cwd=folder, env={**PASSIVE_WAITING, **os.environ, "COMFYUI_PATH": str(host)}
-    )
+    process = subprocess.Popen(command, cwd=folder, env={**defaults, **os.environ, "COMFYUI_PATH": str(host)})
     try:
         return process.wait()
     except KeyboardInterrupt:  # the child got Ctrl-C too and stops its host
