@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from .errors import DCOError
@@ -38,3 +40,45 @@ def reward_guidance(
         result = term if result is None else result + term
     assert result is not None  # the coefficients sum to 1, so one of them is not 0
     return result
+
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+def scheduled(scale: float, progress: float, start: float, end: float, schedule: str = "constant") -> float:
+    """A guidance scale on an interval of sampling (Kynkaanniemi et al., arXiv 2404.07724): 0 outside of [start, end],
+    and inside the scale itself (constant) or falling to 0 at `end` along a line or half a cosine.
+
+    progress, start, end: shares of the noise schedule, 0 at pure noise and 1 at the image.
+    """
+    if schedule not in SCHEDULES:
+        raise DCOError(f'The schedule "{schedule}" is unknown: use {", ".join(SCHEDULES)}.')
+    if not start <= progress <= end:
+        return 0.0
+    if schedule == "constant":
+        return scale
+    inside = (progress - start) / (end - start) if end > start else 0.0
+    return scale * (1 - inside if schedule == "linear" else (1 + math.cos(math.pi * inside)) / 2)
+
+
+def autoguidance(strong: Tensor, weak: Tensor, w: float) -> Tensor:
+    """AutoGuidance (Karras et al., arXiv 2406.02507, Eq. 3): D_weak + w (D_strong - D_weak), both on the prompt. Here
+    the LoRA is what makes the model weak; it is reward guidance at w_rg = 1 - w, away from the LoRA."""
+    return weak + w * (strong - weak)
+
+
+def personalization_guidance(theta_cond: Tensor, weak_uncond: Tensor, w: float) -> Tensor:
+    """Steering Guidance for personalised models (arXiv 2508.00319): the fine-tuned model on the prompt, guided by a
+    weak one on the empty prompt whose weights lie between the base (0) and the fine-tuned model (1):
+    weak(0) + w (theta(c) - weak(0))."""
+    return weak_uncond + w * (theta_cond - weak_uncond)
+
+
+def rows_of(w_rg: float, w_text: float) -> list[str]:
+    """The network evaluations that reward guidance needs in a step: the terms whose coefficient is not 0."""
+    names = ("LoRA on the prompt", "base on the prompt", "base on the negative")
+    return [
+        name
+        for name, c in zip(names, (w_rg, w_text - w_rg, 1 - w_text), strict=True)
+        if not math.isclose(c, 0, abs_tol=1e-9)
+    ]

@@ -7,6 +7,7 @@ which are declared here.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import runpy
 import sys
@@ -18,8 +19,9 @@ MISSING_SCHEMAS = (
 )
 
 
+@functools.cache  # which also keeps the library alive
 def declare_torchvision_schemas() -> object | None:
-    """Declare torchvision's operators where its extension cannot be loaded; keep the result alive."""
+    """Declare torchvision's operators where its extension cannot be loaded, once in a process."""
     spec = importlib.util.find_spec("torchvision")
     if not sys.platform.startswith("linux") or spec is None or spec.origin is None:
         return None

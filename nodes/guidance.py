@@ -1,54 +1,11 @@
-"""Reward guidance: a MODEL patch for any sampler, and a sampler with everything in it."""
+"""Reward guidance: a MODEL patch for any sampler, a guider, and a sampler with everything in it."""
 
 from __future__ import annotations
 
-import logging
-
 from comfy_api.latest import io
 
-from ..dco_core.lora import from_bundle
-from .host import adapters, guidance, sampling
-
-_W_RG = io.Float.Input(
-    "w_rg",
-    default=3.0,
-    min=0.0,
-    max=100.0,
-    step=0.1,
-    round=0.01,
-    tooltip="Reward guidance scale: how much of what the LoRA learned to follow. The paper uses 2 to 5 at w_text 7.5 "
-    "(a ratio of 0.3 to 0.7): higher gives more likeness, lower more of the prompt. 0 is the base model; the same as "
-    "w_text is ordinary sampling of the LoRA against the base's negative prompt.",
-)
-_STRENGTH = io.Float.Input(
-    "lora_strength",
-    default=1.0,
-    min=-20.0,
-    max=20.0,
-    step=0.05,
-    advanced=True,
-    tooltip="Strength of the LoRA itself, as in LoRA loaders. Reward guidance works best at 1: steer with w_rg.",
-)
-_LORA = io.LoraModel.Input(
-    "lora", tooltip="The LoRA, trained on this model: from the trainer, a merge or a file."
-)
-_PERSONALIZED = io.Conditioning.Input(
-    "personalized",
-    optional=True,
-    tooltip="What the LoRA reads, where it is not the positive prompt: the personalized output of Encode DCO Prompt, "
-    "for LoRAs with learned tokens. Not connected: the positive prompt.",
-)
-
-
-def _patched(model, lora, w_rg: float, lora_strength: float, personalized):
-    tokens = sorted(from_bundle(lora))
-    if tokens and personalized is None:
-        logging.warning(
-            "DCO: this LoRA has learned tokens (%s), but reward guidance got no personalized prompt: make it with "
-            "Encode DCO Prompt.",
-            ", ".join(f"<{name}>" for name in tokens),
-        )
-    return guidance.patch(model, adapters.resolve(model, lora, lora_strength), w_rg, personalized)
+from . import guidance_inputs as shared
+from .host import sampling
 
 
 class DCORewardGuidance(io.ComfyNode):
@@ -63,24 +20,73 @@ class DCORewardGuidance(io.ComfyNode):
             "negative, and the LoRA on the prompt, in one batch. Weights are never changed.",
             search_aliases=["reward guidance", "dco", "w_rg", "lora guidance", "autoguidance"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that the LoRA was trained on, without that LoRA."),
-                _LORA,
-                _W_RG,
-                _STRENGTH,
-                _PERSONALIZED,
+                shared.MODEL,
+                shared.LORA,
+                shared.W_RG,
+                shared.STRENGTH,
+                shared.PERSONALIZED,
+                *shared.options(),
             ],
             outputs=[
                 io.Model.Output(
                     display_name="model", tooltip="The model with reward guidance, for any sampler."
-                )
+                ),
+                shared.REPORT,
             ],
         )
 
     @classmethod
     def execute(
-        cls, model, lora, w_rg: float, lora_strength: float = 1.0, personalized=None
+        cls,
+        model,
+        lora,
+        w_rg: float,
+        lora_strength: float = 1.0,
+        personalized=None,
+        more_loras=None,
+        **options,
     ) -> io.NodeOutput:
-        return io.NodeOutput(_patched(model, lora, w_rg, lora_strength, personalized))
+        loras = shared.loras_in(lora, lora_strength, more_loras)
+        patched = shared.patched(model, loras, "reward", w_rg, personalized, **options)
+        return io.NodeOutput(patched, shared.report(w_rg, None, *shared.interval(options)))
+
+
+class DCORewardGuider(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DCORewardGuider",
+            display_name="Reward Guider (DCO)",
+            category="sampling/guiders",
+            description="Reward guidance as a guider for SamplerCustomAdvanced: "
+            "phi(0) + w_text (phi(c) - phi(0)) + w_rg (theta(c) - phi(c)).",
+            search_aliases=["reward guidance", "dco", "guider", "w_rg", "samplercustomadvanced"],
+            inputs=[
+                shared.MODEL,
+                shared.LORA,
+                shared.POSITIVE,
+                shared.NEGATIVE,
+                shared.W_RG,
+                shared.W_TEXT,
+                shared.STRENGTH,
+                shared.PERSONALIZED,
+                *shared.options(),
+            ],
+            outputs=[
+                io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."),
+                shared.REPORT,
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, lora, positive, negative, w_rg, w_text, lora_strength=1.0, personalized=None, more_loras=None,
+        **options,
+    ) -> io.NodeOutput:  # fmt: skip
+        loras = shared.loras_in(lora, lora_strength, more_loras)
+        patched = shared.patched(model, loras, "reward", w_rg, personalized, **options)
+        guider = sampling.cfg_guider(patched, positive, negative, w_text)
+        return io.NodeOutput(guider, shared.report(w_rg, w_text, *shared.interval(options)))
 
 
 class DCORewardGuidanceSampler(io.ComfyNode):
@@ -94,12 +100,10 @@ class DCORewardGuidanceSampler(io.ComfyNode):
             "prompt, at sampling time, without training again.",
             search_aliases=["reward guidance", "dco", "ksampler", "sampler", "w_rg"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that the LoRA was trained on, without that LoRA."),
-                _LORA,
-                io.Conditioning.Input("positive", tooltip="The prompt, as the base model reads it."),
-                io.Conditioning.Input(
-                    "negative", tooltip="The negative prompt; the paper uses an empty one."
-                ),
+                shared.MODEL,
+                shared.LORA,
+                shared.POSITIVE,
+                shared.NEGATIVE,
                 io.Latent.Input("latent_image", tooltip="The latent to start from."),
                 io.Int.Input(
                     "seed",
@@ -112,16 +116,8 @@ class DCORewardGuidanceSampler(io.ComfyNode):
                 io.Int.Input(
                     "steps", default=50, min=1, max=10000, tooltip="Sampling steps; the paper uses 50."
                 ),
-                _W_RG,
-                io.Float.Input(
-                    "w_text",
-                    default=7.5,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Text guidance scale of the base model (cfg). The paper uses 7.5.",
-                ),
+                shared.W_RG,
+                shared.W_TEXT,
                 io.Combo.Input(
                     "sampler_name", options=sampling.SAMPLERS, default="ddim", tooltip="The paper uses DDIM."
                 ),
@@ -140,18 +136,23 @@ class DCORewardGuidanceSampler(io.ComfyNode):
                     advanced=True,
                     tooltip="Less than 1 keeps part of the latent image (image to image).",
                 ),
-                _STRENGTH,
-                _PERSONALIZED,
+                shared.STRENGTH,
+                shared.PERSONALIZED,
+                *shared.options(),
             ],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="The denoised latent.")],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
+                shared.REPORT,
+            ],
         )
 
     @classmethod
     def execute(
         cls, model, lora, positive, negative, latent_image, seed, steps, w_rg, w_text, sampler_name, scheduler,
-        denoise=1.0, lora_strength=1.0, personalized=None,
+        denoise=1.0, lora_strength=1.0, personalized=None, more_loras=None, **options,
     ) -> io.NodeOutput:  # fmt: skip
-        patched = _patched(model, lora, w_rg, lora_strength, personalized)
+        loras = shared.loras_in(lora, lora_strength, more_loras)
+        patched = shared.patched(model, loras, "reward", w_rg, personalized, **options)
         return io.NodeOutput(
             sampling.ksample(
                 patched,
@@ -164,8 +165,84 @@ class DCORewardGuidanceSampler(io.ComfyNode):
                 negative,
                 latent_image,
                 denoise,
-            )
+            ),
+            shared.report(w_rg, w_text, *shared.interval(options)),
         )
 
 
-NODES = [DCORewardGuidance, DCORewardGuidanceSampler]
+_METHODS = {
+    "AutoGuidance": "auto",
+    "Personalization guidance": "personalization",
+    "LoRA on the negative only": "negative",
+}
+
+
+class DCOLoRAGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        methods = [
+            io.DynamicCombo.Option("AutoGuidance", [
+                io.Float.Input(
+                    "w_auto", default=2.0, min=0.0, max=100.0, step=0.1,
+                    tooltip="w of AutoGuidance: away from the LoRA, which is the weak model. 1 is off. cfg 1 on the "
+                    "sampler is AutoGuidance alone.",
+                ),
+            ]),
+            io.DynamicCombo.Option("Personalization guidance", [
+                io.Float.Input(
+                    "weak_strength", default=0.5, min=0.0, max=1.0, step=0.05,
+                    tooltip="How much of the LoRA the weak model on the negative prompt has: 0 is the base model, 1 "
+                    "ordinary sampling with the LoRA.",
+                ),
+            ]),
+            io.DynamicCombo.Option("LoRA on the negative only", []),
+        ]  # fmt: skip
+        return io.Schema(
+            node_id="DCOLoRAGuidance",
+            display_name="LoRA Guidance: Relatives (DCO)",
+            category="advanced/guidance",
+            description="Other ways to guide with a LoRA, on the engine of reward guidance, to compare with: "
+            "AutoGuidance with the LoRA as the weak model (arXiv 2406.02507), Steering Guidance for personalised "
+            "models (arXiv 2508.00319), and the LoRA on the negative prompt only.",
+            search_aliases=[
+                "autoguidance",
+                "steering guidance",
+                "personalization guidance",
+                "lora negative",
+                "dco",
+            ],
+            inputs=[
+                shared.MODEL,
+                shared.LORA,
+                io.DynamicCombo.Input(
+                    "method", options=methods, tooltip="How the LoRA takes part in a step."
+                ),
+                shared.STRENGTH,
+                shared.PERSONALIZED,
+                *shared.options(),
+            ],
+            outputs=[
+                io.Model.Output(
+                    display_name="model", tooltip="The guided model, for any sampler; cfg is its own."
+                ),
+                shared.REPORT,
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, lora, method, lora_strength=1.0, personalized=None, more_loras=None, **options
+    ) -> io.NodeOutput:
+        kind = _METHODS[method["method"]]
+        scale = {"auto": method.get("w_auto"), "personalization": method.get("weak_strength")}.get(kind, 1.0)
+        loras = shared.loras_in(lora, lora_strength, more_loras)
+        patched = shared.patched(model, loras, kind, scale, personalized, **options)
+        rows = {
+            "auto": "3 UNet rows a step: base on the prompt, LoRA on the prompt, base on the negative. 2 at cfg 1.",
+            "personalization": "2 UNet rows a step: LoRA on the prompt, part of the LoRA on the negative.",
+            "negative": "2 UNet rows a step: base on the prompt, LoRA on the negative.",
+        }
+        return io.NodeOutput(patched, rows[kind])
+
+
+NODES = [DCORewardGuidance, DCORewardGuidanceSampler, DCORewardGuider, DCOLoRAGuidance]

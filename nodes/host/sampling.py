@@ -16,3 +16,11 @@ def ksample(model, seed, steps, cfg, sampler_name, scheduler, positive, negative
         model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise
     )
     return samples
+
+
+def cfg_guider(model, positive, negative, cfg: float):
+    """A GUIDER with classifier-free guidance."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    return guider

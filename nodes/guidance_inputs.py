@@ -1,0 +1,161 @@
+"""Inputs that the guidance nodes share, and what they make of them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..dco_core.errors import DCOError
+from ..dco_core.guidance import SCHEDULES, rows_of
+from ..dco_core.lora import from_bundle
+from .host import adapters, guidance
+
+W_RG = io.Float.Input(
+    "w_rg",
+    default=3.0,
+    min=0.0,
+    max=100.0,
+    step=0.1,
+    round=0.01,
+    tooltip="Reward guidance scale: how much of what the LoRA learned to follow. The paper uses 2 to 5 at w_text 7.5 "
+    "(a ratio of 0.3 to 0.7): higher gives more likeness, lower more of the prompt. 0 is the base model; the same as "
+    "w_text is ordinary sampling of the LoRA against the base's negative prompt.",
+)
+W_TEXT = io.Float.Input(
+    "w_text",
+    default=7.5,
+    min=0.0,
+    max=100.0,
+    step=0.1,
+    round=0.01,
+    tooltip="Text guidance scale of the base model (cfg). The paper uses 7.5.",
+)
+STRENGTH = io.Float.Input(
+    "lora_strength",
+    default=1.0,
+    min=-20.0,
+    max=20.0,
+    step=0.05,
+    advanced=True,
+    tooltip="Strength of the LoRA itself, as in LoRA loaders. Reward guidance works best at 1: steer with w_rg.",
+)
+MODEL = io.Model.Input("model", tooltip="The model that the LoRA was trained on, without that LoRA.")
+LORA = io.LoraModel.Input(
+    "lora", tooltip="The LoRA, trained on this model: from the trainer, a merge or a file."
+)
+POSITIVE = io.Conditioning.Input("positive", tooltip="The prompt, as the base model reads it.")
+NEGATIVE = io.Conditioning.Input("negative", tooltip="The negative prompt; the paper uses an empty one.")
+PERSONALIZED = io.Conditioning.Input(
+    "personalized",
+    optional=True,
+    tooltip="What the LoRA reads, where it is not the positive prompt: the personalized output of Encode DCO Prompt, "
+    "for LoRAs with learned tokens. Not connected: the positive prompt.",
+)
+ONE = "this one alone"
+_MORE = (ONE, "1 more", "2 more", "3 more")
+
+
+def _stack() -> io.DynamicCombo.Input:
+    def inputs(count: int) -> list[Any]:
+        return [
+            item
+            for n in range(2, count + 2)
+            for item in (
+                io.LoraModel.Input(f"lora_{n}", tooltip="Another LoRA, applied after the ones before it."),
+                io.Float.Input(
+                    f"strength_{n}", default=1.0, min=-20.0, max=20.0, step=0.05, tooltip="Its strength."
+                ),
+            )
+        ]
+
+    return io.DynamicCombo.Input(
+        "more_loras",
+        options=[io.DynamicCombo.Option(name, inputs(n)) for n, name in enumerate(_MORE)],
+        optional=True,
+        tooltip="LoRAs to stack on the first, each with a strength: together they are what the guidance follows.",
+    )
+
+
+def options() -> list[Any]:
+    """Optional, and last in every node."""
+    return [
+        _stack(),
+        io.Float.Input(
+            "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
+            tooltip="Where in the noise schedule w_rg sets in. Steps outside of the interval cost two rows, not three.",
+        ),
+        io.Float.Input(
+            "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
+            tooltip="Where in the noise schedule w_rg ends.",
+        ),
+        io.Combo.Input(
+            "w_rg_schedule", options=list(SCHEDULES), default="constant", optional=True, advanced=True,
+            tooltip="w_rg over the interval: constant (the paper), or falling to 0.",
+        ),
+        io.Boolean.Input(
+            "low_memory", default=False, optional=True, advanced=True,
+            tooltip="Evaluate one row after the other. The host splits batches on its own where memory is short.",
+        ),
+        io.Boolean.Input(
+            "self_check", default=True, optional=True, advanced=True,
+            tooltip="In the first step, prove that the base model's rows do not see the LoRA (one more evaluation).",
+        ),
+    ]  # fmt: skip
+
+
+REPORT = io.String.Output(display_name="report", tooltip="The network rows that a step evaluates.")
+
+
+def loras_in(lora: Any, strength: float, more: dict[str, Any] | None) -> list[tuple[Any, float]]:
+    """The stack: [(LoRA, strength)]."""
+    found, more = [(lora, strength)], more or {}
+    for n in range(2, len(_MORE) + 1):
+        if more.get(f"lora_{n}") is not None:
+            found.append((more[f"lora_{n}"], more.get(f"strength_{n}", 1.0)))
+    return found
+
+
+def patched(
+    model, loras: list[tuple[Any, float]], kind: str, scale: float, personalized=None, start_percent=0.0,
+    end_percent=1.0, w_rg_schedule="constant", low_memory=False, self_check=True,
+):  # fmt: skip
+    """A clone of MODEL with guidance. Raises DCOError for LoRAs of another model and an interval without length."""
+    if not start_percent < end_percent:
+        raise DCOError(
+            f"The interval of w_rg is empty: start_percent {start_percent:g} is not below end_percent {end_percent:g}."
+        )
+    tokens = sorted({name for lora, _ in loras for name in from_bundle(lora)})
+    if tokens and personalized is None:
+        logging.warning(
+            "DCO: this LoRA has learned tokens (%s), but reward guidance got no personalized prompt: make it with "
+            "Encode DCO Prompt.",
+            ", ".join(f"<{name}>" for name in tokens),
+        )
+    patches = [p for lora, strength in loras for p in adapters.resolve(model, lora, strength)]
+    method = guidance.Method(kind, scale, start_percent, end_percent, w_rg_schedule, low_memory, self_check)
+    return guidance.patch(model, patches, method, personalized)
+
+
+def report(w_rg: float, w_text: float | None, start: float = 0.0, end: float = 1.0) -> str:
+    """UNet rows per step. w_text: None where the sampler decides."""
+    if w_rg == 0:
+        return "2 UNet rows a step, as without reward guidance: w_rg is 0. 1 where cfg is 1."
+    if w_text is None:
+        text = (
+            "3 UNet rows a step: LoRA on the prompt, base on the prompt, base on the negative. "
+            f"2 where cfg is w_rg ({w_rg:g}) or 1"
+        )
+    else:
+        rows = rows_of(w_rg, w_text)
+        text = f"{len(rows)} UNet row{'s' * (len(rows) > 1)} a step: {', '.join(rows)}"
+    if start > 0 or end < 1:
+        text += (
+            f"; from {start:.0%} to {end:.0%} of the noise schedule, and plain guidance of the base elsewhere"
+        )
+    return text + "."
+
+
+def interval(values: dict[str, Any]) -> tuple[float, float]:
+    return values.get("start_percent", 0.0), values.get("end_percent", 1.0)

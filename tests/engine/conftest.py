@@ -1,0 +1,12 @@
+"""The host in the test's own process: its samplers and model classes, no server."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import host
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engine() -> None:
+    host.start()
