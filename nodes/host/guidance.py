@@ -272,9 +272,15 @@ def _say_two_calls(why: str) -> None:
         logging.warning("DCO: the LoRA's row runs in a call of its own, which is slower, because %s.", why)
 
 
+# what the families' configurations call the width of the text they read
+_TEXT_WIDTHS = ("context_dim", "context_in_dim", "cap_feat_dim", "joint_attention_dim", "text_dim")
+
+
 def _check_conditioning(guider) -> None:
     """Conditioning of another model is refused before anything runs."""
-    wanted = guider.model_patcher.model.model_config.unet_config.get("context_dim")
+    config = guider.model_patcher.model.model_config.unet_config
+    embedder = (config.get("context_embedder_config") or {}).get("params", {})  # SD3
+    wanted = next((config[name] for name in _TEXT_WIDTHS if name in config), embedder.get("in_features"))
     for kind, conds in guider.conds.items():
         for cond in conds:
             width = cond["cross_attn"].shape[-1] if isinstance(cond.get("cross_attn"), Tensor) else None

@@ -48,7 +48,8 @@ FAMILIES = {
     "sd2-v": Family("SD20", _UNET, (4, 8, 8), 24, weights=_v_prediction),
     "sdxl": Family("SDXL", _UNET | {"adm_in_channels": 6 * 256 + 8, "num_classes": "sequential"}, (4, 8, 8), 24),
     "sd3": Family("SD3", {"input_size": None, "in_channels": 16, "patch_size": 2, "depth": 2, "adm_in_channels": 8,
-                          "pos_embed_max_size": 8, "num_patches": 64, "qk_norm": "rms", "pos_embed_scaling_factor": None,
+                          "pos_embed_max_size": 8, "num_patches": 64, "qk_norm": "rms",
+                          "pos_embed_scaling_factor": None,
                           "context_embedder_config": {"target": "torch.nn.Linear", "params": {
                               "in_features": 24, "out_features": 128}}}, (16, 8, 8), 24),
     "flux": Family("Flux", {"image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 8,
@@ -56,7 +57,8 @@ FAMILIES = {
                             "depth_single_blocks": 1, "axes_dim": [4, 4, 4], "theta": 10000, "patch_size": 2,
                             "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": []}, (16, 8, 8), 24),
     "lumina2": Family("Lumina2", _LUMINA | {"n_kv_heads": 2}, (16, 8, 8), 24),
-    "z-image": Family("ZImage", _LUMINA | {"n_kv_heads": 4, "z_image_modulation": True, "time_scale": 1000.0,
+    "z-image": Family("ZImage", _LUMINA | {"dim": 256, "axes_dims": [16, 24, 24], "n_kv_heads": 4,
+                                           "z_image_modulation": True, "time_scale": 1000.0,
                                            "pad_tokens_multiple": 32}, (16, 8, 8), 24),
     "qwen-image": Family("QwenImage", {"image_model": "qwen_image", "in_channels": 64, "out_channels": 16,
                                        "num_layers": 2, "attention_head_dim": 12, "num_attention_heads": 4,
@@ -76,15 +78,17 @@ def small_model(name: str, seed: int = 0, dtype: torch.dtype = torch.float32):
     family = FAMILIES[name]
     config = getattr(supported, family.supported)(dict(family.config))
     config.unet_config.update(family.config)
-    cast = management.unet_manual_cast(dtype, management.get_torch_device(), config.supported_inference_dtypes)
+    cast = management.unet_manual_cast(
+        dtype, management.get_torch_device(), config.supported_inference_dtypes
+    )
     config.set_inference_dtype(dtype, cast)
     model = config.get_model(family.weights(), "")
-    _fill(model.diffusion_model, seed)
+    fill(model.diffusion_model, seed)
     model.eval().requires_grad_(False)
     return ModelPatcher(model, management.get_torch_device(), management.unet_offload_device())
 
 
-def _fill(network: nn.Module, seed: int) -> None:
+def fill(network: nn.Module, seed: int) -> None:
     """Variance-preserving matrices, norms near 1, small everything else."""
     modules = dict(network.named_modules())
     for name, parameter in network.named_parameters():
@@ -115,7 +119,9 @@ def layers(model, kinds: Iterable[type] = (nn.Linear, nn.Conv2d)) -> dict[str, t
     }
 
 
-def lora_for(model, rank: int = 2, seed: int = 5, size: float = 0.3, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+def lora_for(
+    model, rank: int = 2, seed: int = 5, size: float = 0.3, names: Iterable[str] | None = None
+) -> dict[str, Tensor]:
     """A LoRA on `names` (all linear and convolution layers) whose dW has about `size` of the layer's own norm."""
     lora: dict[str, Tensor] = {}
     shapes = layers(model)

@@ -1,26 +1,46 @@
 """Reward guidance on every family of the host, a LoRA on all of its layers, against two separately patched models."""
 
 import pytest
-from small_models import FAMILIES, latent, lora_for, small_model, text
-from two_models import cfg, difference, formula, merged, oracle, sample
+import torch
+from guiding import Case, guided
+from small_models import FAMILIES, lora_for, small_model, text
 
 from benchmarks import host
 
 
-def guided(model, lora, w_rg, personalized=None, **options):
-    inputs = host.pack("nodes.guidance_inputs")
-    return inputs.patched(model, [(lora, 1.0)], "reward", w_rg, personalized, **options)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_matches_two_models(family):
+    Case(family, batch=2).check()
+
+
+@pytest.mark.parametrize("family", ["sdxl", "flux", "qwen-image", "wan"])
+def test_a_prompt_of_its_own_for_theta(family):
+    Case(family).check(personalized=text(family, 9, 8))
+
+
+def test_slices_of_fused_layers(monkeypatch):
+    """diffusers names q, k and v of Flux apart; the host's network has them in one layer."""
+    lora = {}
+    for i, part in enumerate(("to_q", "to_k", "to_v")):
+        for block in ("transformer_blocks.0", "single_transformer_blocks.0"):
+            generator = torch.Generator().manual_seed(i)
+            name = f"transformer.{block}.attn.{part}"
+            lora[f"{name}.lora_A.weight"] = torch.randn((2, 48), generator=generator) / 7
+            lora[f"{name}.lora_B.weight"] = torch.randn((48, 2), generator=generator) / 2
+    Case("flux", lora=lora).check()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_matches_two_models(family):
-    model = small_model(family)
-    lora = lora_for(model)
-    positive, negative = text(family, 7, 1), text(family, 5, 2)
-    start = latent(family, batch=2)
-    ours = sample(cfg(guided(model, lora, 2.0), positive, negative, 4.0), start)
-    theta = merged(small_model(family), lora)
-    expected = sample(oracle(model, theta, positive, negative, formula(2.0, 4.0)), start)
-    plain = sample(cfg(model, positive, negative, 4.0), start)
-    assert difference(expected, plain) > 1e-3
-    assert difference(ours, expected) < 1e-5
+def test_conditioning_of_another_model_is_refused_before_anything_runs(family):
+    case = Case(family)
+    case.positive = [[torch.zeros(1, 7, 40), {"pooled_output": torch.zeros(1, 8), "guidance": 3.5}]]
+    with pytest.raises(Exception, match=r"positive conditioning is 40 wide, this model \(\w+\) reads 24"):
+        case.ours()
+
+
+@pytest.mark.parametrize("family, other", [("sd15", "flux"), ("flux", "sdxl"), ("wan", "sd15")])
+def test_a_lora_of_another_family_is_refused(family, other):
+    lora = lora_for(small_model(other))
+    error = host.pack("dco_core.errors").DCOError
+    with pytest.raises(error, match="does not belong to this model"):
+        guided(small_model(family), lora)

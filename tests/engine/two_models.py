@@ -40,8 +40,12 @@ def oracle(phi, theta, positive, negative, combine: Callable, personalized=None)
     class TwoModels(comfy.samplers.CFGGuider):
         def predict_noise(self, x, timestep, model_options={}, seed=None):
             conds = self.conds
-            phi_c, phi_0 = evaluate(self, phi, [conds["positive"], conds["negative"]], x, timestep, model_options)
-            (theta_c,) = evaluate(self, theta, [conds.get("own", conds["positive"])], x, timestep, model_options)
+            phi_c, phi_0 = evaluate(
+                self, phi, [conds["positive"], conds["negative"]], x, timestep, model_options
+            )
+            (theta_c,) = evaluate(
+                self, theta, [conds.get("own", conds["positive"])], x, timestep, model_options
+            )
             evaluate(self, phi, [None], x, timestep, model_options)
             return combine(theta_c, phi_c, phi_0)
 
