@@ -139,22 +139,22 @@ def patched(
 
 
 def report(w_rg: float, w_text: float | None, start: float = 0.0, end: float = 1.0) -> str:
-    """UNet rows per step. w_text: None where the sampler decides."""
-    if w_rg == 0:
-        return "2 UNet rows a step, as without reward guidance: w_rg is 0. 1 where cfg is 1."
+    """Network rows per step. w_text: None where the sampler decides."""
     if w_text is None:
-        text = (
-            "3 UNet rows a step: LoRA on the prompt, base on the prompt, base on the negative. "
-            f"2 where cfg is w_rg ({w_rg:g}) or 1"
-        )
+        names = rows_of(w_rg, w_rg + 2)  # where no coefficient but w_rg's can be 0
+        less = f"cfg is w_rg ({w_rg:g}) or 1" if w_rg else "cfg is 1"
+        text = f"{_rows(names)}; {len(names) - 1} where {less}"
     else:
-        rows = rows_of(w_rg, w_text)
-        text = f"{len(rows)} UNet row{'s' * (len(rows) > 1)} a step: {', '.join(rows)}"
-    if start > 0 or end < 1:
+        text = _rows(rows_of(w_rg, w_text))
+    if w_rg and (start > 0 or end < 1):
         text += (
             f"; from {start:.0%} to {end:.0%} of the noise schedule, and plain guidance of the base elsewhere"
         )
     return text + "."
+
+
+def _rows(names: list[str]) -> str:
+    return f"{len(names)} UNet row{'s' * (len(names) > 1)} a step: {', '.join(names)}"
 
 
 def interval(values: dict[str, Any]) -> tuple[float, float]:

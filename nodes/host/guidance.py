@@ -13,11 +13,8 @@ to the guider as one more kind of conditioning, which the host prepares like the
 
 from __future__ import annotations
 
-import bisect
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import comfy.patcher_extension
 import comfy.sampler_helpers
@@ -26,19 +23,20 @@ from torch import Tensor
 from ...dco_core.errors import DCOError
 from ...dco_core.guidance import autoguidance, reward_guidance, scheduled
 from .adapter_parts import Patch
-from .adapters import Reserve, Rows, RowsNotSeparable, attached, exchanged
-from .self_check import check_base_rows
+from .adapters import Reserve, attached
+from .evaluation import Run
 
 _KEY = "dco_reward_guidance"
 _PERSONALIZED = "dco_personalized"  # theta's conditioning among the guider's conds
-_INDICES = "dco_indices"  # the host's own condition indices, where third parties are shown others
+_BISECTIONS = 30  # to 1e-9
 _Wrappers = comfy.patcher_extension.WrappersMP
 
 
 @dataclass(frozen=True)
 class Method:
     """How LoRA rows enter a step. kind: "reward" (scale is w_rg), "auto" (AutoGuidance, scale is w), "personalization"
-    (Steering Guidance, scale is the LoRA's share in the weak model) or "negative" (LoRA on the negative only)."""
+    (Steering Guidance, scale is the LoRA's share in the weak model) or "negative" (LoRA on the negative only).
+    start, end, schedule: where in the noise schedule w_rg or w holds."""
 
     kind: str = "reward"
     scale: float = 3.0
@@ -49,57 +47,9 @@ class Method:
     self_check: bool = True
 
     @property
-    def plain(self) -> bool:
+    def off(self) -> bool:
         """Whether the sampler's own evaluation is all there is to do."""
-        return self.kind == "reward" and self.scale == 0 or self.kind == "auto" and self.scale == 1
-
-
-@dataclass
-class _Run:
-    """State of one sampling run. `lora_rows` says, during a batched call, which of the host's condition indices
-    carry the LoRA and how strongly; `shown` as which index the network should see them."""
-
-    guider: Any  # the host's CFGGuider or one like it
-    rows: Rows
-    lora_rows: dict[int, float] = field(default_factory=dict)
-    shown: dict[int, int] = field(default_factory=dict)
-    one_call: bool = True  # False once a module could not tell the rows apart
-    checked: bool = False
-    percents: tuple[list[float], list[float]] | None = None
-
-    @property
-    def w_text(self) -> float:
-        """The coefficient of the positive prediction in the guider's formula: cfg; in the host's DualCFG guiders, cfg1
-        (times cfg2 where they are nested)."""
-        if hasattr(self.guider, "cfg1"):
-            return float(self.guider.cfg1) * (
-                float(self.guider.cfg2) if getattr(self.guider, "nested", False) else 1.0
-            )
-        return float(getattr(self.guider, "cfg", 1.0))
-
-    @property
-    def personalized(self) -> list | None:
-        """theta's prepared conditioning, where it is not phi's."""
-        return getattr(self.guider, "conds", {}).get(_PERSONALIZED)
-
-    def index_of(self, kind: str, conds: list) -> int | None:
-        """Where the guider's "positive" or "negative" conditioning is among `conds`; entries keep their uuid through
-        the host's copies (context windows, regional prompts)."""
-        wanted = {entry["uuid"] for entry in getattr(self.guider, "conds", {}).get(kind) or ()}
-        for i, cond in enumerate(conds):
-            if cond and any(entry.get("uuid") in wanted for entry in cond):
-                return i
-        return None
-
-    def progress(self, timestep: Tensor) -> float:
-        """The share of the noise schedule that lies behind: the inverse of the host's percent_to_sigma."""
-        if self.percents is None:
-            sampling = self.guider.model_patcher.get_model_object("model_sampling")
-            shares = [i / 1000 for i in range(1, 1001)]
-            self.percents = ([-float(sampling.percent_to_sigma(p)) for p in shares], shares)
-        sigma = -float(timestep.max())
-        place = bisect.bisect_right(self.percents[0], sigma)
-        return 0.0 if place == 0 else self.percents[1][place - 1]
+        return (self.kind, self.scale) in (("reward", 0), ("auto", 1))
 
 
 class _Guidance:
@@ -109,8 +59,8 @@ class _Guidance:
     def __init__(self, patches: Sequence[Patch], method: Method, personalized: list | None):
         self.patches, self.method = patches, method
         self.personalized = personalized  # CONDITIONING
-        self.off = method.plain or (not patches and personalized is None)
-        self.runs: list[_Run] = []
+        self.off = method.off or (not patches and personalized is None)
+        self.runs: list[Run] = []
 
     def outer_sample(self, executor, *args, **kwargs):
         if self.off:
@@ -120,11 +70,7 @@ class _Guidance:
             guider.conds[_PERSONALIZED] = _beside(guider.conds.get("positive", []), self.personalized)
         _check_conditioning(guider)
         with attached(guider.model_patcher, self.patches) as rows:
-            run = _Run(guider, rows)
-            self.runs.append(run)
-            if not rows.whole:
-                run.one_call = False
-                _say_two_calls("it changes parameters that belong to no layer")
+            self.runs.append(Run(guider, rows, self.patches, self.method.low_memory, self.method.self_check))
             try:
                 return executor(*args, **kwargs)
             finally:
@@ -143,133 +89,82 @@ class _Guidance:
     def calc_cond_batch(
         self, executor: Callable, model, conds: list, x: Tensor, timestep: Tensor, options: dict
     ):
-        run = self.runs[-1] if self.runs else None
-        if run is None:
+        if not self.runs:
             return executor(model, conds, x, timestep, options)
-        positive, negative = run.index_of("positive", conds), run.index_of("negative", conds)
+        run, method = self.runs[-1], self.method
+        positive, negative = (_index_of(run.guider, kind, conds) for kind in ("positive", "negative"))
 
         def evaluate(
             conds: list, strengths: dict[int, float], shown: dict[int, int] | None = None
         ) -> list[Tensor]:
-            return self._evaluate(run, strengths, shown or {}, executor, model, conds, x, timestep, options)
+            def host(conds: list, options: dict) -> list[Tensor]:
+                return executor(model, conds, x, timestep, options)
 
-        kind = self.method.kind
-        if kind == "negative":
+            return run.evaluate(host, conds, strengths, options, shown or {})
+
+        if method.kind == "negative":
             return evaluate(conds, {} if negative is None else {negative: 1.0})
+        weak = {negative: method.scale} if method.kind == "personalization" and negative is not None else {}
         if positive is None:  # an evaluation that does not look at the positive prompt
-            return evaluate(
-                conds,
-                {negative: self.method.scale} if kind == "personalization" and negative is not None else {},
-            )
-        prompt = run.personalized or conds[positive]
-        replaced = [*conds[:positive], prompt, *conds[positive + 1 :]]
-        if kind == "personalization":
-            weak = {} if negative is None else {negative: self.method.scale}
-            return evaluate(replaced, {positive: 1.0} | weak)
-        share = scheduled(
-            1.0, run.progress(timestep), self.method.start, self.method.end, self.method.schedule
-        )
-        w_rg = self.method.scale * share if kind == "reward" else 1 - (1 + (self.method.scale - 1) * share)
-        if w_rg == 0:
+            return evaluate(conds, weak)
+        prompt = getattr(run.guider, "conds", {}).get(_PERSONALIZED) or conds[positive]
+        as_theta_reads = [*conds[:positive], prompt, *conds[positive + 1 :]]
+        if method.kind == "personalization":
+            return evaluate(as_theta_reads, {positive: 1.0} | weak)
+
+        share = scheduled(1.0, _progress(run.guider, timestep), method.start, method.end, method.schedule)
+        if share == 0:
             return evaluate(conds, {})
-        w_text = run.w_text
-        if kind == "reward" and w_text == w_rg:  # phi(c) has coefficient 0: theta takes its place
-            return evaluate(replaced, {positive: 1.0})
+        w_text, w_rg = _w_text(run.guider), method.scale * share
+        if method.kind == "reward" and w_rg == w_text:  # phi(c) has coefficient 0: theta takes its place
+            return evaluate(as_theta_reads, {positive: 1.0})
         extra = len(conds)
         outputs = evaluate([*conds, prompt], {extra: 1.0}, {extra: positive})
         theta, phi = outputs.pop(), outputs[positive]
-        if kind == "auto":
-            outputs[positive] = autoguidance(phi, theta, 1 - w_rg)
+        if method.kind == "auto":
+            outputs[positive] = autoguidance(phi, theta, 1 + (method.scale - 1) * share)
         elif w_text != 0:
             outputs[positive] = reward_guidance(theta, phi, None, w_rg / w_text, 1.0)
         elif negative is not None:  # the sampler returns the negative prediction alone
             outputs[negative] = outputs[negative] + w_rg * (theta - phi)
         return outputs
 
-    def _evaluate(
-        self, run: _Run, strengths: dict[int, float], shown: dict[int, int], executor: Callable, model, conds: list,
-        x: Tensor, timestep: Tensor, options: dict,
-    ) -> list[Tensor]:  # fmt: skip
-        """Predictions of `conds`, those in `strengths` with the LoRA: in one batched call where the network keeps
-        rows apart, else in two, or one by one to save memory."""
-        options = {k: v for k, v in options.items() if k != "multigpu_clones"}  # their modules have no hooks
-        strengths = {i: s for i, s in strengths.items() if s != 0 and i < len(conds) and conds[i] is not None}
-        if not strengths:
-            return executor(model, conds, x, timestep, options)
-
-        def call(wanted: Sequence[int], on: Mapping[int, float]) -> list[Tensor]:
-            """One executor call; conditions that are not wanted are None, so that indices stay."""
-            run.lora_rows, run.shown = dict(on), shown
-            try:
-                some = [cond if i in wanted else None for i, cond in enumerate(conds)]
-                return executor(model, some, x, timestep, _remapped(options, shown) if shown else options)
-            finally:
-                run.lora_rows, run.shown = {}, {}
-                run.rows.clear()
-
-        everything = range(len(conds))
-        if run.one_call and not self.method.low_memory:
-            try:
-                if self.method.self_check and not run.checked:
-                    run.checked = True
-                    return check_base_rows(run.rows, lambda on: call(everything, on), strengths)
-                return call(everything, strengths)
-            except RowsNotSeparable:
-                run.one_call = False
-                _say_two_calls("a layer mixes the rows of a batch")
-        base = [i for i in everything if i not in strengths]
-        groups = [[i] for i in base] if self.method.low_memory else [base]
-        outputs: list[Tensor] = [None] * len(conds)  # type: ignore[list-item]
-        for group in groups:
-            if group:
-                found = call(group, {})
-                for i in group:
-                    outputs[i] = found[i]
-        for i, strength in strengths.items():
-            with exchanged(run.guider.model_patcher, self.patches, strength):
-                outputs[i] = call([i], {i: strength})[i]
-        return outputs
-
     def apply_model(
         self, executor: Callable, x: Tensor, t: Tensor, c_concat=None, c_crossattn=None, control=None,
         transformer_options: dict = {}, **kwargs,
     ):  # fmt: skip
-        run = self.runs[-1] if self.runs else None
-        if run and (run.lora_rows or run.shown):
-            indices = transformer_options.get(_INDICES) or transformer_options["cond_or_uncond"]
-            run.rows.chunks = len(indices)
-            run.rows.chosen = tuple(row for row, i in enumerate(indices) if i in run.lora_rows)
-            run.rows.strengths = tuple(run.lora_rows[i] for i in indices if i in run.lora_rows)
-            # Third-party patches know the indices 0 (positive) and 1 (negative) only.
-            visible = [run.shown.get(i, i) for i in indices]
-            transformer_options = {**transformer_options, "cond_or_uncond": visible}
+        if self.runs:
+            transformer_options = self.runs[-1].enter_network(transformer_options)
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
 
-def _remapped(options: dict, shown: Mapping[int, int]) -> dict:
-    """A third-party function around the model call, too, knows the indices 0 and 1 only."""
-    function = options.get("model_function_wrapper")
-    if function is None:
-        return options
-
-    def with_known_indices(apply_model, args):
-        indices = args["cond_or_uncond"]
-        visible = [shown.get(i, i) for i in indices]
-        inner = {**args["c"]["transformer_options"], "cond_or_uncond": visible, _INDICES: indices}
-        return function(
-            apply_model, {**args, "cond_or_uncond": visible, "c": {**args["c"], "transformer_options": inner}}
-        )
-
-    return {**options, "model_function_wrapper": with_known_indices}
+def _w_text(guider) -> float:
+    """The coefficient of the positive prediction in the guider's formula: cfg; in the host's DualCFG guiders, cfg1
+    (times cfg2 where they are nested)."""
+    if hasattr(guider, "cfg1"):
+        return float(guider.cfg1) * (float(guider.cfg2) if getattr(guider, "nested", False) else 1.0)
+    return float(getattr(guider, "cfg", 1.0))
 
 
-_said: set[str] = set()
+def _index_of(guider, kind: str, conds: list) -> int | None:
+    """Where the guider's "positive" or "negative" conditioning is among `conds`; entries keep their uuid through the
+    host's copies (context windows, regional prompts)."""
+    wanted = {entry["uuid"] for entry in getattr(guider, "conds", {}).get(kind) or ()}
+    for i, cond in enumerate(conds):
+        if cond and any(entry.get("uuid") in wanted for entry in cond):
+            return i
+    return None
 
 
-def _say_two_calls(why: str) -> None:
-    if why not in _said:
-        _said.add(why)
-        logging.warning("DCO: the LoRA's row runs in a call of its own, which is slower, because %s.", why)
+def _progress(guider, timestep: Tensor) -> float:
+    """The share of the noise schedule that lies behind: the inverse of the host's percent_to_sigma, which falls."""
+    sigma = float(timestep.max())
+    percent_to_sigma = guider.model_patcher.get_model_object("model_sampling").percent_to_sigma
+    low, high = 0.0, 1.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float(percent_to_sigma(middle)) > sigma else (low, middle)
+    return round(high, 6)  # so that both ends of an interval belong to it
 
 
 # what the families' configurations call the width of the text they read
