@@ -46,8 +46,8 @@ class DCORewardGuidance(io.ComfyNode):
         more_loras=None,
         **options,
     ) -> io.NodeOutput:
-        loras = shared.loras_in(lora, lora_strength, more_loras)
-        patched = shared.patched(model, loras, "reward", w_rg, personalized, **options)
+        patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
+        patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
         return io.NodeOutput(patched, shared.report(w_rg, None, *shared.interval(options)))
 
 
@@ -83,8 +83,8 @@ class DCORewardGuider(io.ComfyNode):
         cls, model, lora, positive, negative, w_rg, w_text, lora_strength=1.0, personalized=None, more_loras=None,
         **options,
     ) -> io.NodeOutput:  # fmt: skip
-        loras = shared.loras_in(lora, lora_strength, more_loras)
-        patched = shared.patched(model, loras, "reward", w_rg, personalized, **options)
+        patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
+        patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
         guider = sampling.cfg_guider(patched, positive, negative, w_text)
         return io.NodeOutput(guider, shared.report(w_rg, w_text, *shared.interval(options)))
 
@@ -104,38 +104,14 @@ class DCORewardGuidanceSampler(io.ComfyNode):
                 shared.LORA,
                 shared.POSITIVE,
                 shared.NEGATIVE,
-                io.Latent.Input("latent_image", tooltip="The latent to start from."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Seed of the noise.",
-                ),
-                io.Int.Input(
-                    "steps", default=50, min=1, max=10000, tooltip="Sampling steps; the paper uses 50."
-                ),
+                shared.LATENT,
+                shared.SEED,
+                shared.STEPS,
                 shared.W_RG,
                 shared.W_TEXT,
-                io.Combo.Input(
-                    "sampler_name", options=sampling.SAMPLERS, default="ddim", tooltip="The paper uses DDIM."
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=sampling.SCHEDULERS,
-                    default="normal",
-                    tooltip="Spacing of the noise levels.",
-                ),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="Less than 1 keeps part of the latent image (image to image).",
-                ),
+                shared.SAMPLER,
+                shared.SCHEDULER,
+                shared.DENOISE,
                 shared.STRENGTH,
                 shared.PERSONALIZED,
                 *shared.options(),
@@ -151,8 +127,8 @@ class DCORewardGuidanceSampler(io.ComfyNode):
         cls, model, lora, positive, negative, latent_image, seed, steps, w_rg, w_text, sampler_name, scheduler,
         denoise=1.0, lora_strength=1.0, personalized=None, more_loras=None, **options,
     ) -> io.NodeOutput:  # fmt: skip
-        loras = shared.loras_in(lora, lora_strength, more_loras)
-        patched = shared.patched(model, loras, "reward", w_rg, personalized, **options)
+        patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
+        patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
         return io.NodeOutput(
             sampling.ksample(
                 patched,
@@ -235,8 +211,8 @@ class DCOLoRAGuidance(io.ComfyNode):
     ) -> io.NodeOutput:
         kind = _METHODS[method["method"]]
         scale = {"auto": method.get("w_auto"), "personalization": method.get("weak_strength")}.get(kind, 1.0)
-        loras = shared.loras_in(lora, lora_strength, more_loras)
-        patched = shared.patched(model, loras, kind, scale, personalized, **options)
+        patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
+        patched = shared.patched(model, patches, kind, scale, personalized, **options)
         rows = {
             "auto": "3 UNet rows a step: base on the prompt, LoRA on the prompt, base on the negative. 2 at cfg 1.",
             "personalization": "2 UNet rows a step: LoRA on the prompt, part of the LoRA on the negative.",

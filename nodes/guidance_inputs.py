@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -10,7 +11,8 @@ from comfy_api.latest import io
 from ..dco_core.errors import DCOError
 from ..dco_core.guidance import SCHEDULES, rows_of
 from ..dco_core.lora import from_bundle
-from .host import adapters, guidance
+from .host import adapters, guidance, sampling
+from .host.adapter_parts import Patch
 
 W_RG = io.Float.Input(
     "w_rg",
@@ -52,6 +54,31 @@ PERSONALIZED = io.Conditioning.Input(
     optional=True,
     tooltip="What the LoRA reads, where it is not the positive prompt: the personalized output of Encode DCO Prompt, "
     "for LoRAs with learned tokens. Not connected: the positive prompt.",
+)
+LATENT = io.Latent.Input("latent_image", tooltip="The latent to start from.")
+SEED = io.Int.Input(
+    "seed",
+    default=0,
+    min=0,
+    max=0xFFFFFFFFFFFFFFFF,
+    control_after_generate=True,
+    tooltip="Seed of the noise.",
+)
+STEPS = io.Int.Input("steps", default=50, min=1, max=10000, tooltip="Sampling steps; the paper uses 50.")
+SAMPLER = io.Combo.Input(
+    "sampler_name", options=sampling.SAMPLERS, default="ddim", tooltip="The paper uses DDIM."
+)
+SCHEDULER = io.Combo.Input(
+    "scheduler", options=sampling.SCHEDULERS, default="normal", tooltip="Spacing of the noise levels."
+)
+DENOISE = io.Float.Input(
+    "denoise",
+    default=1.0,
+    min=0.0,
+    max=1.0,
+    step=0.01,
+    advanced=True,
+    tooltip="Less than 1 keeps part of the latent image (image to image).",
 )
 ONE = "this one alone"
 _MORE = (ONE, "1 more", "2 more", "3 more")
@@ -108,32 +135,33 @@ def options() -> list[Any]:
 REPORT = io.String.Output(display_name="report", tooltip="The network rows that a step evaluates.")
 
 
-def loras_in(lora: Any, strength: float, more: dict[str, Any] | None) -> list[tuple[Any, float]]:
-    """The stack: [(LoRA, strength)]."""
-    found, more = [(lora, strength)], more or {}
+def resolved(
+    model, lora: Any, strength: float, more: Mapping[str, Any] | None = None, personalized=None
+) -> list[Patch]:
+    """What the stack of LoRAs changes in MODEL, in its order. DCOError for a LoRA of another model."""
+    stack, more = [(lora, strength)], more or {}
     for n in range(2, len(_MORE) + 1):
         if more.get(f"lora_{n}") is not None:
-            found.append((more[f"lora_{n}"], more.get(f"strength_{n}", 1.0)))
-    return found
-
-
-def patched(
-    model, loras: list[tuple[Any, float]], kind: str, scale: float, personalized=None, start_percent=0.0,
-    end_percent=1.0, w_rg_schedule="constant", low_memory=False, self_check=True,
-):  # fmt: skip
-    """A clone of MODEL with guidance. Raises DCOError for LoRAs of another model and an interval without length."""
-    if not start_percent < end_percent:
-        raise DCOError(
-            f"The interval of w_rg is empty: start_percent {start_percent:g} is not below end_percent {end_percent:g}."
-        )
-    tokens = sorted({name for lora, _ in loras for name in from_bundle(lora)})
+            stack.append((more[f"lora_{n}"], more.get(f"strength_{n}", 1.0)))
+    tokens = sorted({name for one, _ in stack for name in from_bundle(one)})
     if tokens and personalized is None:
         logging.warning(
             "DCO: this LoRA has learned tokens (%s), but reward guidance got no personalized prompt: make it with "
             "Encode DCO Prompt.",
             ", ".join(f"<{name}>" for name in tokens),
         )
-    patches = [p for lora, strength in loras for p in adapters.resolve(model, lora, strength)]
+    return [p for one, s in stack for p in adapters.resolve(model, one, s)]
+
+
+def patched(
+    model, patches: Sequence[Patch], kind: str, scale: float, personalized=None, start_percent=0.0,
+    end_percent=1.0, w_rg_schedule="constant", low_memory=False, self_check=True,
+):  # fmt: skip
+    """A clone of MODEL with guidance. DCOError for an interval without length."""
+    if not start_percent < end_percent:
+        raise DCOError(
+            f"The interval of w_rg is empty: start_percent {start_percent:g} is not below end_percent {end_percent:g}."
+        )
     method = guidance.Method(kind, scale, start_percent, end_percent, w_rg_schedule, low_memory, self_check)
     return guidance.patch(model, patches, method, personalized)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import comfy.samplers
+from torch import Tensor
 
-from nodes import common_ksampler  # the host's module of this name
+from nodes import VAEDecode, common_ksampler  # the host's module of this name
+
+from ...dco_core.errors import DCOError
 
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
@@ -24,3 +27,11 @@ def cfg_guider(model, positive, negative, cfg: float):
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
     return guider
+
+
+def decode(vae, latent: dict) -> Tensor:
+    """LATENT -> IMAGE [B, H, W, 3], as the VAE Decode node does it."""
+    if vae is None:
+        raise DCOError("The VAE input is empty: the checkpoint has no VAE. Load one with a VAE loader.")
+    (images,) = VAEDecode().decode(vae, latent)
+    return images

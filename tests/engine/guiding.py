@@ -16,7 +16,8 @@ def guided(model, lora, w_rg: float = 2.0, personalized=None, kind: str = "rewar
     """The MODEL with guidance. lora: one, or [(LoRA, strength), ...]."""
     inputs = host.pack("nodes.guidance_inputs")
     loras = lora if isinstance(lora, list) else [(lora, 1.0)]
-    return inputs.patched(model, loras, kind, w_rg, personalized, **options)
+    patches = [p for one, strength in loras for p in inputs.resolved(model, one, strength)]
+    return inputs.patched(model, patches, kind, w_rg, personalized, **options)
 
 
 class Case:

@@ -16,7 +16,7 @@ SNAPSHOT = Path(__file__).with_name("snapshot.json")
 NODES = (
     "DCOLoRATrainer", "DCORewardGuidance", "DCORewardGuidanceSampler", "DCOLoRAArithmeticMerge", "DCOLoadLoRA",
     "DCOToyWorldLoader", "DCOToyWorldReferences", "DCOEncodePrompt", "DCOComprehensiveCaption", "DCOCheckCaptions",
-    "DCOLoadDataset",
+    "DCOLoadDataset", "DCORewardGuider", "DCORewardGuidanceSweep", "DCOLoRAGuidance",
 )  # fmt: skip
 
 
