@@ -39,6 +39,22 @@ async ({prompt, places, titles, groups, notes, own, pack, version, model}) => {
     for (const widget of node.widgets ?? [])
       if (widget.name === "control_after_generate") widget.value = "fixed";
   }
+  // Nodes grow with their inputs: what stands below makes room, and groups reach round what is in them.
+  const gap = 60;
+  const groupOf = node => groups.find(([, x, y, w, h]) =>
+    node.pos[0] >= x && node.pos[0] < x + w && node.pos[1] >= y && node.pos[1] < y + h);
+  const inGroup = new Map(graph._nodes.map(node => [node, groupOf(node)]));
+  const sorted = [...graph._nodes].sort((a, b) => a.pos[1] - b.pos[1]);
+  sorted.forEach((node, i) => {
+    for (const other of sorted.slice(0, i)) {
+      const apart = node.pos[0] >= other.pos[0] + other.size[0] || other.pos[0] >= node.pos[0] + node.size[0];
+      if (!apart) node.pos = [node.pos[0], Math.max(node.pos[1], other.pos[1] + other.size[1] + gap)];
+    }
+  });
+  for (const group of groups)
+    for (const node of graph._nodes)
+      if (inGroup.get(node) === group)
+        group[4] = Math.max(group[4], node.pos[1] + node.size[1] + 20 - group[2]);
   for (const [x, y, w, h, text] of notes) {
     const note = LiteGraph.createNode("MarkdownNote");
     graph.add(note);

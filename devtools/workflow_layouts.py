@@ -127,12 +127,14 @@ def try_it() -> Layout:
     shown(plain, 1980, 500, "LoRA, plain guidance")
     guided = w.add(
         "DCORewardGuidanceSampler", (2610, 120), (320, 400), "Reward guidance: move w_rg", model=[world, 0],
-        lora=[train_subject, 0], positive=[prompt, 0], w_rg=1.4, w_text=2.0, lora_strength=1.0, **sampling,
+        lora=[train_subject, 0], positive=[prompt, 0], w_rg=1.4, w_text=2.0, lora_strength=1.0,
+        more_loras="this one alone", **sampling,
     )  # fmt: skip
     shown(guided, 2960, 120, "Reward guidance")
     merged = w.add(
         "DCORewardGuidanceSampler", (1630, 910), (320, 400), "My subject in my style", model=[world, 0],
-        lora=[merge, 0], positive=[styled, 0], w_rg=1.4, w_text=2.0, lora_strength=1.0, **sampling,
+        lora=[merge, 0], positive=[styled, 0], w_rg=1.4, w_text=2.0, lora_strength=1.0,
+        more_loras="this one alone", **sampling,
     )  # fmt: skip
     decoded = w.add("VAEDecode", (1980, 910), (200, 50), samples=[merged, 0], vae=[world, 2])
     w.add(
@@ -177,7 +179,7 @@ def _paper_sampler(
         "DCORewardGuidanceSampler", at, (320, 420), f"Reward guidance, w_rg {w_rg:g}", model=[model, 0],
         lora=[lora, 0], positive=[prompt, 1], negative=[negative, 0], latent_image=[latent, 0], seed=1, steps=50,
         w_rg=w_rg, w_text=7.5, sampler_name="ddim", scheduler="normal", denoise=1.0, lora_strength=1.0,
-        personalized=[prompt, 0],
+        personalized=[prompt, 0], more_loras="this one alone",
     )  # fmt: skip
 
 
@@ -243,20 +245,22 @@ def reward_guidance() -> Layout:
     )  # fmt: skip
     empty = w.add("CLIPTextEncode", (420, 350), (360, 100), "Empty prompt", clip=[sdxl, 1], text="")
     latent = w.add("EmptyLatentImage", (420, 500), (360, 110), width=1024, height=1024, batch_size=1)
-    base = w.add(
-        "KSampler", (860, 120), (320, 400), "Base model", model=[sdxl, 0], positive=[prompt, 1], negative=[empty, 0],
-        latent_image=[latent, 0], seed=1, steps=50, cfg=7.5, sampler_name="ddim", scheduler="normal", denoise=1.0,
+    sampler = _paper_sampler(w, sdxl, lora, prompt, empty, latent, (860, 120), 3.0)
+    decoded = w.add("VAEDecode", (1210, 120), (320, 50), samples=[sampler, 0], vae=[sdxl, 2])
+    w.add("SaveImage", (1210, 230), (480, 520), "Guided", images=[decoded, 0], filename_prefix="dco/guided")
+    sweep = w.add(
+        "DCORewardGuidanceSweep", (1770, 120), (340, 480), "Which w_rg suits my subject?", model=[sdxl, 0],
+        lora=[lora, 0], positive=[prompt, 1], negative=[empty, 0], personalized=[prompt, 0], latent_image=[latent, 0],
+        vae=[sdxl, 2], w_rg_values="0, 2, 3.5, 5", across="w_rg alone", seed=1, steps=50, w_text=7.5,
+        sampler_name="ddim", scheduler="normal", denoise=1.0, lora_strength=1.0, more_loras="this one alone",
     )  # fmt: skip
-    columns = [(base, "Base model")]
-    for i, w_rg in enumerate((2.0, 3.5, 5.0)):
-        sampler = _paper_sampler(w, sdxl, lora, prompt, empty, latent, (1210 + 350 * i, 120), w_rg)
-        columns.append((sampler, f"w_rg {w_rg:g}"))
-    for i, (samples, title) in enumerate(columns):
-        decoded = w.add("VAEDecode", (860 + 350 * i, 570), (320, 50), samples=[samples, 0], vae=[sdxl, 2])
-        w.add("PreviewImage", (860 + 350 * i, 670), (320, 340), title, images=[decoded, 0])
+    w.add(
+        "SaveImage", (2160, 120), (900, 480), "The same noise at several w_rg", images=[sweep, 1],
+        filename_prefix="dco/sweep",
+    )  # fmt: skip
     patched = w.add(
         "DCORewardGuidance", (860, 1160), (320, 130), "As a patch, for any sampler", model=[sdxl, 0], lora=[lora, 0],
-        w_rg=3.0, lora_strength=1.0, personalized=[prompt, 0],
+        w_rg=3.0, lora_strength=1.0, personalized=[prompt, 0], more_loras="this one alone",
     )  # fmt: skip
     other = w.add(
         "KSampler", (1210, 1160), (320, 280), "Any sampler: its cfg is w_text", model=[patched, 0],
@@ -264,19 +268,22 @@ def reward_guidance() -> Layout:
         sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
     )  # fmt: skip
     decoded = w.add("VAEDecode", (1560, 1160), (320, 50), samples=[other, 0], vae=[sdxl, 2])
-    w.add("SaveImage", (1910, 1160), (320, 340), "Patched", images=[decoded, 0], filename_prefix="dco/guided")
+    w.add(
+        "SaveImage", (1910, 1160), (320, 340), "Patched", images=[decoded, 0], filename_prefix="dco/patched"
+    )
     w.groups += [
         ("1. Model, LoRA, prompt", -20, 40, 820, 600, "#3f789e"),
-        ("2. The same noise at several w_rg", 840, 40, 1420, 1000, "#b58b2a"),
-        ("3. The same as a patch", 840, 1080, 1420, 450, "#8A8"),
+        ("2. Reward guidance", 840, 40, 880, 1000, "#b58b2a"),
+        ("3. Which w_rg? The same noise at several", 1750, 40, 1340, 1000, "#a1309b"),
+        ("4. The same as a patch", 840, 1080, 1420, 450, "#8A8"),
     ]
     w.notes.append(
         (-480, 40, 440, 520, "## Reward guidance\n\nChoose your checkpoint and your LoRA (press **R** after training), "
          "write the prompt with the marker it was trained with (`<dog>`), press Run. *Load LoRA File* tells the "
          "trigger words and scales to begin with.\n\n- `w_rg` is likeness, `w_text` is text "
          "guidance (what others call cfg).\n- The paper: `w_text` 7.5 and `w_rg` 2 to 5. The best value depends on the "
-         "subject and even on the prompt: look, then choose.\n- `w_rg` 0 is exactly the base model. `w_rg` = `w_text` "
-         "is the LoRA against the base's empty prompt.\n- Load the model **without** the LoRA: the node adds it only "
+         "subject and even on the prompt: look at the sweep, then choose.\n- `w_rg` 0 is exactly the base model. "
+         "`w_rg` = `w_text` is the LoRA against the base's empty prompt.\n- Load the model **without** the LoRA: the node adds it only "
          "where it belongs, and never changes your weights.")
     )  # fmt: skip
     return w

@@ -11,8 +11,9 @@ from comfy_api.latest import io
 from ..dco_core.errors import DCOError
 from ..dco_core.guidance import SCHEDULES, rows_of
 from ..dco_core.lora import from_bundle
-from .host import adapters, guidance, sampling
+from .host import guidance, sampling
 from .host.adapter_parts import Patch
+from .host.resolve import resolve
 
 W_RG = io.Float.Input(
     "w_rg",
@@ -150,7 +151,7 @@ def resolved(
             "Encode DCO Prompt.",
             ", ".join(f"<{name}>" for name in tokens),
         )
-    return [p for one, s in stack for p in adapters.resolve(model, one, s)]
+    return [p for one, s in stack for p in resolve(model, one, s)]
 
 
 def patched(
