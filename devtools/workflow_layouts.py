@@ -283,8 +283,8 @@ def reward_guidance() -> Layout:
          "trigger words and scales to begin with.\n\n- `w_rg` is likeness, `w_text` is text "
          "guidance (what others call cfg).\n- The paper: `w_text` 7.5 and `w_rg` 2 to 5. The best value depends on the "
          "subject and even on the prompt: look at the sweep, then choose.\n- `w_rg` 0 is exactly the base model. "
-         "`w_rg` = `w_text` is the LoRA against the base's empty prompt.\n- Load the model **without** the LoRA: the node adds it only "
-         "where it belongs, and never changes your weights.")
+         "`w_rg` = `w_text` is the LoRA against the base's empty prompt.\n- Load the model **without** the LoRA: the "
+         "node adds it only where it belongs, and never changes your weights.")
     )  # fmt: skip
     return w
 
