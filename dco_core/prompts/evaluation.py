@@ -42,7 +42,9 @@ def evaluation_prompts(kind: str, category: str) -> list[str]:
 def _known(what: str, value: str, known: Sequence[str]) -> str:
     plain = re.sub(r"[\s_-]+", " ", value).strip().lower()
     if plain not in known:
-        raise DCOError(f'There are no evaluation prompts of the {what} "{value}": use one of {", ".join(known)}.')
+        raise DCOError(
+            f'There are no evaluation prompts of the {what} "{value}": use one of {", ".join(known)}.'
+        )
     return plain
 
 
@@ -55,7 +57,9 @@ def fill(templates: Sequence[str], word: str, style: str | None = None) -> list[
 
 def _filled(template: str, word: str, style: str | None) -> str:
     if "{}" not in template:
-        raise DCOError(f'The prompt "{template}" has no slot: write {{}} where the subject or the style goes.')
+        raise DCOError(
+            f'The prompt "{template}" has no slot: write {{}} where the subject or the style goes.'
+        )
     for slot, value in (("{}", word), (STYLE_SLOT, style)):
         if slot in template:
             template = _put(template, slot, (value or "").strip())

@@ -1,0 +1,1 @@
+"""Evidence: the paper's claims as studies, tables and figures."""
