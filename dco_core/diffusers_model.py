@@ -122,6 +122,15 @@ class DiffusersModel:
         return encoded
 
     @torch.no_grad()
+    def decode_latents(self, latents: Sequence[Tensor]) -> list[Tensor]:
+        vae = self._pipeline.vae
+        scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
+        images = (
+            vae.decode(latent[None].to(self._device, torch.float32) / scale + shift).sample[0] for latent in latents
+        )
+        return [((image.clamp(-1, 1) + 1) / 2).movedim(0, -1).cpu() for image in images]
+
+    @torch.no_grad()
     def encode_captions(self, captions: Sequence[str]) -> list[dict[str, Tensor]]:
         encoded = []
         for caption in captions:  # one by one: a batch of another size rounds differently

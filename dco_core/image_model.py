@@ -25,6 +25,10 @@ class ImageModel(Protocol):
         """Images [H, W, 3] in 0..1 -> (mean, std) of the latents [C, h, w] in the network's own scale."""
         ...
 
+    def decode_latents(self, latents: Sequence[Tensor]) -> list[Tensor]:
+        """Latents [C, h, w] in the network's own scale -> images [H, W, 3] in 0..1, on the CPU."""
+        ...
+
     def encode_captions(self, captions: Sequence[str]) -> list[Any]:
         """One conditioning a caption, without markers."""
         ...
