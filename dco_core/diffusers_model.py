@@ -83,6 +83,7 @@ class DiffusersModel:
     SDXL, `pooled` [1280] and `time_ids` [6]."""
 
     square = False
+    w_text = 7.5
 
     def __init__(self, pipeline: Any, device: torch.device):
         unet, config = pipeline.unet, pipeline.scheduler.config
