@@ -26,7 +26,7 @@ def zip_merge(
     subject, styled = (part.examples(denoiser) for part in data)
     found = optimise(denoiser, content, style, subject, styled, ZipSettings(steps=steps, seed=seed))
     mergers = {model.canonical(name): pair for name, pair in found.mergers.items()}
-    merged, _ = merge_with(ZipLora(mergers), loras, [1.0, 1.0])
-    first, last = found.losses[0], found.losses[-1]
-    kinds = ("content", "style", "similarity")
-    return merged, {f"{kind}_{when}": value for when, values in (("first", first), ("last", last)) for kind, value in zip(kinds, values, strict=True)}
+    losses = {}
+    for when, values in (("first", found.losses[0]), ("last", found.losses[-1])):
+        losses |= {f"{kind}_{when}": v for kind, v in zip(("content", "style", "similarity"), values, strict=True)}
+    return merge_with(ZipLora(mergers), loras, [1.0, 1.0]), losses
