@@ -14,6 +14,7 @@ from .config import TrainingConfig
 from .denoiser import Denoiser
 from .examples import Example, predict, random_draws
 from .losses import T, mean_squared_error
+from .schedules import even_timesteps
 
 DRAWS = 16
 
@@ -22,7 +23,8 @@ DRAWS = 16
 class Score:
     """step: after how many steps. margin: mean of beta*T (error_phi - error_theta) on the held-out draws, the DCO
     margin (beta 1 for objectives without it): how far theta is ahead. distance: mean squared distance between the
-    two predictions, in the native space (the paper's Fig. 8c): how far the model is from the base."""
+    two predictions, in the native space (the paper's Fig. 8c; metrics/noise_distance.py has it over t): how far the
+    model is from the base."""
 
     step: int
     margin: float
@@ -40,8 +42,8 @@ class HeldOut:
         stream = random_draws(self._examples, len(denoiser.schedule), plain)
         draws = [d for batch in itertools.islice(stream, DRAWS) for d in batch]
         # timesteps spread evenly: sixteen random ones would miss whole regions
-        n = len(denoiser.schedule)
-        self._draws = [dataclasses.replace(d, t=(2 * i + 1) * n // (2 * DRAWS)) for i, d in enumerate(draws)]
+        spread = even_timesteps(len(denoiser.schedule), DRAWS)
+        self._draws = [dataclasses.replace(d, t=t) for d, t in zip(draws, spread, strict=True)]
         self._phi: list[tuple[Tensor, float]] | None = None
 
     def score(self, step: int) -> Score:

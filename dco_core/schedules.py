@@ -20,6 +20,11 @@ from .errors import DCOError
 PREDICTIONS = ("epsilon", "v", "flow")
 
 
+def even_timesteps(length: int, count: int) -> list[int]:
+    """`count` indices in the middles of as many equal parts of a schedule of that length."""
+    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
+
+
 @dataclass(frozen=True)
 class Schedule:
     """alpha, sigma: [T] tables over the timestep index t = 0 (almost clean) to T - 1 (almost noise)."""
