@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from dco_core.toy_world.renderer import render
@@ -41,12 +41,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--state", type=Path, default=Path("toy_world_training.pt"))
+    parser.add_argument("--start", type=Path, default=None, help="weights to go on from, in place of random ones")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     model = torch.nn.ModuleDict({"unet": UNet(), "text_encoder": TextEncoder()})
+    if args.start is not None:
+        model.load_state_dict({name: value.float() for name, value in load_file(args.start).items()})
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
     ema = copy.deepcopy(model).requires_grad_(False)
     decay = [p for p in model.parameters() if p.ndim > 1]

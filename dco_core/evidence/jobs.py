@@ -106,7 +106,7 @@ class Bench:
         study = self._study
         style = job.subject is None
         parts: list[Any] = [
-            dataclasses.asdict(job), study.model, study.w_text, study.w_rg, study.sampling_steps, study.pictures,
+            dataclasses.asdict(job), study.model, study.w_text, study.sampling_steps, study.pictures,
             self._setting.prompts(job.subject, job.style), study.resolution, study.precision, study.likeness_model,
             study.text_model, study.seeds[0] == job.seed,
         ]  # fmt: skip
@@ -115,7 +115,7 @@ class Bench:
             kinds = (False, True) if job.method in MERGES else (style,)
             for kind in kinds:
                 parts += [study.config(of, job.seed, kind).as_dict(), METHODS[of].captions, self._adapter(job.seed, kind)]
-            parts += [study.class_images, study.zip_steps, study.distance_timesteps, study.distance_draws]
+            parts += [study.w_rg, study.class_images, study.zip_steps, study.distance_timesteps, study.distance_draws]
         return content_key(*parts)
 
     def _adapter(self, seed: int, style: bool) -> AdapterConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,11 +137,10 @@ class Study:
             raise DCOError(f"The study's training is not understood: {error}.") from None
         if config.beta is None and m.beta_factor != 1:
             raise DCOError(f'"{method}" needs a number for beta in the study\'s training, not an automatic one.')
-        return dataclasses.replace(
-            config,
-            steps=max(1, round(config.steps * m.steps_factor)),
-            beta=None if config.beta is None else config.beta * m.beta_factor,
-        )
+        beta = None if config.beta is None else config.beta * m.beta_factor
+        if config.objective != "dco":
+            beta = TrainingConfig.beta  # has no effect there
+        return dataclasses.replace(config, steps=math.ceil(config.steps * m.steps_factor), beta=beta)
 
 
 def load_study(name: str) -> Study:

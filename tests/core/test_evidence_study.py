@@ -1,0 +1,223 @@
+"""Studies: run, stopped, gone on with, changed; on the Toy World with a few steps a job."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dco_core.adapters import AdapterConfig
+from dco_core.command_line import main
+from dco_core.errors import DCOError
+from dco_core.evidence import jobs as jobs_module
+from dco_core.evidence.jobs import LORA, Bench, Job, jobs_of
+from dco_core.evidence.pictures import draw, with_lora
+from dco_core.evidence.runner import devices, run
+from dco_core.evidence.setting import setting_for
+from dco_core.evidence.study import METHODS, PLAIN, load_study, study_from
+from dco_core.evidence.tables import read_table
+from dco_core.lora import LoraLayer
+from dco_core.toy_world.image_model import ToyWorldModel
+
+SMALL = {
+    "model": "toy-world",
+    "subjects": ["toy"],
+    "styles": ["print"],
+    "methods": ["DreamBooth", "DCO"],
+    "style_methods": ["DreamBooth", "DCO"],
+    "merges": ["DreamBooth merge", "DreamBooth ZipLoRA", "DCO merge"],
+    "seeds": [0],
+    "training": {"steps": 3, "learning_rate": 0.01, "beta": 0.04},
+    "adapter": {"rank": 2, "layers": "attention"},
+    "w_text": 2.0,
+    "w_rg": [1.0],
+    "sampling_steps": 2,
+    "prompts": 2,
+    "pictures": 2,
+    "zip_steps": 2,
+    "distance_timesteps": 2,
+    "distance_draws": 2,
+}
+
+
+def small(**changes):
+    return study_from(SMALL | changes, "the study")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    file = folder / "small.json"
+    file.write_text(json.dumps(SMALL), encoding="utf-8")
+    arguments = ["evidence", "--study", str(file), "--output", str(folder / "out"), "--workers", "2"]
+    return main(arguments), folder / "out", file
+
+
+def test_the_command_does_every_job_and_writes_tables_figures_and_verdicts(finished):
+    status, output, _ = finished
+    assert status == 0
+    done = [job for jobs in jobs_of(small()) for job in jobs]
+    assert len(done) == 10 and all((output / "jobs" / job.name / "scores.csv").is_file() for job in done)
+    page = (output / "evidence.md").read_text(encoding="utf-8")
+    for text in ("## Verdicts", "Table 1", "DCO merge", "not shown here", "python -m dco_core evidence --study"):
+        assert text in page
+    units = read_table(output / "tables" / "units.csv")
+    merged = [r for r in units if r["method"] == "DCO merge"]
+    assert {r["guidance"] for r in merged} == {PLAIN, 1.0}
+    assert all(0 <= r[s] <= 1 for r in merged for s in ("likeness", "style_likeness", "alignment"))
+    with Image.open(output / "figures" / "sheet_subject.jpg") as sheet:
+        assert min(sheet.size) > 200
+    for name in ("beta", "captions", "style", "noise_distance"):
+        if name in ("beta", "style", "noise_distance"):
+            assert np.asarray(Image.open(output / "figures" / f"{name}.png").convert("L")).std() > 1
+
+
+def test_a_finished_study_is_not_run_again(finished, monkeypatch):
+    _, output, file = finished
+    monkeypatch.setattr(Bench, "_score", lambda *args: pytest.fail("a finished job was done again"))
+    assert main(["evidence", "--study", str(file), "--output", str(output), "--workers", "1"]) == 0
+
+
+def test_a_changed_setting_does_its_jobs_again_and_no_others(finished):
+    _, output, _ = finished
+    study = small()
+    setting = setting_for(study, output / "references", None)
+
+    def open_jobs(changed):
+        bench = Bench(changed, setting, output)
+        return {job.method for jobs in jobs_of(changed) for job in jobs if not bench.done(job)}
+
+    assert open_jobs(study) == set()
+    assert open_jobs(dataclasses.replace(study, w_rg=(1.0, 2.0))) == {*study.methods, *study.merges}
+    assert open_jobs(dataclasses.replace(study, training={**study.training, "beta": 0.5})) == {"DCO", "DCO merge"}
+    more = dataclasses.replace(study, methods=(*study.methods, "MaPO"))
+    assert open_jobs(more) == {"MaPO"}
+    assert open_jobs(dataclasses.replace(study, seeds=(0, 1))) == {"base model", *study.methods, *study.merges}
+
+
+def test_a_stopped_job_goes_on_and_ends_as_if_it_had_not_been(finished, tmp_path):
+    _, output, _ = finished
+    job = Job("DCO", "toy", None, 0)
+    bench = Bench(small(), setting_for(small(), tmp_path / "references", None), tmp_path)
+    calls = []
+
+    def stop():
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.do(job, stop)
+    assert not bench.done(job) and list(bench.path(job).glob("*.checkpoints/*.safetensors"))
+    bench.do(job)
+    assert bench.done(job)
+    whole = output / "jobs" / job.name
+    for name in (LORA, "scores.csv", "distances.csv"):
+        assert (bench.path(job) / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_one_job_that_fails_does_not_end_the_others(tmp_path, monkeypatch):
+    study = small(merges=[], styles=[], style_methods=[])
+    real = jobs_module.FolderTraining
+
+    def failing(model, folder, output, config, *args, **kwargs):
+        if config.objective == "dreambooth":
+            raise DCOError("the disk is full")
+        return real(model, folder, output, config, *args, **kwargs)
+
+    monkeypatch.setattr(jobs_module, "FolderTraining", failing)
+    failed = run(study, tmp_path, [None], lambda text: None)
+    assert len(failed) == 1 and "dreambooth" in failed[0] and "the disk is full" in failed[0]
+    bench = Bench(study, setting_for(study, tmp_path / "references", None), tmp_path)
+    assert bench.done(Job("DCO", "toy", None, 0)) and not bench.done(Job("DreamBooth", "toy", None, 0))
+
+
+def test_every_method_trains_with_what_it_names():
+    study = small(methods=list(METHODS), merges=[], style_methods=[])
+    configs = {name: study.config(name, 7) for name in METHODS}
+    assert {c.seed for c in configs.values()} == {7}
+    assert [configs[n].beta for n in ("DCO, half beta", "DCO", "DCO, double beta")] == [0.02, 0.04, 0.08]
+    assert configs["DCO, half the steps"].steps == 2 and configs["DCO"].steps == 3
+    assert configs["DreamBooth + prior 0.5"].prior_weight == 0.5
+    assert {c.objective for c in configs.values()} == {
+        "dco", "dreambooth", "dreambooth-prior", "mapo", "output-preservation",
+    }  # fmt: skip
+
+
+def test_compact_captions_name_the_subject_alone(tmp_path):
+    setting = setting_for(small(), tmp_path, None)
+    for what, text in (("toy", "a <toy>"), ("print", "in <print> style")):
+        folder = setting.references(what, METHODS["DCO, compact captions"].captions)
+        assert {file.read_text(encoding="utf-8") for file in folder.glob("*.txt")} == {text}
+    full = setting.references("toy", "comprehensive")
+    assert all("beach" in file.read_text(encoding="utf-8") for file in full.glob("*.txt"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"methods": ["DPO"]}, "DPO"),
+        ({"seeds": []}, "seed"),
+        ({"seeds": [1, 1]}, "twice"),
+        ({"styles": ["print", "print-1"]}, "1 subjects and 2 styles"),
+        ({"methods": ["DCO"]}, "DreamBooth merge"),
+        ({"training": {"stepz": 3}}, "stepz"),
+        ({"training": {"steps": 0}}, "steps is 0"),
+        ({"pictures": 0}, "pictures is 0"),
+        ({"colour": "red"}, "colour"),
+        ({"methods": ["DreamBooth", "DCO", "DCO, double beta"], "training": {"steps": 3, "beta": None}}, "automatic"),
+    ],
+)
+def test_a_study_that_cannot_be_run_is_refused_before_anything_is_done(changes, said):
+    with pytest.raises(DCOError, match=said):
+        small(**changes)
+
+
+def test_an_unknown_study_names_the_known_ones(capsys, tmp_path):
+    assert main(["evidence", "--study", "no-such", "--output", str(tmp_path)]) == 1
+    assert "toy-world" in capsys.readouterr().err
+    assert load_study("toy-world").seeds and len(load_study("toy-world").seeds) >= 5
+
+
+def test_an_unknown_reference_of_the_toy_world_is_refused(tmp_path):
+    with pytest.raises(DCOError, match="teapot"):
+        setting_for(small(subjects=["teapot"]), tmp_path, None)
+
+
+def test_workers_are_cores_or_gpus():
+    assert devices("cpu", 3) == ["cpu"] * 3
+    assert devices("cuda:1", 4) == ["cuda:1"]
+
+
+def test_guidance_of_the_pictures():
+    """Plain guidance is that of the fine-tuned model, w_rg = 0 the base model, and the noise is the same for all."""
+    model = ToyWorldModel()
+    denoiser = model.denoiser(AdapterConfig(rank=2, layers="attention"))
+    generator = torch.Generator().manual_seed(1)
+    layers = {
+        model.canonical(name): LoraLayer(x.down, 0.3 * torch.randn(x.up.shape, generator=generator), x.alpha)
+        for name, x in denoiser.lora().items()
+    }
+    settings = {"w_text": 2.0, "steps": 3, "pictures": 2, "seed": 4}
+    prompts = ["a large toy on the left, at night, in flat style"]
+    pictures = {g: draw(model, with_lora(model, layers), prompts, g, **settings) for g in (PLAIN, 0.0, 1.0)}
+    base = draw(model, model.denoiser(None), prompts, 0.0, **settings)
+    assert pictures[PLAIN].shape == (2, 256, 256, 3) and 0 <= pictures[PLAIN].min() <= pictures[PLAIN].max() <= 1
+    torch.testing.assert_close(pictures[0.0], base)
+    merged = model.denoiser(None)
+    for name, module in merged.network.named_modules():
+        layer = layers.get(model.canonical(name)) if name else None
+        if layer is not None:
+            module.weight.data = module.weight.data + layer.delta()
+    torch.testing.assert_close(pictures[PLAIN], draw(model, merged, prompts, 0.0, **settings), atol=1e-4, rtol=1e-4)
+    assert (pictures[1.0] - pictures[0.0]).abs().max() > 1e-3
+
+
+def test_a_lora_of_another_model_is_refused():
+    layer = LoraLayer(torch.zeros(1, 4), torch.zeros(4, 1), 1.0)
+    with pytest.raises(DCOError, match="lora_unet_elsewhere"):
+        with_lora(ToyWorldModel(), {"lora_unet_elsewhere": layer})
