@@ -63,8 +63,8 @@ class Training:
     tick: called now and then while the automatic beta is sought; whatever it raises ends that.
     watch_speed: stop when steps become many times slower.
 
-    Raises DCOError for bad input. examples: those that are trained on. history: the reports of all steps so far; scores: of the held-out draws; notes:
-    sentences for the user about resuming.
+    Raises DCOError for bad input. examples: those that are trained on. history: the reports of all steps so far;
+    scores: of the held-out draws; notes: sentences for the user about resuming.
     """
 
     def __init__(

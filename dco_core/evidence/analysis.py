@@ -89,8 +89,8 @@ def unit_of(row: Mapping[str, Any]) -> Unit:
 
 
 def area_under_frontier(points: Iterable[tuple[float, float]]) -> float:
-    """The part of the unit square that a set of points dominates: the area of all (x, y) with x <= p_x and y <= p_y for
-    some point p (the hypervolume of Zitzler and Thiele 1998 with reference point 0, 0)."""
+    """The part of the unit square that a set of points dominates: the area of all (x, y) with x <= p_x and y <= p_y
+    for some point p (the hypervolume of Zitzler and Thiele 1998 with reference point 0, 0)."""
     area, height = 0.0, 0.0
     for x, y in sorted(points, reverse=True):
         if y > height:
@@ -106,7 +106,8 @@ def frontier_areas(means: Iterable[Row], x: str, y: str = "alignment") -> dict[s
         if row.get(x) is not None:
             points.setdefault(row["method"], {}).setdefault(unit_of(row), []).append((row[x], row[y]))
     return {
-        method: {unit: area_under_frontier(found) for unit, found in units.items()} for method, units in points.items()
+        method: {unit: area_under_frontier(found) for unit, found in units.items()}
+        for method, units in points.items()
     }
 
 
@@ -129,7 +130,9 @@ def mean_distance(rows: Iterable[Row]) -> dict[str, dict[Unit, float]]:
     found: dict[str, dict[Unit, list[float]]] = {}
     for row in rows:
         found.setdefault(row["method"], {}).setdefault(unit_of(row), []).append(row["epsilon"])
-    return {method: {unit: _mean(values) for unit, values in units.items()} for method, units in found.items()}
+    return {
+        method: {unit: _mean(values) for unit, values in units.items()} for method, units in found.items()
+    }
 
 
 def guidances(means: Iterable[Row]) -> list[float]:

@@ -40,8 +40,8 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """Holds if every interval excludes 0 on the predicted side (includes 0 where none is predicted); does not hold
-        if one excludes it on the other side; otherwise this study does not show it."""
+        """Holds if every interval excludes 0 on the predicted side (includes 0 where none is predicted); does not
+        hold if one excludes it on the other side; otherwise this study does not show it."""
         signs = [(c.difference.sign, c.predicted) for c in self.comparisons]
         if all(found == predicted for found, predicted in signs):
             return HOLDS
@@ -85,7 +85,9 @@ def _subject_areas(evidence: Evidence) -> Values:
 def _plain(evidence: Evidence, score: str, merged: bool = False) -> Values:
     """The score of every method with plain guidance, on subjects or on merges."""
     rows = [r for r in evidence.means if r.get("subject") and bool(r.get("style")) == merged]
-    return {method: score_at(rows, method, PLAIN, score) for method in dict.fromkeys(r["method"] for r in rows)}
+    return {
+        method: score_at(rows, method, PLAIN, score) for method in dict.fromkeys(r["method"] for r in rows)
+    }
 
 
 _AREA = "area under the frontier"
@@ -143,7 +145,9 @@ def _style(e: Evidence) -> Iterator[Comparison]:
 
 def _merged_against(other: str, e: Evidence) -> Iterator[Comparison]:
     for score in ("likeness", "style_likeness", "alignment"):
-        yield from _compare(_plain(e, score, merged=True), f"{score}, plain guidance", [("DCO merge", other, 1)])
+        yield from _compare(
+            _plain(e, score, merged=True), f"{score}, plain guidance", [("DCO merge", other, 1)]
+        )
 
 
 def _cosine(e: Evidence) -> Iterator[Comparison]:
@@ -158,8 +162,12 @@ def _long_training(e: Evidence) -> Iterator[Comparison]:
     costs = {}
     for method in ("DCO", "DreamBooth"):
         half = plain.get(f"{method}, half the steps", {})
-        costs[method] = {unit: value - half[unit] for unit, value in plain.get(method, {}).items() if unit in half}
-    yield from _compare(costs, "change of alignment by the second half of training", [("DCO", "DreamBooth", 1)])
+        costs[method] = {
+            unit: value - half[unit] for unit, value in plain.get(method, {}).items() if unit in half
+        }
+    yield from _compare(
+        costs, "change of alignment by the second half of training", [("DCO", "DreamBooth", 1)]
+    )
 
 
 def _successors(e: Evidence) -> Iterator[Comparison]:
@@ -167,12 +175,14 @@ def _successors(e: Evidence) -> Iterator[Comparison]:
 
 
 _CLAIMS = (
-    ("DCO's frontier lies above and right of DreamBooth's, with and without prior preservation", "Fig. 1 and 9", _frontier),
+    ("DCO's frontier lies above and right of DreamBooth's, with and without prior preservation",
+     "Fig. 1 and 9", _frontier),
     ("Stopping DreamBooth early does not reach DCO's frontier", "App. D.3", _early_stop),
     ("Comprehensive captions give a better frontier than compact ones", "Sec. 5.4, Fig. 8a", _captions),
     ("A larger beta gives up likeness for prompt alignment", "Sec. 5.4, Fig. 8b", _beta),
     ("At every beta DCO's frontier is better than DreamBooth's", "Sec. 5.4, Fig. 8b", _every_beta),
-    ("DCO stays closer to the base model than DreamBooth, and the closer the larger beta is", "Sec. 5.4, Fig. 8c", _noise),
+    ("DCO stays closer to the base model than DreamBooth, and the closer the larger beta is",
+     "Sec. 5.4, Fig. 8c", _noise),
     ("Reward guidance trades likeness against prompt alignment", "Sec. 4.2, Fig. 13", _guidance),
     ("DCO's frontier is better for styles too", "Sec. 5.2, Fig. 5", _style),
     ("Long training harms DCO's prompt alignment less than DreamBooth's", "App. D.3", _long_training),

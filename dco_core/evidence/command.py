@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,18 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "evidence",
         help="compare training methods as the paper does, with figures and verdicts",
-        description="Run a study: train, sample, score, and draw. Stopped at any moment, the same command goes on. Jobs run "
-        "side by side, one a CPU core or a GPU.",
+        description="Run a study: train, sample, score, and draw. Stopped at any moment, the same command goes on. Jobs "
+        "run side by side, one a CPU core or a GPU.",
     )
     parser.set_defaults(run=_evidence, stopped="Stopped. The same command goes on.")
     parser.add_argument(
-        "--study", default="toy-world", help="toy-world (up to an hour on two cores), toy-world-quick, or a JSON file"
+        "--study",
+        default="toy-world",
+        help="toy-world (up to an hour on two cores), toy-world-quick, or a JSON file",
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder for jobs, tables, figures and evidence.md")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for jobs, tables, figures and evidence.md"
+    )
     parser.add_argument("--workers", type=int, default=None, help="jobs at once; left out: one a core or GPU")
     parser.add_argument("--device", default=None, help="cuda, cuda:N or cpu; left out: GPUs if there are any")
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help="instead of the study's")

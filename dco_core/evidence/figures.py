@@ -37,7 +37,9 @@ def save(path: Path, image: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(image)
     # flat colours: a palette loses nothing that can be seen and a third of the bytes is enough
-    picture.quantize(192).save(path, optimize=True) if path.suffix == ".png" else picture.save(path, quality=88)
+    picture.quantize(192).save(path, optimize=True) if path.suffix == ".png" else picture.save(
+        path, quality=88
+    )
 
 
 def frontiers(means: Sequence[Row]) -> dict[str, np.ndarray]:
@@ -62,7 +64,8 @@ def _curves(means: Sequence[Row], methods: Iterable[str], x: str) -> list[Curve]
     curves = []
     for method in dict.fromkeys((*methods, BASE)):
         rows = sorted(
-            (r for r in table if r["method"] == method and r["guidance"] != PLAIN), key=lambda r: r["guidance"]
+            (r for r in table if r["method"] == method and r["guidance"] != PLAIN),
+            key=lambda r: r["guidance"],
         )
         if not rows:
             continue
@@ -90,17 +93,20 @@ def noise_distances(rows: Sequence[Row]) -> np.ndarray | None:
         if by_t:
             points = [(float(t), float(np.mean(values))) for t, values in sorted(by_t.items())]
             errors = [
-                (0.0, float(np.std(v, ddof=1) / len(v) ** 0.5) if len(v) > 1 else 0.0) for _, v in sorted(by_t.items())
+                (0.0, float(np.std(v, ddof=1) / len(v) ** 0.5) if len(v) > 1 else 0.0)
+                for _, v in sorted(by_t.items())
             ]
             curves.append(Curve(method, points, errors))
     if not curves:
         return None
-    return pareto_plot(curves, "Distance to the base model (Fig. 8c)", "timestep t", "|eps_theta - eps_phi|^2")
+    return pareto_plot(
+        curves, "Distance to the base model (Fig. 8c)", "timestep t", "|eps_theta - eps_phi|^2"
+    )
 
 
 def sheets(study: Study, setting: Setting, bench: Bench) -> dict[str, np.ndarray]:
-    """Contact sheets: for the first subject, the first style, and their merge, of the first seed: a row a method, plain
-    and at the middle w_rg."""
+    """Contact sheets: for the first subject, the first style, and their merge, of the first seed: a row a method,
+    plain and at the middle w_rg."""
     middle = sorted(study.w_rg)[len(study.w_rg) // 2]
     subject, style = (names[0] if names else None for names in (study.subjects, study.styles))
     wanted: dict[str, tuple[str | None, str | None, Sequence[str]]] = {}

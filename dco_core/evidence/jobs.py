@@ -1,4 +1,5 @@
-"""One job of a study: train and score one model, or merge two and score the result. A finished job is not done again."""
+"""One job of a study: train and score one model, or merge two and score the result. A finished job is not done
+again."""
 
 from __future__ import annotations
 
@@ -15,7 +16,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..adapters import AdapterConfig
 from ..checkpoints import Checkpoints
 from ..content import content_key
 from ..denoiser import NetworkDenoiser
@@ -26,7 +26,7 @@ from ..lora import merge, read_lora, write_lora
 from ..metrics import noise_distance
 from .pictures import draw, with_lora
 from .setting import Setting
-from .study import BASE, MERGES, METHODS, PLAIN, Study
+from .study import BASE, MERGES, PLAIN, Study
 from .tables import Row, write_table, write_text
 from .zip_merge import zip_merge
 
@@ -37,7 +37,7 @@ SCORES, DISTANCES, TRAINING, DONE, LORA, PICTURES = (
 
 @dataclass(frozen=True)
 class Job:
-    """method: of METHODS or MERGES, or BASE. What is shown: a subject, a style, or (merges) both."""
+    """method: of the study's methods or merges, or BASE. What is shown: a subject, a style, or (merges) both."""
 
     method: str
     subject: str | None
@@ -68,7 +68,8 @@ def jobs_of(study: Study) -> tuple[list[Job], list[Job]]:
 
 
 class Bench:
-    """Does jobs. folder: of the study, a folder a job in it. device: cuda, cuda:1, cpu; None for the best there is."""
+    """Does jobs. folder: of the study, a folder a job in it. device: cuda, cuda:1, cpu; None for the best there
+    is."""
 
     def __init__(self, study: Study, setting: Setting, folder: Path, device: str | None = None):
         self._study, self._setting, self._folder, self._device = study, setting, folder, device
@@ -98,7 +99,10 @@ class Bench:
         model = self._setting.model(self._device)
         self._score(job, path, model, tick)
         seconds = time.monotonic() - started
-        write_text(path / DONE, json.dumps({"key": self._key(job), "job": dataclasses.asdict(job), "seconds": seconds}))
+        write_text(
+            path / DONE,
+            json.dumps({"key": self._key(job), "job": dataclasses.asdict(job), "seconds": seconds}),
+        )
         return seconds
 
     def _key(self, job: Job) -> str:
@@ -114,23 +118,29 @@ class Bench:
         if of != BASE:
             kinds = (False, True) if job.method in MERGES else (style,)
             for kind in kinds:
-                parts += [study.config(of, job.seed, kind).as_dict(), METHODS[of].captions, self._adapter(job.seed, kind)]
-            parts += [study.w_rg, study.class_images, study.zip_steps, study.distance_timesteps, study.distance_draws]
+                parts += [
+                    study.config(of, job.seed, kind).as_dict(),
+                    study.adapter_config(of, job.seed, kind),
+                ]
+            parts += [study.method(of).captions]
+            parts += [
+                study.w_rg,
+                study.class_images,
+                study.zip_steps,
+                study.distance_timesteps,
+                study.distance_draws,
+            ]
         return content_key(*parts)
-
-    def _adapter(self, seed: int, style: bool) -> AdapterConfig:
-        extra = self._study.style_adapter if style else {}
-        return AdapterConfig(**{**self._study.adapter, **extra, "seed": seed})
 
     def _train(self, job: Job, path: Path, tick: Callable[[], None]) -> None:
         study, output = self._study, path / LORA
         what = job.subject or job.style or ""
         run = FolderTraining(
             self._setting.model(self._device),
-            self._setting.references(what, METHODS[job.method].captions),
+            self._setting.references(what, study.method(job.method).captions),
             output,
             study.config(job.method, job.seed, style=job.subject is None),
-            self._adapter(job.seed, style=job.subject is None),
+            study.adapter_config(job.method, job.seed, style=job.subject is None),
             Checkpoints(checkpoint_folder(output), minutes=2),
             study.resolution,
             square=True,
@@ -163,9 +173,13 @@ class Bench:
         if how == "exact":
             merged = merge(loras, [1.0, 1.0])
         else:
-            folders = [self._setting.references(part.subject or part.style or "", "comprehensive") for part in parts]
+            folders = [
+                self._setting.references(part.subject or part.style or "", "comprehensive") for part in parts
+            ]
             model = self._setting.model(self._device)
-            merged, losses = zip_merge(model, loras, folders, self._study.zip_steps, job.seed, self._study.resolution)
+            merged, losses = zip_merge(
+                model, loras, folders, self._study.zip_steps, job.seed, self._study.resolution
+            )
             write_table(path / TRAINING, [{**_columns(job), **losses}])
         write_lora(path / LORA, merged)
 
@@ -185,7 +199,13 @@ class Bench:
             for i, prompt in enumerate(each):
                 scores = {name: values[i] for name, values in found.items()}
                 rows.append(
-                    {**_columns(job), "guidance": guidance, "prompt": prompt, "picture": i % study.pictures, **scores}
+                    {
+                        **_columns(job),
+                        "guidance": guidance,
+                        "prompt": prompt,
+                        "picture": i % study.pictures,
+                        **scores,
+                    }
                 )
             if job.seed == study.seeds[0]:  # of one seed: to look at
                 _save(images[:: study.pictures], path / PICTURES, str(guidance))
@@ -205,4 +225,3 @@ def _save(images: Tensor, folder: Path, name: str) -> None:
     for i, image in enumerate(images):
         pixels = (image.float().cpu() * 255).round().clamp(0, 255).byte().numpy()
         Image.fromarray(pixels).save(folder / f"{name}_{i}.png")
-

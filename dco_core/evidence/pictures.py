@@ -67,8 +67,8 @@ def draw(
     resolution: int | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """`pictures` of each prompt, [prompts * pictures, H, W, 3] in 0..1, prompt by prompt. guidance: w_rg, or "plain" for
-    classifier-free guidance of theta at w_text. resolution: None for the model's own."""
+    """`pictures` of each prompt, [prompts * pictures, H, W, 3] in 0..1, prompt by prompt. guidance: w_rg, or "plain"
+    for classifier-free guidance of theta at w_text. resolution: None for the model's own."""
     side = resolution or model.default_resolution
     grey = torch.full((side, side, 3), 0.5)
     ((blank, _),) = model.encode_images([grey])
@@ -80,8 +80,6 @@ def draw(
     for i, text in enumerate(texts):
         noise = noise_for(blank.shape, seed, i, pictures).to(blank)
         w_rg = 0.0 if plain else float(guidance)
-        latents = sample(
-            chosen, text, text, empty, noise, w_rg=w_rg, w_text=w_text, steps=steps, tick=tick
-        )
+        latents = sample(chosen, text, text, empty, noise, w_rg=w_rg, w_text=w_text, steps=steps, tick=tick)
         images += model.decode_latents(list(latents))
     return torch.stack(images)

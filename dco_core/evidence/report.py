@@ -21,11 +21,12 @@ from .study import BASE, MERGES, PLAIN, Study
 from .tables import Row, markdown, read_table, write_table, write_text
 
 _INTRODUCTION = """\
-A *unit* is one subject (or style, or both) with one seed. Within a unit every method has the same references and the same
-noise, in training and in the pictures, so that methods are compared in pairs; intervals are 95 % bootstrap intervals of the
-mean difference over units. The area under the frontier is the share of the square (likeness, alignment) that a method's
-points dominate, over all its guidance scales. A verdict is mechanical: *holds here* if every interval of the claim excludes 0
-on the predicted side, *does not hold here* if one excludes it on the other side, *not shown here* otherwise."""
+A *unit* is one subject (or style, or both) with one seed. Within a unit every method has the same references and the
+same noise, in training and in the pictures, so that methods are compared in pairs; intervals are 95 % bootstrap
+intervals of the mean difference over units. The area under the frontier is the share of the square (likeness,
+alignment) that a method's points dominate, over all its guidance scales. A verdict is mechanical: *holds here* if
+every interval of the claim excludes 0 on the predicted side, *does not hold here* if one excludes it on the other
+side, *not shown here* otherwise."""
 
 
 def collect(study: Study, bench: Bench) -> tuple[Evidence, list[Row]]:
@@ -47,12 +48,17 @@ def collect(study: Study, bench: Bench) -> tuple[Evidence, list[Row]]:
             parts = (Job(of, job.subject, None, job.seed), Job(of, None, job.style, job.seed))
             pair = [read_lora(bench.path(part) / LORA) for part in parts]
             found = column_cosine(*pair)
-            cosines.append({"method": job.method, "subject": job.subject, "style": job.style, "seed": job.seed, **found})
+            cosines.append(
+                {"method": job.method, "subject": job.subject, "style": job.style, "seed": job.seed, **found}
+            )
     return Evidence(unit_means(scores), distances, cosines), training
 
 
-def write_report(study: Study, setting: Setting, bench: Bench, output: Path, command: str, failed: Sequence[str]) -> Path:
-    """Write tables, figures and evidence.md into `output`; the path of the page. Raises DCOError where nothing is done."""
+def write_report(
+    study: Study, setting: Setting, bench: Bench, output: Path, command: str, failed: Sequence[str]
+) -> Path:
+    """Write tables, figures and evidence.md into `output`; the path of the page. Raises DCOError where nothing is
+    done."""
     evidence, training = collect(study, bench)
     tables = {"units": evidence.means, "noise_distance": evidence.distances, "training": training}
     tables["column_cosine"] = evidence.cosines
@@ -78,8 +84,8 @@ def _page(
     merged = [r for r in evidence.means if r["style"] and r["subject"]]
     parts = [
         "# Evidence",
-        f"Made by\n\n    {command}\n\non {_machine()}, {_work(study, bench)}. The same command makes it again; a run that "
-        "was stopped goes on. `study.json` has every setting, `tables/` the numbers behind the figures.",
+        f"Made by\n\n    {command}\n\non {_machine()}, {_work(study, bench)}. The same command makes it again; a run "
+        "that was stopped goes on. `study.json` has every setting, `tables/` the numbers behind the figures.",
         _INTRODUCTION,
         "## Verdicts",
         markdown({"claim": c.text, "source": c.source, "verdict": f"**{c.verdict}**"} for c in claims),
@@ -93,7 +99,12 @@ def _page(
         ("Styles", styles, "style_likeness"),
     ):
         if rows:
-            parts += [f"## {title}", markdown(_scores(rows)), "Area under the frontier:", markdown(_areas(rows, x))]
+            parts += [
+                f"## {title}",
+                markdown(_scores(rows)),
+                "Area under the frontier:",
+                markdown(_areas(rows, x)),
+            ]
     if merged:
         parts += ["## My subject in my style (Table 1)", markdown(_scores(merged))]
     if training:
@@ -102,8 +113,8 @@ def _page(
         parts += ["## Column cosine of the merged pairs (Fig. 10)", markdown(_cosines(evidence.cosines))]
     parts += ["## Figures", *(f"![{name}](figures/{name})" for name in pictures)]
     parts.append(
-        "Error bars are standard errors over units. Filled symbols are reward guidance at the w_rg beside them, hollow ones "
-        f"plain classifier-free guidance of the fine-tuned model at w_text {study.w_text:g}."
+        "Error bars are standard errors over units. Filled symbols are reward guidance at the w_rg beside them, hollow "
+        f"ones plain classifier-free guidance of the fine-tuned model at w_text {study.w_text:g}."
     )
     return "\n\n".join(parts) + "\n"
 
@@ -155,7 +166,9 @@ def _areas(means: Sequence[Row], x: str) -> list[Row]:
     for method, units in frontier_areas(means, x).items():
         values = torch.tensor(list(units.values()), dtype=torch.float64)
         spread = values.std().item() if len(values) > 1 else 0.0
-        rows.append({"method": method, "area": f"{values.mean().item():.3f} +- {spread:.3f}", "units": len(values)})
+        rows.append(
+            {"method": method, "area": f"{values.mean().item():.3f} +- {spread:.3f}", "units": len(values)}
+        )
     return sorted(rows, key=lambda row: row["area"], reverse=True)
 
 

@@ -34,9 +34,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run(study: Study, folder: Path, found: Sequence[str | None], say: Callable[[str], None] = print) -> list[str]:
-    """Do all jobs of the study that are not done, merges last. found: the device of each worker. A job that cannot be done
-    does not end the others; returns a sentence for each of those. Stopped, the same call goes on."""
+def run(
+    study: Study, folder: Path, found: Sequence[str | None], say: Callable[[str], None] = print
+) -> list[str]:
+    """Do all jobs of the study that are not done, merges last. found: the device of each worker. A job that cannot be
+    done does not end the others; returns a sentence for each of those. Stopped, the same call goes on."""
     failed: list[str] = []
     bench = Bench(study, setting_for(study, folder / "references", found[0]), folder)
     for jobs in jobs_of(study):
@@ -64,16 +66,22 @@ def _side_by_side(study: Study, folder: Path, jobs: Sequence[Job], found: Sequen
     return _parallel(study, folder, jobs, found, Parallel, delayed)
 
 
-def _parallel(study: Study, folder: Path, jobs: Sequence[Job], found: Sequence[str | None], parallel, delayed) -> Any:
+def _parallel(
+    study: Study, folder: Path, jobs: Sequence[Job], found: Sequence[str | None], parallel, delayed
+) -> Any:
     with Manager() as manager:
         free = manager.Queue()  # of devices: a job takes one and gives it back
         for device in found:
             free.put(device)
-        work = parallel(n_jobs=len(found), return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")
+        work = parallel(
+            n_jobs=len(found), return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs"
+        )
         yield from work(delayed(_with_free_device)(study, folder, job, free, len(found)) for job in jobs)
 
 
-def _with_free_device(study: Study, folder: Path, job: Job, free: queue.Queue, workers: int) -> tuple[Job, float, str]:
+def _with_free_device(
+    study: Study, folder: Path, job: Job, free: queue.Queue, workers: int
+) -> tuple[Job, float, str]:
     torch.set_num_threads(max(1, _cores() // workers))
     device = free.get()
     try:

@@ -153,7 +153,14 @@ def _prompts(at_most: int, category: str, subject: str | None, style: str | None
     elif style:
         kinds = [fill(evaluation_prompts("style", category), style)]
     else:
-        kinds = [fill(evaluation_prompts(kind, category), subject or "") for kind in ("customization", "stylization")]
+        kinds = [
+            fill(evaluation_prompts(kind, category), subject or "")
+            for kind in ("customization", "stylization")
+        ]
     each = -(-at_most // len(kinds))
     # a fixed choice that does not favour how the list begins
-    return [text for kind in kinds for text in sorted(random.Random(0).sample(kind, min(each, len(kind))), key=kind.index)]
+    return [
+        text
+        for kind in kinds
+        for text in sorted(random.Random(0).sample(kind, min(each, len(kind))), key=kind.index)
+    ]

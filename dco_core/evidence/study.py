@@ -10,20 +10,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..adapters import AdapterConfig
 from ..config import TrainingConfig
 from ..errors import DCOError
 
 BUILT_IN = Path(__file__).with_name("studies")
 BASE = "base model"  # without any LoRA
+CAPTIONS = ("comprehensive", "compact")
 PLAIN = "plain"  # classifier-free guidance of the fine-tuned model, the diamond of the paper's figures
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train. training: fields of TrainingConfig that differ from the study's. beta_factor: times the study's
-    beta. steps_factor: times the study's steps. captions: "comprehensive" or "compact" (Sec. 4.3)."""
+    """A way to train. training, adapter: fields of TrainingConfig and AdapterConfig that differ from the study's.
+    beta_factor: times the study's beta. steps_factor: times the study's steps. captions: "comprehensive" or "compact"
+    (Sec. 4.3)."""
 
-    training: Mapping[str, Any]
+    training: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Mapping[str, Any] = field(default_factory=dict)
     beta_factor: float = 1.0
     steps_factor: float = 1.0
     captions: str = "comprehensive"
@@ -37,11 +41,11 @@ METHODS = {
     "DreamBooth, half the steps": Method(_DREAMBOOTH, steps_factor=0.5),
     "DreamBooth + prior 0.5": Method({**_PRIOR, "prior_weight": 0.5}),
     "DreamBooth + prior 1": Method({**_PRIOR, "prior_weight": 1.0}),
-    "DCO": Method({}),
-    "DCO, half beta": Method({}, beta_factor=0.5),
-    "DCO, double beta": Method({}, beta_factor=2.0),
-    "DCO, compact captions": Method({}, captions="compact"),
-    "DCO, half the steps": Method({}, steps_factor=0.5),
+    "DCO": Method(),
+    "DCO, half beta": Method(beta_factor=0.5),
+    "DCO, double beta": Method(beta_factor=2.0),
+    "DCO, compact captions": Method(captions="compact"),
+    "DCO, half the steps": Method(steps_factor=0.5),
     "MaPO": Method({"objective": "mapo"}),
     "output preservation": Method({"objective": "output-preservation"}),
 }
@@ -55,21 +59,24 @@ MERGES = {
 
 @dataclass(frozen=True)
 class Study:
-    """model: as --model of the command line. subjects, styles: what is taught: names of the Toy World (toy, toy-1, print)
-    or folders of pictures with captions. categories: {subject: "object" or "live subject"} for the choice of prompts;
-    left out: object.
+    """model: as --model of the command line. subjects, styles: what is taught: names of the Toy World (toy, toy-1,
+    print) or folders of pictures with captions. categories: {subject: "object" or "live subject"} for the choice of
+    prompts; left out: object.
 
-    methods: names of METHODS for the subjects; style_methods: for the styles. merges: names of MERGES, of every subject
-    with the style at the same place.
+    methods: names of METHODS for the subjects; style_methods: for the styles. own_methods: {name: fields of Method} of
+    the study's own, which they may name too. merges: names of MERGES, of every subject with the style at the same
+    place.
 
     training, adapter: fields of TrainingConfig and AdapterConfig; style_training, style_adapter: what is different for
     styles. seeds: of training and of the pictures' noise, so that the methods are compared in pairs.
 
-    w_text, w_rg, sampling_steps: of the pictures; each method is also sampled with plain guidance at w_text. prompts: at
-    most so many of each kind; pictures: of each prompt. likeness_model, text_model: folders or hub names of DINOv2 and
-    SigLIP (metrics/); the Toy World has scorers of its own.
+    w_text, w_rg, sampling_steps: of the pictures; each method is also sampled with plain guidance at w_text. prompts:
+    at most so many; pictures: of each prompt. class_images: of prior preservation. zip_steps: of ZipLoRA.
+    likeness_model, text_model: folders or hub names of DINOv2 and SigLIP (metrics/); the Toy World has scorers of its
+    own. resolution: in pixels, None for the model's own; precision: of its weights.
 
-    distance_draws: noises at each of distance_timesteps for the noise distance."""
+    distance_draws: noises at each of distance_timesteps for the noise distance.
+    """
 
     model: str
     subjects: tuple[str, ...]
@@ -82,6 +89,7 @@ class Study:
     styles: tuple[str, ...] = ()
     style_methods: tuple[str, ...] = ()
     merges: tuple[str, ...] = ()
+    own_methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     categories: Mapping[str, str] = field(default_factory=dict)
     style_training: Mapping[str, Any] = field(default_factory=dict)
     style_adapter: Mapping[str, Any] = field(default_factory=dict)
@@ -99,7 +107,8 @@ class Study:
 
     def check(self) -> None:
         """Raise DCOError for what cannot be run, before anything is."""
-        for name, known in (("methods", METHODS), ("style_methods", METHODS), ("merges", MERGES)):
+        methods = {**METHODS, **self.own_methods}
+        for name, known in (("methods", methods), ("style_methods", methods), ("merges", MERGES)):
             for value in getattr(self, name):
                 if value not in known:
                     raise DCOError(f'The study\'s {name} have "{value}": use some of {", ".join(known)}.')
@@ -110,14 +119,15 @@ class Study:
             if len(set(values)) != len(values):
                 raise DCOError(f"The study names one of its {name} twice: {', '.join(map(str, values))}.")
         for name in (
-            "prompts", "pictures", "sampling_steps", "class_images", "zip_steps", "distance_timesteps", "distance_draws",
+            "prompts", "pictures", "sampling_steps", "class_images", "zip_steps", "distance_timesteps",
+            "distance_draws",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise DCOError(f"The study's {name} is {getattr(self, name)}: it must be at least 1.")
         if self.merges and len(self.subjects) != len(self.styles):
             raise DCOError(
-                f"Merges join each subject with the style at its place, but there are {len(self.subjects)} subjects and "
-                f"{len(self.styles)} styles: give as many (a style may be named again as print-1, print-2)."
+                f"Merges join each subject with the style at its place, but there are {len(self.subjects)} subjects "
+                f"and {len(self.styles)} styles: give as many (a style may be named again as print-1, print-2)."
             )
         for merge in self.merges:
             needed = MERGES[merge][0]
@@ -126,17 +136,44 @@ class Study:
         for style in (False, True):
             for method in self.style_methods if style else self.methods:
                 self.config(method, self.seeds[0], style).check()
+                self.adapter_config(method, self.seeds[0], style)
+
+    def method(self, name: str) -> Method:
+        if name not in self.own_methods:
+            return METHODS[name]
+        try:
+            method = Method(**self.own_methods[name])
+        except TypeError as error:
+            raise DCOError(f'The method "{name}" is not understood: {error}.') from None
+        if method.captions not in CAPTIONS:
+            raise DCOError(f'The captions of "{name}" are {method.captions!r}: use {" or ".join(CAPTIONS)}.')
+        return method
+
+    def adapter_config(self, method: str, seed: int, style: bool = False) -> AdapterConfig:
+        """The LoRA of a method."""
+        values = {
+            **self.adapter,
+            **(self.style_adapter if style else {}),
+            **self.method(method).adapter,
+            "seed": seed,
+        }
+        try:
+            return AdapterConfig(**values)
+        except TypeError as error:
+            raise DCOError(f"The study's adapter is not understood: {error}.") from None
 
     def config(self, method: str, seed: int, style: bool = False) -> TrainingConfig:
         """The training of a method. A beta that the study leaves automatic stays so only where its factor is 1."""
-        m = METHODS[method]
+        m = self.method(method)
         values = {**self.training, **(self.style_training if style else {}), **m.training, "seed": seed}
         try:
             config = TrainingConfig(**values)
         except TypeError as error:
             raise DCOError(f"The study's training is not understood: {error}.") from None
         if config.beta is None and m.beta_factor != 1:
-            raise DCOError(f'"{method}" needs a number for beta in the study\'s training, not an automatic one.')
+            raise DCOError(
+                f'"{method}" needs a number for beta in the study\'s training, not an automatic one.'
+            )
         beta = None if config.beta is None else config.beta * m.beta_factor
         if config.objective != "dco":
             beta = TrainingConfig.beta  # has no effect there

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,17 @@ from torch import Tensor
 
 from ..errors import DCOError
 from .renderer import PIXELS_PER_CELL, render
-from .world import EAR_KINDS, STYLE, SUBJECT, Scenes, sample_scenes, style_reference, subject_references
+from .world import EAR_KINDS, Scenes, sample_scenes, style_reference, subject_references
 
 _SUBJECT_FIELDS = ("body_rgb", "accent_rgb", "ears", "ear_size", "stretch")
 _STYLE_FIELDS = ("ink_rgb", "paper_rgb")
 
 
 def toy_references(what: str) -> tuple[Scenes, list[str]]:
-    """The references of a subject or a style and their captions with markers. "toy" is the subject and "print" the style
-    that the base never saw; "toy-1", "print-3" and so on are others, drawn from their number: as unlike the average toy
-    (print) that the word alone gives, with attributes that the base knows one by one. DCOError for any other name."""
+    """The references of a subject or a style and their captions with markers. "toy" is the subject and "print" the
+    style that the base never saw; "toy-1", "print-3" and so on are others, drawn from their number: as unlike the
+    average toy (print) that the word alone gives, with attributes that the base knows one by one. DCOError for any
+    other name."""
     kind, _, number = what.partition("-")
     if kind not in ("toy", "print") or (number and not number.isdecimal()):
         raise DCOError(
@@ -40,8 +40,9 @@ def _drawn(number: int, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def write_toy_references(folder: Path, what: str, captions: str = "comprehensive") -> Path:
-    """The references as a folder of pictures with captions, as users have them; captions "compact" name the subject or
-    the style and nothing else ("a <toy>", "in <print> style"). Written once: a folder that is there is taken as it is."""
+    """The references as a folder of pictures with captions, as users have them; captions "compact" name the subject
+    or the style and nothing else ("a <toy>", "in <print> style"). Written once: a folder that is there is taken as it
+    is."""
     scenes, texts = toy_references(what)
     folder.mkdir(parents=True, exist_ok=True)
     for i, (image, text) in enumerate(zip(render(scenes), texts, strict=True)):

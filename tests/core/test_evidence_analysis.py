@@ -38,7 +38,9 @@ def test_an_interval_covers_the_mean_and_narrows_with_the_spread():
     wide, narrow = interval([0.0, 0.2, 0.4, 0.1, 0.3]), interval([0.19, 0.2, 0.21, 0.2, 0.2])
     assert wide.mean == pytest.approx(0.2) and wide.low < 0.2 < wide.high
     assert narrow.high - narrow.low < (wide.high - wide.low) / 10
-    assert narrow.sign == 1 and interval([-0.2, -0.3, -0.25]).sign == -1 and interval([-1.0, 1.0, 0.1]).sign == 0
+    assert (
+        narrow.sign == 1 and interval([-0.2, -0.3, -0.25]).sign == -1 and interval([-1.0, 1.0, 0.1]).sign == 0
+    )
 
 
 def test_two_units_show_nothing():
@@ -60,13 +62,20 @@ def test_means_of_units_and_their_spread():
         (pytest.approx(0.3), pytest.approx(0.9), 2), (0.5, 1.0, 1),
     ]  # fmt: skip
     (average,) = averages(means)
-    assert average["likeness"] == pytest.approx(0.4) and average["likeness sd"] == pytest.approx(math.sqrt(0.02))
+    assert average["likeness"] == pytest.approx(0.4) and average["likeness sd"] == pytest.approx(
+        math.sqrt(0.02)
+    )
     assert average["n"] == 2
 
 
 def test_frontiers_are_of_a_unit_and_compared_in_pairs():
     means = unit_means(
-        [row("A", 0, 1.0, 0.5, 0.5), row("A", 1, 1.0, 0.2, 0.5), row("B", 1, 1.0, 0.5, 1.0), row("B", 0, 2.0, 0.1, 1.0)]
+        [
+            row("A", 0, 1.0, 0.5, 0.5),
+            row("A", 1, 1.0, 0.2, 0.5),
+            row("B", 1, 1.0, 0.5, 1.0),
+            row("B", 0, 2.0, 0.1, 1.0),
+        ]
     )
     areas = frontier_areas(means, "likeness")
     assert areas["A"] == {("toy", None, 0): 0.25, ("toy", None, 1): 0.1}
@@ -102,7 +111,9 @@ def test_claims_read_the_scores_of_their_methods():
         ):  # fmt: skip
             rows += [row(method, seed, g, likeness + noise, alignment) for g in ("plain", 1.0)]
         for method, distance in (("DreamBooth", 0.1), ("DCO", 0.2)):
-            distances.append({"method": method, "subject": "toy", "style": None, "seed": seed, "epsilon": distance + noise})
+            distances.append(
+                {"method": method, "subject": "toy", "style": None, "seed": seed, "epsilon": distance + noise}
+            )
     verdicts = {claim.source: claim.verdict for claim in claims_of(Evidence(unit_means(rows), distances, []))}
     assert verdicts["Fig. 1 and 9"] == HOLDS
     assert verdicts["Sec. 5.4, Fig. 8c"] == FAILS
