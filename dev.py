@@ -1,4 +1,4 @@
-"""Developer entry, standard library only: `python dev.py demo` or `python dev.py test`. See --help."""
+"""Developer entry, standard library only: `python dev.py demo`, `test` or `evidence`. See --help."""
 
 import argparse
 import sys
@@ -18,6 +18,11 @@ def main() -> int:
     commands.add_parser(
         "test", help="ruff, type check and pytest; further arguments go to pytest", add_help=False
     )
+    commands.add_parser(
+        "evidence",
+        help="the study of docs/evidence.md; further arguments go to `python -m dco_core evidence`",
+        add_help=False,
+    )
     known, rest = parser.parse_known_args()
     if known.command == "demo" and rest:
         parser.error(f"unknown arguments for demo: {' '.join(rest)}")
@@ -27,7 +32,7 @@ def main() -> int:
     try:
         if known.command == "demo":
             return tasks.demo(known.output, known.serve)
-        return tasks.test(rest)
+        return tasks.evidence(rest) if known.command == "evidence" else tasks.test(rest)
     except environment.SetupError as error:
         print(f"setup failed: {error}", file=sys.stderr)
         return 2

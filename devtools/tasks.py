@@ -37,6 +37,14 @@ def test(pytest_arguments: list[str]) -> int:
     return _python(["-m", "pytest", *_SIDE_BY_SIDE, *arguments], ROOT, host, _ONE_THREAD) or min(failed, 1)
 
 
+def evidence(arguments: list[str]) -> int:
+    """Run `python -m dco_core evidence`, into evidence_output/ unless told otherwise; returns its exit code."""
+    host = environment.prepare(for_tests=True)  # joblib is among the test tools
+    if "--output" not in arguments and "--help" not in arguments:
+        arguments = [*arguments, "--output", "evidence_output"]
+    return _python(["-m", "dco_core", "evidence", *arguments], ROOT, host, _ONE_THREAD)
+
+
 def type_check(host: Path) -> int:
     """Run mypy on the pack, then on the developer tools.
 

@@ -10,8 +10,8 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "evidence",
         help="compare training methods as the paper does, with figures and verdicts",
-        description="Run a study: train, sample, score, and draw. Stopped at any moment, the same command goes on. Jobs "
-        "run side by side, one a CPU core or a GPU.",
+        description="Run a study: train, sample, score, and draw. Stopped at any moment, the same command goes on. "
+        "Jobs run side by side, one a CPU core or a GPU.",
     )
     parser.set_defaults(run=_evidence, stopped="Stopped. The same command goes on.")
     parser.add_argument(

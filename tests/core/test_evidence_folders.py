@@ -1,0 +1,109 @@
+"""A study of one's own pictures on a pipeline on disk, scored with DINOv2 and SigLIP as the paper does."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from PIL import Image
+from small_vision import write_dinov2, write_siglip
+from tiny_pipelines import sd15, sdxl
+
+from dco_core.dataset import load_folder
+from dco_core.errors import DCOError
+from dco_core.evidence.jobs import Bench, Job
+from dco_core.evidence.runner import run
+from dco_core.evidence.setting import setting_for
+from dco_core.evidence.study import Study
+from dco_core.evidence.tables import read_table
+from dco_core.metrics import image_similarity, load_image_encoder, load_siglip
+
+
+def write_pictures(folder, caption, seed):
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(seed)
+    for i in range(2):
+        pixels = (torch.rand(40, 36, 3, generator=generator) * 255).byte().numpy()
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(caption, encoding="utf-8")
+    return str(folder)
+
+
+@pytest.fixture(scope="module", params=["sd15", "sdxl"])
+def study(request, tmp_path_factory):
+    room = tmp_path_factory.mktemp(request.param)
+    {"sd15": sd15, "sdxl": sdxl}[request.param](room / "model")
+    return Study(
+        model=f"diffusers:{room / 'model' / 'pipeline'}",
+        subjects=(write_pictures(room / "dog", "a photo of a <dog> on grass", 1),),
+        styles=(write_pictures(room / "ink", "a tree, in <ink> style", 2),),
+        categories={str(room / "dog"): "live subject"},
+        methods=("DreamBooth", "DCO, compact captions"),
+        style_methods=("DreamBooth",),
+        merges=("DreamBooth ZipLoRA",),
+        seeds=(3,),
+        training={"steps": 2, "learning_rate": 0.01},
+        adapter={"rank": 2},
+        w_text=7.5,
+        w_rg=(3.0,),
+        sampling_steps=2,
+        prompts=2,
+        pictures=2,
+        zip_steps=2,
+        distance_timesteps=2,
+        distance_draws=2,
+        resolution=32,
+        likeness_model=str(write_dinov2(room / "dinov2")),
+        text_model=str(write_siglip(room / "siglip")),
+    )
+
+
+def test_a_study_of_folders(study, tmp_path):
+    study.check()
+    assert run(study, tmp_path, ["cpu"], lambda text: None) == []
+    setting = setting_for(study, tmp_path / "references", "cpu")
+    bench = Bench(study, setting, tmp_path, "cpu")
+    rows = read_table(bench.path(Job("DreamBooth", study.subjects[0], None, 3)) / "scores.csv")
+    assert len(rows) == 2 * 2 * 2 and all("dog" in row["prompt"] and "{}" not in row["prompt"] for row in rows)
+    merged = read_table(
+        bench.path(Job("DreamBooth ZipLoRA", study.subjects[0], study.styles[0], 3)) / "scores.csv"
+    )
+    for row in merged:
+        assert all(-1 <= row[name] <= 1 for name in ("likeness", "style_likeness"))
+        assert 0 <= row["alignment"] <= 1 and "dog" in row["prompt"] and "ink" in row["prompt"]
+
+
+def test_scores_are_those_of_the_metrics(study, tmp_path):
+    setting = setting_for(study, tmp_path, "cpu")
+    images = torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(0))
+    prompts = ["a dog", "a tree", "a dog"]
+    found = setting.scores(images, prompts, study.subjects[0], study.styles[0])
+    subject, style = ([p.image for p in load_folder(f)] for f in (study.subjects[0], study.styles[0]))
+    encoder, siglip = load_image_encoder(study.likeness_model), load_siglip(study.text_model)
+    expected = {
+        "likeness": image_similarity(encoder, list(images), subject),
+        "style_likeness": image_similarity(siglip, list(images), style),
+        "alignment": siglip.score(list(images), prompts),
+    }
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values.tolist(), abs=1e-5)
+
+
+def test_prompts_are_those_of_the_category(study, tmp_path):
+    live = setting_for(study, tmp_path, "cpu").prompts(study.subjects[0], None)
+    plain = setting_for(dataclasses.replace(study, categories={}), tmp_path, "cpu").prompts(study.subjects[0], None)
+    assert set(live).isdisjoint(plain) and all("dog" in text for text in live + plain)
+
+
+def test_references_without_a_marker_are_refused(study, tmp_path):
+    folder = write_pictures(tmp_path / "plain", "a photo of a dog", 3)
+    with pytest.raises(DCOError, match="<dog>"):
+        setting_for(dataclasses.replace(study, subjects=(folder,)), tmp_path, "cpu")
+
+
+def test_compact_captions_of_a_folder_leave_the_folder_as_it_is(study, tmp_path):
+    setting = setting_for(study, tmp_path, "cpu")
+    folder = setting.references(study.subjects[0], "compact")
+    assert [p.caption for p in load_folder(folder)] == ["a photo of a <dog>"] * 2
+    assert [p.caption for p in load_folder(study.subjects[0])] == ["a photo of a <dog> on grass"] * 2
