@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -12,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import DCOError
-from .lora.atomic import save_tensors
+from .sealed_file import read_about, read_sealed, write_sealed
 
 KEPT = 2  # of a run: the newest, and the one before in case the disk damages it
 RUNS = 4  # in one folder: this one, and the latest others
@@ -55,20 +53,18 @@ class Checkpoints:
         for path in reversed(self._of_run()):
             if _step(path) > steps:
                 continue
-            saved = _read(path)
+            saved = read_sealed(path)
             if saved is not None:
-                return saved
+                tensors, about = saved
+                return Saved(about.pop("step"), tensors, about)
             logging.warning("DCO: the checkpoint %s is damaged and is passed over.", path.name)
         return None
 
     def latest_other(self) -> dict[str, Any] | None:
         """What the newest checkpoint of another run in this folder says `about` itself, None if there is none."""
         others = [path for path in self._all() if not path.name.startswith(self.key)]
-        for path in sorted(others, key=_modified, reverse=True):
-            saved = _read(path, tensors=False)
-            if saved is not None:
-                return saved.about
-        return None
+        found = (read_about(path) for path in sorted(others, key=_modified, reverse=True))
+        return next((about for about in found if about is not None), None)
 
     def due(self, step: int) -> bool:
         late = self.minutes > 0 and time.monotonic() - self._last >= 60 * self.minutes
@@ -78,7 +74,7 @@ class Checkpoints:
         """Write the checkpoint of a step and drop older ones. Raises DCOError where it cannot be written; the
         earlier ones then are still there."""
         path = self.folder / f"{self.key}-{step:08d}.safetensors"
-        save_tensors(path, tensors, {"dco.about": json.dumps({"step": step, **about})})
+        write_sealed(path, tensors, {"step": step, **about})
         self._last = time.monotonic()
         so_far = [old for old in self._of_run() if _step(old) <= step]
         for old in so_far[:-KEPT]:
@@ -121,15 +117,3 @@ def _modified(path: Path) -> float:
         return os.stat(path).st_mtime
     except OSError:
         return 0.0
-
-
-def _read(path: Path, tensors: bool = True) -> Saved | None:
-    """The checkpoint in a file; None if it is damaged."""
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            about = json.loads((file.metadata() or {})["dco.about"])
-            # cloned: what safetensors gives is mapped from the file, which may be removed while it is in use
-            found = {key: file.get_tensor(key).clone() for key in file.keys()} if tensors else {}
-        return Saved(int(about.pop("step")), found, about)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
-        return None

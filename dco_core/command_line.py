@@ -23,6 +23,7 @@ from .config import TrainingConfig
 from .errors import DCOError
 from .event_log import EventLog
 from .folder_training import FolderTraining, checkpoint_folder
+from .generation import GenerationConfig
 from .image_model import ImageModel
 from .reports import StepReport
 from .trainer import Training
@@ -32,7 +33,12 @@ _HELP = {
     "steps": "training steps",
     "beta": "how strongly to stay close to the base model; left out: automatic",
     "seed": "seed of the LoRA's start, the noise, the timesteps and the order of the images",
-    "objective": "dco, dreambooth or output-preservation",
+    "objective": "dco, dreambooth, dreambooth-prior, mapo or output-preservation",
+    "class_prompt": "of the subject's class, such as \"a photo of a dog\"; left out: from the captions' marker",
+    "class_images": "how many the base model makes first, for dreambooth-prior without --class-data",
+    "rejected_images": "how many the base model makes of every caption first, for mapo",
+    "generation_steps": "sampling steps of these images",
+    "generation_w_text": "text guidance of these images; left out: the model's own",
     "look_ahead": "batches that the base model looks at in one call; 1 is one a step, 0 automatic",
     "keep": "which adapter to save: last, or best (by --score-every)",
     "layers": "a preset such as attention, or a regular expression on module names",
@@ -92,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_fields(lora, AdapterConfig, skip=("seed", "start"))
     recipe = train.add_argument_group("training")
     _add_fields(recipe, TrainingConfig, beta=None)
+    made = train.add_argument_group("images by the base model, for baselines that need them")
+    made.add_argument("--class-data", type=Path, default=None, help="folder of class images, for dreambooth-prior")
+    _add_fields(made, GenerationConfig)
     lora_commands.add_commands(commands)
     return parser
 
@@ -130,19 +139,24 @@ def _train(values: dict[str, Any]) -> int:
     checkpoints = Checkpoints(
         checkpoint_folder(output), values["checkpoint_every"], values["checkpoint_minutes"]
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what systems send before they kill
     model = load_model(values["model"], values["device"], values["precision"])
     run = FolderTraining(
         model, values["data"], output, config, adapter, checkpoints, values["resolution"], values["square"],
         values["compile"], values["gradient_checkpointing"],
+        GenerationConfig(**_fields_of(GenerationConfig, values)), values["class_data"], say=_say,
     )  # fmt: skip
     for note in run.notes:
         print(note)
     print(f"beta {run.training.config.beta:g}" if config.objective == "dco" else config.objective, flush=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what systems send before they kill
     _run(run.training, values["log_dir"])
     run.save()
     print(f"Saved {output} after {run.training.step} steps.")
     return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _run(training: Training, log_folder: Path | None) -> None:

@@ -83,6 +83,7 @@ class DiffusersModel:
     SDXL, `pooled` [1280] and `time_ids` [6]."""
 
     square = False
+    w_text = 7.5
 
     def __init__(self, pipeline: Any, device: torch.device):
         unet, config = pipeline.unet, pipeline.scheduler.config
@@ -120,6 +121,15 @@ class DiffusersModel:
             found = vae.encode(pixels).latent_dist
             encoded.append(((found.mean[0] - shift) * scale, found.std[0] * scale))
         return encoded
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Sequence[Tensor]) -> list[Tensor]:
+        vae = self._pipeline.vae
+        scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
+        images = (
+            vae.decode(latent[None].to(self._device, torch.float32) / scale + shift).sample[0] for latent in latents
+        )
+        return [((image.clamp(-1, 1) + 1) / 2).movedim(0, -1).cpu() for image in images]
 
     @torch.no_grad()
     def encode_captions(self, captions: Sequence[str]) -> list[dict[str, Tensor]]:

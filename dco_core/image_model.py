@@ -14,15 +14,20 @@ from .denoiser import NetworkDenoiser
 
 class ImageModel(Protocol):
     """family: the base's name in a LoRA's header. prediction: of the network. default_resolution: in pixels.
-    square: only squares of that size can be drawn."""
+    square: only squares of that size can be drawn. w_text: the text guidance that suits it."""
 
     family: str
     prediction: str
     default_resolution: int
     square: bool
+    w_text: float
 
     def encode_images(self, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
         """Images [H, W, 3] in 0..1 -> (mean, std) of the latents [C, h, w] in the network's own scale."""
+        ...
+
+    def decode_latents(self, latents: Sequence[Tensor]) -> list[Tensor]:
+        """Latents [C, h, w] in the network's own scale -> images [H, W, 3] in 0..1, on the CPU."""
         ...
 
     def encode_captions(self, captions: Sequence[str]) -> list[Any]:

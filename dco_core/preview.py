@@ -52,7 +52,7 @@ def sample(
     """
     if not 1 <= steps <= len(denoiser.schedule):
         raise DCOError(
-            f"A preview of {steps} steps cannot be sampled: use 1 to {len(denoiser.schedule)}, such as 20."
+            f"A picture cannot be sampled in {steps} steps: use 1 to {len(denoiser.schedule)}, such as 20."
         )
     schedule, n = denoiser.schedule, len(noise)
     if base_conditioning is None:

@@ -63,7 +63,7 @@ class Training:
     tick: called now and then while the automatic beta is sought; whatever it raises ends that.
     watch_speed: stop when steps become many times slower.
 
-    Raises DCOError for bad input. history: the reports of all steps so far; scores: of the held-out draws; notes:
+    Raises DCOError for bad input. examples: those that are trained on. history: the reports of all steps so far; scores: of the held-out draws; notes:
     sentences for the user about resuming.
     """
 
@@ -81,7 +81,7 @@ class Training:
         watch_speed: bool = False,
     ):
         config.check()
-        self._examples = checked_examples(examples, config, recorded=draws is not None)
+        self.examples = checked_examples(examples, config, recorded=draws is not None)
         if draws is not None and checkpoints is not None:
             raise DCOError("A recorded run cannot be resumed: replay it without checkpoints.")
         self.denoiser, self.tokens, self.checkpoints = denoiser, tokens, checkpoints
@@ -120,7 +120,7 @@ class Training:
             self._restore(saved)
         factor = rate_factor(self.config.rate_schedule, self.config.warmup, self.config.steps)
         self._rates = torch.optim.lr_scheduler.LambdaLR(self._optimizer, factor, last_epoch=self.step - 1)
-        self._held_out = HeldOut(denoiser, self._examples, self.config) if self.config.score_every else None
+        self._held_out = HeldOut(denoiser, self.examples, self.config) if self.config.score_every else None
 
     # --- the run
 
@@ -209,7 +209,7 @@ class Training:
     def _batches(self) -> Iterator[Batch]:
         """The batches of this and the following steps, with phi's errors where it looks ahead. Windows lie where
         they would lie in a run from the start, so that their rounding is the same."""
-        config, examples = self.config, self._examples
+        config, examples = self.config, self.examples
         number = self.step * config.accumulation
         window = config.look_ahead if config.objective == "dco" else 1
         first = number // window * window
@@ -226,12 +226,12 @@ class Training:
         """The configuration with numbers for what is automatic."""
         with _seeded_dropout(config.seed) as seed_step:
             seed_step(0)
-            config = resolved(config, self.denoiser, self._examples, self.tokens, tick)
+            config = resolved(config, self.denoiser, self.examples, self.tokens, tick)
         window = config.look_ahead
-        if not look_ahead.possible(self._examples) or config.objective != "dco":
+        if not look_ahead.possible(self.examples) or config.objective != "dco":
             window = 1
         elif window == 0:
-            window = look_ahead.automatic_window(self.denoiser, self._examples, config.batch_size)
+            window = look_ahead.automatic_window(self.denoiser, self.examples, config.batch_size)
         return dataclasses.replace(config, look_ahead=window)
 
     # --- what it has made

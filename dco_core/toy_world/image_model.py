@@ -21,6 +21,7 @@ class ToyWorldModel:
     prediction = "flow"
     default_resolution = SIZE * PIXELS_PER_CELL
     square = True
+    w_text = 2.0
 
     def __init__(self) -> None:
         self._unet = load_unet()
@@ -30,6 +31,10 @@ class ToyWorldModel:
         return [
             (F.avg_pool2d(image.movedim(-1, 0)[None] * 2 - 1, PIXELS_PER_CELL)[0], None) for image in images
         ]
+
+    def decode_latents(self, latents: Sequence[Tensor]) -> list[Tensor]:
+        up = (F.interpolate(latent[None], scale_factor=float(PIXELS_PER_CELL))[0] for latent in latents)
+        return [(image.clamp(-1, 1).movedim(0, -1) + 1) / 2 for image in up]
 
     def encode_captions(self, captions: Sequence[str]) -> list[Tensor]:
         return list(encode(self._text_encoder, captions))

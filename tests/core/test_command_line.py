@@ -144,7 +144,6 @@ def without_captions(folder):
         ({"data": "/nowhere"}, "/nowhere"),
         ({"output": "toy.pt"}, "write FILE.safetensors"),
         ({"steps": 0}, "steps is 0"),
-        ({"objective": "mapo"}, "needs images made by the base model"),
         ({"objective": "sgd"}, "objective 'sgd' is unknown"),
         ({"rank": 0}, "rank is 0"),
         ({"layers": "("}, "regular expression"),

@@ -182,12 +182,26 @@ def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
     assert not checkpoints.due(3)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage"])
+def flipped(contents, place):
+    """With one bit changed."""
+    changed = bytearray(contents)
+    changed[place] ^= 1
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "a bit of a weight", "a bit of the header"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     Run(tmp_path, every=2).run(until=5)
     newest, before = sorted(tmp_path.iterdir(), reverse=True)
     contents = newest.read_bytes()
-    newest.write_bytes({"truncated": contents[:-7], "empty": b"", "garbage": b"\xff" * 999}[damage])
+    damaged = {
+        "truncated": contents[:-7],
+        "empty": b"",
+        "garbage": b"\xff" * 999,
+        "a bit of a weight": flipped(contents, -40),
+        "a bit of the header": flipped(contents, contents.index(b"learning_rate") + 20),
+    }
+    newest.write_bytes(damaged[damage])
     run = Run(tmp_path, every=2)
     assert run.training.step == int(before.stem[-8:]) == 4
     assert_same(run.run(), Run().run())

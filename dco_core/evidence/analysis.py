@@ -1,0 +1,141 @@
+"""What the scores of a study say: means with their spread, frontiers, and differences in pairs.
+
+A unit is one subject (or style, or both) with one seed: the same references, the same noise in training and in the
+pictures. Methods are compared unit by unit, and intervals are over units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .study import BASE, PLAIN
+from .tables import Row
+
+Unit = tuple[Any, Any, Any]  # subject, style, seed
+SCORES = ("likeness", "style_likeness", "alignment")
+_RESAMPLES, _LEVEL = 10_000, 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The mean of n paired differences and the limits of its 95 % interval (bootstrap over units, percentiles)."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval excludes 0, else 0."""
+        return (self.low > 0) - (self.high < 0)
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}], n = {self.n}"
+
+
+def interval(differences: Sequence[float]) -> Interval:
+    """Raises ValueError for no difference. With fewer than three the limits are infinite: nothing can be said."""
+    values = np.asarray(differences, dtype=float)
+    if not len(values):
+        raise ValueError("there are no differences to take the mean of")
+    if len(values) < 3:
+        return Interval(float(values.mean()), -math.inf, math.inf, len(values))
+    random = np.random.default_rng(0)
+    means = values[random.integers(len(values), size=(_RESAMPLES, len(values)))].mean(1)
+    low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return Interval(float(values.mean()), float(low), float(high), len(values))
+
+
+def unit_means(rows: Iterable[Row]) -> list[Row]:
+    """The mean scores of each method, unit and guidance: a row each, with the number of pictures."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("method", "subject", "style", "seed", "guidance"))
+        groups.setdefault(key, []).append(row)
+    means = []
+    for (method, subject, style, seed, guidance), group in groups.items():
+        row: Row = {"method": method, "subject": subject, "style": style, "seed": seed, "guidance": guidance}
+        row |= {s: _mean(r[s] for r in group) for s in SCORES if group[0].get(s) is not None}
+        means.append({**row, "pictures": len(group)})
+    return means
+
+
+def averages(means: Iterable[Row]) -> list[Row]:
+    """unit_means over units: for each method and guidance the mean of each score and its standard deviation over
+    units."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in means:
+        groups.setdefault((row["method"], row["guidance"]), []).append(row)
+    table = []
+    for (method, guidance), group in groups.items():
+        row: Row = {"method": method, "guidance": guidance}
+        for score in SCORES:
+            if group[0].get(score) is not None:
+                values = [r[score] for r in group]
+                row[score] = _mean(values)
+                row[f"{score} sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        table.append({**row, "n": len(group)})
+    return table
+
+
+def unit_of(row: Mapping[str, Any]) -> Unit:
+    return row.get("subject"), row.get("style"), row["seed"]
+
+
+def area_under_frontier(points: Iterable[tuple[float, float]]) -> float:
+    """The part of the unit square that a set of points dominates: the area of all (x, y) with x <= p_x and y <= p_y for
+    some point p (the hypervolume of Zitzler and Thiele 1998 with reference point 0, 0)."""
+    area, height = 0.0, 0.0
+    for x, y in sorted(points, reverse=True):
+        if y > height:
+            area += (y - height) * max(0.0, x)
+            height = y
+    return area
+
+
+def frontier_areas(means: Iterable[Row], x: str, y: str = "alignment") -> dict[str, dict[Unit, float]]:
+    """{method: {unit: area under the frontier}} over all guidances of a method. The base model's is a point."""
+    points: dict[str, dict[Unit, list[tuple[float, float]]]] = {}
+    for row in means:
+        if row.get(x) is not None:
+            points.setdefault(row["method"], {}).setdefault(unit_of(row), []).append((row[x], row[y]))
+    return {
+        method: {unit: area_under_frontier(found) for unit, found in units.items()} for method, units in points.items()
+    }
+
+
+def paired(a: Mapping[Unit, float], b: Mapping[Unit, float]) -> list[float]:
+    """a - b on the units that both have."""
+    return [a[unit] - b[unit] for unit in a if unit in b]
+
+
+def score_at(means: Iterable[Row], method: str, guidance: Any, score: str) -> dict[Unit, float]:
+    """{unit: score} of a method at one guidance."""
+    return {
+        unit_of(row): row[score]
+        for row in means
+        if row["method"] == method and row["guidance"] == guidance and row.get(score) is not None
+    }
+
+
+def mean_distance(rows: Iterable[Row]) -> dict[str, dict[Unit, float]]:
+    """{method: {unit: noise distance, the mean over timesteps}} from the rows of distances.csv."""
+    found: dict[str, dict[Unit, list[float]]] = {}
+    for row in rows:
+        found.setdefault(row["method"], {}).setdefault(unit_of(row), []).append(row["epsilon"])
+    return {method: {unit: _mean(values) for unit, values in units.items()} for method, units in found.items()}
+
+
+def guidances(means: Iterable[Row]) -> list[float]:
+    """The w_rg of a study, in order."""
+    return sorted({r["guidance"] for r in means if r["method"] != BASE and r["guidance"] != PLAIN})
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))

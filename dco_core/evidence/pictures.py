@@ -1,0 +1,87 @@
+"""Pictures of a trained model: the same noise for every method, plain and reward guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapters import AdapterConfig
+from ..buckets import Fitted
+from ..denoiser import NetworkDenoiser
+from ..errors import DCOError
+from ..image_model import ImageModel
+from ..lora import LoraLayer
+from ..preview import sample
+from .study import PLAIN
+
+
+class _Personalized:
+    """A Denoiser whose adapter stays on, so that guidance is between theta(c) and theta(0)."""
+
+    def __init__(self, denoiser: NetworkDenoiser):
+        self._denoiser, self.schedule = denoiser, denoiser.schedule
+
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Sequence[Any], *, adapter: bool) -> Tensor:
+        return self._denoiser.predict(x_t, t, conditioning, adapter=True)
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        return {}
+
+    def lora(self) -> dict[str, LoraLayer]:
+        return {}
+
+
+def with_lora(model: ImageModel, layers: Mapping[str, LoraLayer]) -> NetworkDenoiser:
+    """The model with a LoRA by canonical key. DCOError if a layer is none of the model's."""
+    plain = model.denoiser(None)
+    names = {}
+    for name, module in plain.network.named_modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            names[model.canonical(name)] = name
+    strange = [key for key in layers if key not in names]
+    if strange:
+        raise DCOError(f"The LoRA has the layer {strange[0]}, which the model has not.")
+    return model.denoiser(AdapterConfig(start={names[key]: layer for key, layer in layers.items()}))
+
+
+def noise_for(shape: Sequence[int], seed: int, prompt: int, pictures: int) -> Tensor:
+    """Noise [pictures, C, H, W] of the prompt with that number, the same whatever is sampled from it."""
+    generator = torch.Generator().manual_seed((seed << 20) + (prompt << 8))
+    return torch.randn((pictures, *shape), generator=generator)
+
+
+@torch.no_grad()
+def draw(
+    model: ImageModel,
+    denoiser: NetworkDenoiser,
+    prompts: Sequence[str],
+    guidance: float | str,
+    *,
+    w_text: float,
+    steps: int,
+    pictures: int,
+    seed: int,
+    resolution: int | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """`pictures` of each prompt, [prompts * pictures, H, W, 3] in 0..1, prompt by prompt. guidance: w_rg, or "plain" for
+    classifier-free guidance of theta at w_text. resolution: None for the model's own."""
+    side = resolution or model.default_resolution
+    grey = torch.full((side, side, 3), 0.5)
+    ((blank, _),) = model.encode_images([grey])
+    fitted = Fitted(grey, None, (side, side), (0, 0))
+    *texts, empty = (model.with_size(c, fitted) for c in model.encode_captions([*prompts, ""]))
+    plain = guidance == PLAIN
+    chosen: Any = _Personalized(denoiser) if plain else denoiser
+    images = []
+    for i, text in enumerate(texts):
+        noise = noise_for(blank.shape, seed, i, pictures).to(blank)
+        w_rg = 0.0 if plain else float(guidance)
+        latents = sample(
+            chosen, text, text, empty, noise, w_rg=w_rg, w_text=w_text, steps=steps, tick=tick
+        )
+        images += model.decode_latents(list(latents))
+    return torch.stack(images)

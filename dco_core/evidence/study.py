@@ -1,0 +1,172 @@
+"""What a study compares: methods, subjects and styles, seeds, guidance. Plain data, readable from a JSON file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..config import TrainingConfig
+from ..errors import DCOError
+
+BUILT_IN = Path(__file__).with_name("studies")
+BASE = "base model"  # without any LoRA
+PLAIN = "plain"  # classifier-free guidance of the fine-tuned model, the diamond of the paper's figures
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train. training: fields of TrainingConfig that differ from the study's. beta_factor: times the study's
+    beta. steps_factor: times the study's steps. captions: "comprehensive" or "compact" (Sec. 4.3)."""
+
+    training: Mapping[str, Any]
+    beta_factor: float = 1.0
+    steps_factor: float = 1.0
+    captions: str = "comprehensive"
+
+
+_DREAMBOOTH = {"objective": "dreambooth"}
+_PRIOR = {"objective": "dreambooth-prior"}
+METHODS = {
+    "DreamBooth": Method(_DREAMBOOTH),
+    "DreamBooth, compact captions": Method(_DREAMBOOTH, captions="compact"),
+    "DreamBooth, half the steps": Method(_DREAMBOOTH, steps_factor=0.5),
+    "DreamBooth + prior 0.5": Method({**_PRIOR, "prior_weight": 0.5}),
+    "DreamBooth + prior 1": Method({**_PRIOR, "prior_weight": 1.0}),
+    "DCO": Method({}),
+    "DCO, half beta": Method({}, beta_factor=0.5),
+    "DCO, double beta": Method({}, beta_factor=2.0),
+    "DCO, compact captions": Method({}, captions="compact"),
+    "DCO, half the steps": Method({}, steps_factor=0.5),
+    "MaPO": Method({"objective": "mapo"}),
+    "output preservation": Method({"objective": "output-preservation"}),
+}
+# Table 1: the method of both LoRAs, and how they become one.
+MERGES = {
+    "DreamBooth merge": ("DreamBooth", "exact"),
+    "DreamBooth ZipLoRA": ("DreamBooth", "zip-lora"),
+    "DCO merge": ("DCO", "exact"),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """model: as --model of the command line. subjects, styles: what is taught: names of the Toy World (toy, toy-1, print)
+    or folders of pictures with captions. categories: {subject: "object" or "live subject"} for the choice of prompts;
+    left out: object.
+
+    methods: names of METHODS for the subjects; style_methods: for the styles. merges: names of MERGES, of every subject
+    with the style at the same place.
+
+    training, adapter: fields of TrainingConfig and AdapterConfig; style_training, style_adapter: what is different for
+    styles. seeds: of training and of the pictures' noise, so that the methods are compared in pairs.
+
+    w_text, w_rg, sampling_steps: of the pictures; each method is also sampled with plain guidance at w_text. prompts: at
+    most so many of each kind; pictures: of each prompt. likeness_model, text_model: folders or hub names of DINOv2 and
+    SigLIP (metrics/); the Toy World has scorers of its own.
+
+    distance_draws: noises at each of distance_timesteps for the noise distance."""
+
+    model: str
+    subjects: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    training: Mapping[str, Any]
+    adapter: Mapping[str, Any]
+    w_text: float
+    w_rg: tuple[float, ...]
+    styles: tuple[str, ...] = ()
+    style_methods: tuple[str, ...] = ()
+    merges: tuple[str, ...] = ()
+    categories: Mapping[str, str] = field(default_factory=dict)
+    style_training: Mapping[str, Any] = field(default_factory=dict)
+    style_adapter: Mapping[str, Any] = field(default_factory=dict)
+    sampling_steps: int = 50
+    prompts: int = 8
+    pictures: int = 4
+    class_images: int = 16
+    zip_steps: int = 100
+    distance_timesteps: int = 10
+    distance_draws: int = 100
+    resolution: int | None = None
+    precision: str = "fp32"
+    likeness_model: str = "facebook/dinov2-base"
+    text_model: str = "google/siglip-base-patch16-224"
+
+    def check(self) -> None:
+        """Raise DCOError for what cannot be run, before anything is."""
+        for name, known in (("methods", METHODS), ("style_methods", METHODS), ("merges", MERGES)):
+            for value in getattr(self, name):
+                if value not in known:
+                    raise DCOError(f'The study\'s {name} have "{value}": use some of {", ".join(known)}.')
+        if not (self.subjects or self.styles) or not self.seeds or not self.w_rg:
+            raise DCOError("The study needs at least one subject or style, one seed and one w_rg.")
+        for name in ("subjects", "styles", "methods", "seeds", "w_rg"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise DCOError(f"The study names one of its {name} twice: {', '.join(map(str, values))}.")
+        for name in (
+            "prompts", "pictures", "sampling_steps", "class_images", "zip_steps", "distance_timesteps", "distance_draws",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise DCOError(f"The study's {name} is {getattr(self, name)}: it must be at least 1.")
+        if self.merges and len(self.subjects) != len(self.styles):
+            raise DCOError(
+                f"Merges join each subject with the style at its place, but there are {len(self.subjects)} subjects and "
+                f"{len(self.styles)} styles: give as many (a style may be named again as print-1, print-2)."
+            )
+        for merge in self.merges:
+            needed = MERGES[merge][0]
+            if needed not in self.methods or needed not in self.style_methods:
+                raise DCOError(f'"{merge}" needs "{needed}" among methods and style_methods.')
+        for style in (False, True):
+            for method in self.style_methods if style else self.methods:
+                self.config(method, self.seeds[0], style).check()
+
+    def config(self, method: str, seed: int, style: bool = False) -> TrainingConfig:
+        """The training of a method. A beta that the study leaves automatic stays so only where its factor is 1."""
+        m = METHODS[method]
+        values = {**self.training, **(self.style_training if style else {}), **m.training, "seed": seed}
+        try:
+            config = TrainingConfig(**values)
+        except TypeError as error:
+            raise DCOError(f"The study's training is not understood: {error}.") from None
+        if config.beta is None and m.beta_factor != 1:
+            raise DCOError(f'"{method}" needs a number for beta in the study\'s training, not an automatic one.')
+        return dataclasses.replace(
+            config,
+            steps=max(1, round(config.steps * m.steps_factor)),
+            beta=None if config.beta is None else config.beta * m.beta_factor,
+        )
+
+
+def load_study(name: str) -> Study:
+    """A study by name (a file in studies/: toy-world, toy-world-quick) or from a JSON file of the fields of Study.
+    DCOError for what is neither, and for a study that cannot be run."""
+    path = BUILT_IN / f"{name}.json" if (BUILT_IN / f"{name}.json").is_file() else Path(name)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        known = ", ".join(sorted(p.stem for p in BUILT_IN.glob("*.json")))
+        raise DCOError(f"--study {name} is no file and none of {known}.") from None
+    except ValueError as error:
+        raise DCOError(f"{path} is no JSON file ({error}).") from None
+    return study_from(values, str(path))
+
+
+def study_from(values: Any, where: str) -> Study:
+    """A Study from JSON values."""
+    fields = {f.name for f in dataclasses.fields(Study)}
+    if not isinstance(values, dict) or (unknown := sorted(set(values) - fields)):
+        found = f"{', '.join(unknown)}" if isinstance(values, dict) else "no mapping"
+        raise DCOError(f"{where} has {found}, which a study has not: use {', '.join(sorted(fields))}.")
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    try:
+        study = Study(**values)
+    except TypeError as error:
+        raise DCOError(f"{where} is no complete study: {error}.") from None
+    study.check()
+    return study

@@ -1,0 +1,65 @@
+"""What the Toy World can be taught: `toy` and `print` of world.py, which the base never saw, and others by number."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import DCOError
+from .renderer import PIXELS_PER_CELL, render
+from .world import EAR_KINDS, STYLE, SUBJECT, Scenes, sample_scenes, style_reference, subject_references
+
+_SUBJECT_FIELDS = ("body_rgb", "accent_rgb", "ears", "ear_size", "stretch")
+_STYLE_FIELDS = ("ink_rgb", "paper_rgb")
+
+
+def toy_references(what: str) -> tuple[Scenes, list[str]]:
+    """The references of a subject or a style and their captions with markers. "toy" is the subject and "print" the style
+    that the base never saw; "toy-1", "print-3" and so on are others, drawn from their number: as unlike the average toy
+    (print) that the word alone gives, with attributes that the base knows one by one. DCOError for any other name."""
+    kind, _, number = what.partition("-")
+    if kind not in ("toy", "print") or (number and not number.isdecimal()):
+        raise DCOError(
+            f'The Toy World has no reference "{what}": use toy, print, or numbered ones such as toy-1 and print-2.'
+        )
+    scenes, captions = subject_references() if kind == "toy" else style_reference()
+    if number:
+        scenes = scenes.with_(**_drawn(int(number), _SUBJECT_FIELDS if kind == "toy" else _STYLE_FIELDS))
+    return scenes, captions
+
+
+def _drawn(number: int, names: tuple[str, ...]) -> dict[str, Any]:
+    scenes = sample_scenes(64, torch.Generator().manual_seed(9000 + number))
+    eared = int((scenes.ears != EAR_KINDS.index("none")).nonzero()[0])  # ears are what a likeness is told by
+    return {name: getattr(scenes, name)[eared].tolist() for name in names}
+
+
+def write_toy_references(folder: Path, what: str, captions: str = "comprehensive") -> Path:
+    """The references as a folder of pictures with captions, as users have them; captions "compact" name the subject or
+    the style and nothing else ("a <toy>", "in <print> style"). Written once: a folder that is there is taken as it is."""
+    scenes, texts = toy_references(what)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, (image, text) in enumerate(zip(render(scenes), texts, strict=True)):
+        pixels = ((image.movedim(0, -1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        side = image.shape[-1] * PIXELS_PER_CELL
+        picture = Image.fromarray(pixels.numpy()).resize((side, side), Image.Resampling.NEAREST)
+        if not (folder / f"{i}.png").exists():
+            picture.save(folder / f"{i}.png")
+        text = compact(text) if captions == "compact" else text
+        (folder / f"{i}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def compact(caption: str) -> str:
+    """The compact caption of a Toy World caption, as DreamBooth has it: the marker alone."""
+    return "a <toy>" if "<toy>" in caption else "in <print> style"
+
+
+def to_cells(pictures: Tensor) -> Tensor:
+    """Pictures [B, 256, 256, 3] in 0..1 -> the canvas that the scorers read, [B, 3, 32, 32] in -1..1."""
+    return torch.nn.functional.avg_pool2d(pictures.movedim(-1, 1) * 2 - 1, PIXELS_PER_CELL)
