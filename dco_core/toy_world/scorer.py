@@ -63,8 +63,9 @@ ATTRIBUTES = {
 # Differences at which one attribute alone halves the likeness; chosen for the separation measured above.
 COLOUR_GAP, EARS_GAP, EAR_SIZE_GAP, STRETCH_GAP = 0.5, 0.6, 0.15, 0.2
 INKS_GAP = 0.27
-# Mean absolute second difference between neighbours, at which a picture begins to count less and counts no more: renders
-# stay below 0.26, degraded ones below 0.34, samples at three times the usual guidance below 0.28; noise has 0.95 and more.
+# Mean absolute second difference between neighbours, at which a picture begins to count less and counts no more:
+# renders stay below 0.26, degraded ones below 0.34, samples at three times the usual guidance below 0.28; noise has
+# 0.95 and more.
 GRAIN = (0.40, 0.55)
 HEADS = {
     **{name: len(values) for name, values in FACTORS.items()},
