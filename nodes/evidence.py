@@ -161,7 +161,7 @@ class DCOContactSheet(io.ComfyNode):
                     default="",
                     optional=True,
                     tooltip="Names of the rows, one a line or a list: one for each row, or, where the labels repeat, "
-                    "one for each repetition (the prompts).",
+                    "one for each repetition: the prompts.",
                 ),
                 io.String.Input("title", default="", optional=True, tooltip="Stands above the sheet."),
                 io.Int.Input(

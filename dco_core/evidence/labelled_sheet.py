@@ -22,7 +22,8 @@ def labelled_sheet(
 ) -> np.ndarray:
     """Pictures uint8 [H, W, 3] -> the sheet, uint8 [H, W, 3]. A label "series, point" puts a picture in the row of the
     series and the column of the point; where a label comes again, a new row begins. Without labels the pictures are
-    numbered. row_names: for the first, second, ... time that labels come (such as prompts), or for every row.
+    numbered. row_names: for every row, or for the first, second, ... time that labels come (such as prompts, each of
+    which may come several times in a row).
     columns: the most beside one another, the rest goes below; 0: chosen. DCOError where the numbers do not fit."""
     if not pictures:
         raise DCOError("There are no pictures for a contact sheet: connect at least one.")
@@ -50,13 +51,15 @@ def labelled_sheet(
 
 def _row_labels(rows: list[tuple[str, int]], names: list[str]) -> list[str]:
     most = max(time for _, time in rows)
-    if names and len(names) not in (most, len(rows)):
+    if names and len(names) != len(rows) and most % len(names):
         raise DCOError(
             f"The contact sheet has {len(rows)} rows, but {len(names)} names for them: give one each."
         )
     if len(names) == len(rows):
         return names
-    numbered = names or ([str(i + 1) for i in range(most)] if most > 1 else [""])
+    each = most // len(names) if names else most
+    counts = [f"{i + 1}" for i in range(each)] if each > 1 else [""]
+    numbered = [", ".join(filter(None, (name, count))) for name in names or [""] for count in counts]
     return [", ".join(filter(None, (series, numbered[time - 1]))) for series, time in rows]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dco_core.errors import DCOError
-from dco_core.evidence.labelled_sheet import labelled_sheet
+from dco_core.evidence.labelled_sheet import _row_labels, labelled_sheet
 from dco_core.evidence.pareto_plot import Curve
 from dco_core.evidence.score_table import ScoreTable, split_label
 
@@ -96,6 +96,17 @@ def test_labels_that_come_again_begin_a_row():
     at = [places(sheet, 40 + i) for i in range(4)]
     assert at[0][1] == at[1][1] < at[2][1] == at[3][1] and at[0][0] == at[2][0] < at[1][0]
     assert sheet.shape[1] < 500  # long names are set in lines
+
+
+def test_row_names_for_several_pictures_of_a_prompt():
+    rows = [("", time) for time in (1, 2, 3, 4)]
+    assert _row_labels(rows, ["dog", "cat"]) == ["dog, 1", "dog, 2", "cat, 1", "cat, 2"]
+    assert _row_labels(rows, []) == ["1", "2", "3", "4"]
+    assert _row_labels([("w_text 3", 1), ("w_text 5", 1)], []) == ["w_text 3", "w_text 5"]
+    both = [("w_text 3", 1), ("w_text 5", 1), ("w_text 3", 2), ("w_text 5", 2)]
+    assert _row_labels(both, ["dog", "cat"]) == [
+        "w_text 3, dog", "w_text 5, dog", "w_text 3, cat", "w_text 5, cat",
+    ]  # fmt: skip
 
 
 def test_many_pictures_go_below_one_another():
