@@ -22,6 +22,7 @@ from .checkpoints import Checkpoints
 from .config import TrainingConfig
 from .errors import DCOError
 from .event_log import EventLog
+from .evidence import command as evidence_command
 from .folder_training import FolderTraining, checkpoint_folder
 from .generation import GenerationConfig
 from .image_model import ImageModel
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--class-data", type=Path, default=None, help="folder of class images, for dreambooth-prior")
     _add_fields(made, GenerationConfig)
     lora_commands.add_commands(commands)
+    evidence_command.add_command(commands)
     return parser
 
 

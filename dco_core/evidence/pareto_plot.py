@@ -30,12 +30,14 @@ _LEFT, _TOP, _BOTTOM, _GAP, _LEGEND = 84, 56, 64, 26, 250
 @dataclass(frozen=True)
 class Curve:
     """One method. points: (x, y), connected in this order. spread: half lengths (x, y) of the error bars of each
-    point. markers: a small text for each point, such as its w_rg; "" for none."""
+    point. markers: a small text for each point, such as its w_rg; "" for none. apart: points beside the curve, drawn
+    hollow, as the paper's diamonds for plain guidance."""
 
     label: str
     points: Sequence[tuple[float, float]]
     spread: Sequence[tuple[float, float]] | None = None
     markers: Sequence[str] | None = None
+    apart: Sequence[tuple[float, float]] = ()
 
 
 def pareto_plot(curves: Sequence[Curve], title: str, x_label: str, y_label: str) -> np.ndarray:
@@ -59,7 +61,7 @@ def _check(curves: Sequence[Curve]) -> None:
                     f'The curve "{curve.label}" has {len(curve.points)} points and {len(values)} {name}: '
                     "give one to each point."
                 )
-        for point in (*curve.points, *(curve.spread or ())):
+        for point in (*curve.points, *(curve.spread or ()), *curve.apart):
             if not all(map(math.isfinite, point)):
                 raise DCOError(
                     f'The curve "{curve.label}" has the point ({point[0]:g}, {point[1]:g}), which cannot be drawn: '
@@ -73,6 +75,7 @@ def _axis(curves: Sequence[Curve], i: int) -> Axis:
         spread = curve.spread or [(0.0, 0.0)] * len(curve.points)
         for point, half in zip(curve.points, spread, strict=True):
             ends += [point[i] - abs(half[i]), point[i] + abs(half[i])]
+        ends += [point[i] for point in curve.apart]
     return nice_axis(min(ends), max(ends))
 
 
@@ -103,6 +106,8 @@ class _Plot:
         for i, curve in enumerate(self._curves):
             for point in curve.points:
                 self._draw_symbol(i, *self._at(point))
+            for point in curve.apart:
+                self._draw_symbol(i, *self._at(point), hollow=True)
         self._draw_point_labels()
         self._draw_legend()
         return np.asarray(self._image.resize((width // _FINE, height // _FINE), Image.Resampling.LANCZOS))
@@ -169,9 +174,14 @@ class _Plot:
                 points, fill=_paler(COLOURS[i % len(COLOURS)], 0.25), width=2 * _FINE, joint="curve"
             )
 
-    def _draw_symbol(self, i: int, x: float, y: float) -> None:
+    def _draw_symbol(self, i: int, x: float, y: float, hollow: bool = False) -> None:
         corners, turn = SHAPES[i % len(SHAPES)]
         colour, radius = COLOURS[i % len(COLOURS)], _FINE * (5 if corners == 0 else 6)
+        if hollow:
+            corners = corners or 32  # a circle
+            self._pen.regular_polygon((x, y, radius + _FINE), corners, turn + 90, fill=colour)
+            self._pen.regular_polygon((x, y, radius - _FINE), corners, turn + 90, fill="white")
+            return
         if corners == 0:
             box = [x - radius, y - radius, x + radius, y + radius]
             self._pen.ellipse(box, fill=colour, outline="white", width=_FINE)
@@ -180,7 +190,7 @@ class _Plot:
             self._pen.regular_polygon((x, y, radius), corners, turn + 90, fill=colour)
 
     def _draw_point_labels(self) -> None:
-        symbols = [self._at(point) for curve in self._curves for point in curve.points]
+        symbols = [self._at(point) for curve in self._curves for point in (*curve.points, *curve.apart)]
         lines = [
             (self._at(a), self._at(b))
             for curve in self._curves

@@ -1,0 +1,189 @@
+"""The claims of the paper, each as comparisons in pairs with the sign that it predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from .analysis import (
+    Interval,
+    Unit,
+    frontier_areas,
+    guidances,
+    interval,
+    mean_distance,
+    paired,
+    score_at,
+)
+from .study import PLAIN
+from .tables import Row
+
+HOLDS, FAILS, OPEN = "holds here", "does not hold here", "not shown here"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was subtracted from what, and the sign that the claim predicts (0: no difference)."""
+
+    text: str
+    difference: Interval
+    predicted: int
+
+
+@dataclass(frozen=True)
+class Claim:
+    """text: as the paper makes it. source: where. comparisons: what this study says of it."""
+
+    text: str
+    source: str
+    comparisons: Sequence[Comparison]
+
+    @property
+    def verdict(self) -> str:
+        """Holds if every interval excludes 0 on the predicted side (includes 0 where none is predicted); does not hold
+        if one excludes it on the other side; otherwise this study does not show it."""
+        signs = [(c.difference.sign, c.predicted) for c in self.comparisons]
+        if all(found == predicted for found, predicted in signs):
+            return HOLDS
+        wrong = any(found == -predicted if predicted else found != 0 for found, predicted in signs if found)
+        return FAILS if wrong else OPEN
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The tables of a study: means of units (analysis.unit_means), noise distances, cosines of merged pairs."""
+
+    means: Sequence[Row]
+    distances: Sequence[Row]
+    cosines: Sequence[Row]
+
+
+def claims_of(evidence: Evidence) -> list[Claim]:
+    """The claims that the tables can speak of."""
+    made = (
+        Claim(text, source, [c for c in comparisons(evidence) if c.difference.n])
+        for text, source, comparisons in _CLAIMS
+    )
+    return [claim for claim in made if claim.comparisons]
+
+
+Values = Mapping[str, Mapping[Unit, float]]
+
+
+def _compare(values: Values, what: str, pairs: Sequence[tuple[str, str, int]]) -> Iterator[Comparison]:
+    """A comparison for each (a, b, predicted sign of a - b) that both methods have units for."""
+    for a, b, predicted in pairs:
+        differences = paired(values.get(a, {}), values.get(b, {}))
+        if differences:
+            yield Comparison(f"{what}: {a} - {b}", interval(differences), predicted)
+
+
+def _subject_areas(evidence: Evidence) -> Values:
+    return frontier_areas([r for r in evidence.means if not r.get("style")], "likeness")
+
+
+def _plain(evidence: Evidence, score: str, merged: bool = False) -> Values:
+    """The score of every method with plain guidance, on subjects or on merges."""
+    rows = [r for r in evidence.means if r.get("subject") and bool(r.get("style")) == merged]
+    return {method: score_at(rows, method, PLAIN, score) for method in dict.fromkeys(r["method"] for r in rows)}
+
+
+_AREA = "area under the frontier"
+
+
+def _frontier(e: Evidence) -> Iterator[Comparison]:
+    others = ("DreamBooth", "DreamBooth + prior 0.5", "DreamBooth + prior 1")
+    yield from _compare(_subject_areas(e), _AREA, [("DCO", other, 1) for other in others])
+
+
+def _early_stop(e: Evidence) -> Iterator[Comparison]:
+    yield from _compare(_subject_areas(e), _AREA, [("DCO", "DreamBooth, half the steps", 1)])
+
+
+def _captions(e: Evidence) -> Iterator[Comparison]:
+    pairs = [(method, f"{method}, compact captions", 1) for method in ("DreamBooth", "DCO")]
+    yield from _compare(_subject_areas(e), _AREA, pairs)
+
+
+def _every_beta(e: Evidence) -> Iterator[Comparison]:
+    yield from _compare(_subject_areas(e), _AREA, [(m, "DreamBooth", 1) for m in _BETAS])
+
+
+_BETAS = ("DCO, half beta", "DCO", "DCO, double beta")
+
+
+def _beta(e: Evidence) -> Iterator[Comparison]:
+    for score, predicted in (("likeness", -1), ("alignment", 1)):
+        pairs = [("DCO, double beta", "DCO, half beta", predicted)]
+        yield from _compare(_plain(e, score), f"{score}, plain guidance", pairs)
+
+
+def _noise(e: Evidence) -> Iterator[Comparison]:
+    pairs = [("DCO", "DreamBooth", -1), ("DCO", "DCO, half beta", -1), ("DCO, double beta", "DCO", -1)]
+    yield from _compare(mean_distance([r for r in e.distances if r.get("subject")]), "noise distance", pairs)
+
+
+def _guidance(e: Evidence) -> Iterator[Comparison]:
+    rows = [r for r in e.means if not r.get("style")]
+    scales = guidances(rows)
+    if len(scales) < 2:
+        return
+    for score, predicted in (("likeness", 1), ("alignment", -1)):
+        for method in ("DCO",):
+            most, least = (score_at(rows, method, w, score) for w in (scales[-1], scales[0]))
+            text = f"{score} of {method}: w_rg {scales[-1]:g} - {scales[0]:g}"
+            if differences := paired(most, least):
+                yield Comparison(text, interval(differences), predicted)
+
+
+def _style(e: Evidence) -> Iterator[Comparison]:
+    rows = [r for r in e.means if r.get("style") and not r.get("subject")]
+    yield from _compare(frontier_areas(rows, "style_likeness"), _AREA, [("DCO", "DreamBooth", 1)])
+
+
+def _merged_against(other: str, e: Evidence) -> Iterator[Comparison]:
+    for score in ("likeness", "style_likeness", "alignment"):
+        yield from _compare(_plain(e, score, merged=True), f"{score}, plain guidance", [("DCO merge", other, 1)])
+
+
+def _cosine(e: Evidence) -> Iterator[Comparison]:
+    found: dict[str, dict[Unit, float]] = {}
+    for row in e.cosines:
+        found.setdefault(row["method"], {})[row["subject"], row["style"], row["seed"]] = abs(row["all"])
+    yield from _compare(found, "|column cosine|", [("DCO merge", "DreamBooth merge", 0)])
+
+
+def _long_training(e: Evidence) -> Iterator[Comparison]:
+    plain = _plain(e, "alignment")
+    costs = {}
+    for method in ("DCO", "DreamBooth"):
+        half = plain.get(f"{method}, half the steps", {})
+        costs[method] = {unit: value - half[unit] for unit, value in plain.get(method, {}).items() if unit in half}
+    yield from _compare(costs, "change of alignment by the second half of training", [("DCO", "DreamBooth", 1)])
+
+
+def _successors(e: Evidence) -> Iterator[Comparison]:
+    yield from _compare(_subject_areas(e), _AREA, [("MaPO", "DCO", 1)])
+
+
+_CLAIMS = (
+    ("DCO's frontier lies above and right of DreamBooth's, with and without prior preservation", "Fig. 1 and 9", _frontier),
+    ("Stopping DreamBooth early does not reach DCO's frontier", "App. D.3", _early_stop),
+    ("Comprehensive captions give a better frontier than compact ones", "Sec. 5.4, Fig. 8a", _captions),
+    ("A larger beta gives up likeness for prompt alignment", "Sec. 5.4, Fig. 8b", _beta),
+    ("At every beta DCO's frontier is better than DreamBooth's", "Sec. 5.4, Fig. 8b", _every_beta),
+    ("DCO stays closer to the base model than DreamBooth, and the closer the larger beta is", "Sec. 5.4, Fig. 8c", _noise),
+    ("Reward guidance trades likeness against prompt alignment", "Sec. 4.2, Fig. 13", _guidance),
+    ("DCO's frontier is better for styles too", "Sec. 5.2, Fig. 5", _style),
+    ("Long training harms DCO's prompt alignment less than DreamBooth's", "App. D.3", _long_training),
+    (
+        "Merging DCO LoRAs beats merging DreamBooth LoRAs in subject, style and prompt", "Sec. 5.3, Table 1",
+        lambda e: _merged_against("DreamBooth merge", e),
+    ),
+    (
+        "Merging DCO LoRAs beats ZipLoRA of DreamBooth LoRAs in subject, style and prompt", "Sec. 5.3, Table 1",
+        lambda e: _merged_against("DreamBooth ZipLoRA", e),
+    ),
+    ("Column cosines of DCO and DreamBooth pairs do not differ, although their merges do", "App. B, Fig. 10", _cosine),
+    ("MaPO beats DCO (a claim of its own paper, arXiv 2406.06424)", "MaPO, Table 3", _successors),
+)  # fmt: skip

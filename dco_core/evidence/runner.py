@@ -1,0 +1,91 @@
+"""Runs the jobs of a study side by side, one process or one GPU a job, through joblib."""
+
+from __future__ import annotations
+
+import os
+import queue
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import Manager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import DCOError
+from .jobs import Bench, Job, jobs_of
+from .setting import setting_for
+from .study import Study
+
+
+def devices(asked: str | None, workers: int | None) -> list[str | None]:
+    """A device for each worker: every GPU, or as many CPU processes as there are cores. asked: "cuda", "cuda:1",
+    "cpu" or None; workers: how many, None for all."""
+    if asked is None and torch.cuda.is_available():
+        asked = "cuda"
+    if asked == "cuda":
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())][:workers]
+    if asked and asked.startswith("cuda:"):
+        return [asked]
+    return [asked] * (workers or _cores())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run(study: Study, folder: Path, found: Sequence[str | None], say: Callable[[str], None] = print) -> list[str]:
+    """Do all jobs of the study that are not done, merges last. found: the device of each worker. A job that cannot be done
+    does not end the others; returns a sentence for each of those. Stopped, the same call goes on."""
+    failed: list[str] = []
+    bench = Bench(study, setting_for(study, folder / "references", found[0]), folder)
+    for jobs in jobs_of(study):
+        open_jobs = [job for job in jobs if not bench.done(job)]
+        say(f"{len(jobs) - len(open_jobs)} of {len(jobs)} jobs are done, {len(open_jobs)} to do.")
+        started = time.monotonic()
+        for n, (job, seconds, error) in enumerate(_side_by_side(study, folder, open_jobs, found), 1):
+            left = (time.monotonic() - started) / n * (len(open_jobs) - n)
+            if error:
+                failed.append(f"{job.name}: {error}")
+            said = f"failed: {error}" if error else f"{seconds:.0f} s"
+            say(f"{n}/{len(open_jobs)}  {job.name}  {said}  ({left / 60:.0f} min left)")
+    return failed
+
+
+def _side_by_side(study: Study, folder: Path, jobs: Sequence[Job], found: Sequence[str | None]) -> Any:
+    if len(found) == 1:
+        return (_one(study, folder, job, found[0]) for job in jobs)
+    try:
+        from joblib import Parallel, delayed
+    except ImportError as error:
+        raise DCOError(
+            f"Jobs side by side need the package joblib ({error}): run `pip install joblib`, or use --workers 1."
+        ) from None
+    return _parallel(study, folder, jobs, found, Parallel, delayed)
+
+
+def _parallel(study: Study, folder: Path, jobs: Sequence[Job], found: Sequence[str | None], parallel, delayed) -> Any:
+    with Manager() as manager:
+        free = manager.Queue()  # of devices: a job takes one and gives it back
+        for device in found:
+            free.put(device)
+        work = parallel(n_jobs=len(found), return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")
+        yield from work(delayed(_with_free_device)(study, folder, job, free, len(found)) for job in jobs)
+
+
+def _with_free_device(study: Study, folder: Path, job: Job, free: queue.Queue, workers: int) -> tuple[Job, float, str]:
+    torch.set_num_threads(max(1, _cores() // workers))
+    device = free.get()
+    try:
+        return _one(study, folder, job, device)
+    finally:
+        free.put(device)
+
+
+def _one(study: Study, folder: Path, job: Job, device: str | None) -> tuple[Job, float, str]:
+    """(the job, its seconds, what went wrong)."""
+    try:
+        bench = Bench(study, setting_for(study, folder / "references", device), folder, device)
+        return job, bench.do(job), ""
+    except DCOError as error:
+        return job, 0.0, str(error)
