@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ..errors import DCOError
 from .pareto_plot import Curve
-from .tables import markdown
+from .tables import Row, markdown
 
 LIKENESS, STYLE_LIKENESS, ALIGNMENT = "likeness", "style_likeness", "alignment"
 
@@ -37,13 +37,15 @@ class ScoreTable:
             raise DCOError(f'The table has "{name}" already: start a new table for other pictures.')
         return ScoreTable(self.labels, {**self.columns, name: tuple(float(v) for v in values)})
 
-    def summary(self) -> list[dict[str, str | int | float]]:
+    def summary(self) -> list[Row]:
         """A row for each label, in order: how many pictures, and the mean of each score."""
-        return [
-            {"label": label, "pictures": len(places)}
-            | {name: statistics.fmean(values[i] for i in places) for name, values in self.columns.items()}
-            for label, places in self._groups().items()
-        ]
+        rows: list[Row] = []
+        for label, places in self._groups().items():
+            means = {
+                name: statistics.fmean(values[i] for i in places) for name, values in self.columns.items()
+            }
+            rows.append({"label": label, "pictures": len(places), **means})
+        return rows
 
     def text(self) -> str:
         """The summary as a Markdown table."""

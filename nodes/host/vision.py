@@ -38,7 +38,7 @@ def clip_vision_embeddings(
                     f"The CLIP_VISION model ({kind}) has no single embedding of an image in ComfyUI: load DINOv2 or "
                     "CLIP, or disconnect clip_vision and name a transformers folder in `model`."
                 )
-            found.append(embeds.float().cpu())
+            found.append(embeds.detach().float().cpu())
     return torch.cat(found)
 
 
