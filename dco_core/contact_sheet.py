@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .drawn_text import wrapped
 from .errors import DCOError
 
 _PAPER, _INK, _EMPTY = (250, 250, 248), (34, 34, 40), (232, 232, 228)
@@ -22,7 +23,7 @@ def contact_sheet(
 ) -> np.ndarray:
     """Pictures (uint8 [H, W, 3], of any sizes; None leaves a gap) -> the sheet, uint8 [H, W, 3]. Cells have the size
     of the largest picture, or less where the sheet would be wider or higher than MAX_SIDE. DCOError for no picture, and
-    for rows that do not have as many as there are labels."""
+    for rows that do not have as many as there are labels. Long row labels are set in lines."""
     shapes = [picture.shape for row in rows for picture in row if picture is not None]
     if not shapes:
         raise DCOError("A contact sheet needs at least one picture.")
@@ -40,7 +41,8 @@ def contact_sheet(
 
     size = max(12, min(36, cell_height // 12))
     font, heading = ImageFont.load_default(size=size), ImageFont.load_default(size=round(1.25 * size))
-    left = 2 * _GAP + round(max((font.getlength(label) for label in row_labels), default=0))
+    names = [wrapped(label, font, max(1.2 * cell_width, 8 * size)) for label in row_labels]
+    left = 2 * _GAP + round(max((font.getlength(line) for lines in names for line in lines), default=0))
     column = _GAP + max(cell_width, *(round(font.getlength(label)) + _GAP for label in column_labels))
     top = (2 * size + _GAP if title else 0) + 2 * size
     width = max(left + column * len(column_labels) + _GAP, round(heading.getlength(title)) + 2 * _GAP)
@@ -49,9 +51,10 @@ def contact_sheet(
     pen.text((_GAP, _GAP), title, fill=_INK, font=heading)
     for j, label in enumerate(column_labels):
         pen.text((left + j * column, top - round(1.5 * size)), label, fill=_INK, font=font)
-    for i, (label, row) in enumerate(zip(row_labels, rows, strict=True)):
+    for i, (lines, row) in enumerate(zip(names, rows, strict=True)):
         y = top + i * (cell_height + _GAP)
-        pen.text((_GAP, y + (cell_height - size) // 2), label, fill=_INK, font=font)
+        middle = (_GAP, y + cell_height // 2)
+        pen.multiline_text(middle, "\n".join(lines), fill=_INK, font=font, anchor="lm")
         for j, picture in enumerate(row):
             box = (left + j * column, y)
             if picture is None:

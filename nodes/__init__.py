@@ -4,11 +4,35 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import captions, dataset, guidance, lora_files, merge, prompts, sweep, toy_world, trainer
+from . import (
+    captions,
+    dataset,
+    evidence,
+    guidance,
+    lora_files,
+    merge,
+    prompts,
+    scores,
+    sweep,
+    toy_world,
+    trainer,
+)
 
 NODES = [
     node
-    for module in (trainer, guidance, sweep, merge, prompts, captions, dataset, lora_files, toy_world)
+    for module in (
+        trainer,
+        guidance,
+        sweep,
+        merge,
+        prompts,
+        captions,
+        dataset,
+        lora_files,
+        toy_world,
+        scores,
+        evidence,
+    )  # fmt: skip
     for node in module.NODES
 ]
 

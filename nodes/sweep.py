@@ -85,6 +85,11 @@ class DCORewardGuidanceSweep(io.ComfyNode):
             outputs=[
                 io.Image.Output(display_name="images", tooltip="All pictures, row by row."),
                 io.Image.Output(display_name="sheet", tooltip="The pictures with their labels."),
+                io.String.Output(
+                    display_name="labels",
+                    is_output_list=True,
+                    tooltip="What each picture was made with, for score nodes and contact sheets.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -125,6 +130,12 @@ class DCORewardGuidanceSweep(io.ComfyNode):
                 [picture[k : k + 1] for row in pictures for k in range(len(row[0])) for picture in row]
             ),
             _sheet(pictures, [label for label, _, _ in rows], columns),
+            [
+                ", ".join(filter(None, (label, f"w_rg {value:g}")))
+                for label, _, _ in rows
+                for _ in range(batch)
+                for value in columns
+            ],
         )
 
 

@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from dco_core.prompts import evaluation_prompts, fill
+from dco_core.toy_world.model import encode, load_text_encoder, load_unet, sample
 from dco_core.toy_world.renderer import render
 from dco_core.toy_world.scorer import (
     ATTRIBUTES,
@@ -176,6 +178,31 @@ def validation(seed: int = 987_654_321, n: int = 1536) -> None:
         print(f"other styles {rest.mean():.3f} AUC same/other prints {auc(same, prints):.4f}")
 
 
+def fooling(seed: int = 5) -> None:
+    """Print the scores of what likeness or alignment alone would take for success, on the evaluation prompts."""
+    generator = torch.Generator().manual_seed(seed)
+    unet, text_encoder = load_unet(), load_text_encoder()
+    subject, style = (render(make()[0]) for make in (subject_references, style_reference))
+    for kind, references, likeness in (
+        ("customization", subject, subject_likeness),
+        ("stylization", subject, subject_likeness),
+        ("style", style, style_likeness),
+    ):
+        prompts = fill(evaluation_prompts(kind, "toy world"), "print" if kind == "style" else "toy") * 4
+        noise = torch.randn(len(prompts), 3, 32, 32, generator=generator)
+        pictures = {
+            "copies of references": references[torch.arange(len(prompts)) % len(references)],
+            "samples of the base model": sample(
+                unet, encode(text_encoder, prompts), encode(text_encoder, [""]), noise, 2.0, 2.0
+            ),
+            "noise": noise,
+        }
+        for name, images in pictures.items():
+            alignment = prompt_alignment(images, prompts)
+            print(f"{kind}, {name}: likeness {likeness(images, references).mean():.3f}", end=" ")
+            print(f"alignment {alignment.mean():.3f}, at most {alignment.max():.3f}")
+
+
 def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
@@ -194,6 +221,7 @@ def main() -> None:
         metadata = {"format": "pt", "images": str(args.images), "seed": str(args.seed)}
         save_file(weights, args.output, metadata=metadata)
     validation()
+    fooling()
 
 
 if __name__ == "__main__":

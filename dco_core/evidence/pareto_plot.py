@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..drawn_text import wrapped
 from ..errors import DCOError
 from .plot_axes import Axis, nice_axis
 from .point_labels import Box, Point, place_labels
@@ -86,8 +87,8 @@ class _Plot:
         self._font, self._small, self._large = (
             ImageFont.load_default(size=_FINE * size) for size in (14, 11, 19)
         )
-        self._title = _wrapped(title, self._large, _FINE * (_WIDTH + _GAP + _LEGEND))
-        self._legend = [_wrapped(curve.label, self._font, _FINE * (_LEGEND - 44)) for curve in curves]
+        self._title = wrapped(title, self._large, _FINE * (_WIDTH + _GAP + _LEGEND))
+        self._legend = [wrapped(curve.label, self._font, _FINE * (_LEGEND - 44)) for curve in curves]
         self._left, self._top = _FINE * _LEFT, _FINE * (_TOP + 26 * (len(self._title) - 1))
         self._right, self._bottom = self._left + _FINE * _WIDTH, self._top + _FINE * _HEIGHT
 
@@ -232,23 +233,6 @@ class _Plot:
                 self._pen.text((x + _FINE * 38, y), line, fill=_INK, font=self._font, anchor="lm")
                 y += _FINE * 18
             y += _FINE * 8
-
-
-def _wrapped(text: str, font, room: float) -> list[str]:
-    """The text in lines of that length; a word that is too long is broken."""
-    lines = [""]
-    for word in text.split():
-        joined = f"{lines[-1]} {word}".strip()
-        if font.getlength(joined) <= room:
-            lines[-1] = joined
-            continue
-        if lines[-1]:
-            lines.append("")
-        for letter in word:
-            if font.getlength(lines[-1] + letter) > room:
-                lines.append("")
-            lines[-1] += letter
-    return lines
 
 
 def _paler(colour: tuple[int, ...], by: float) -> tuple[int, ...]:

@@ -4,16 +4,17 @@ The paper writes, with l2-normalised embeddings f and "a bias term b that is opt
 
     S(x, c) = 1 / (1 + exp(-f_img . f_text + b)).
 
-A SigLIP model is trained as sigmoid(s f_img . f_text + b'), with a scale s = exp(logit_scale) and a bias b' (logit_bias)
-that it has learned. Both are the same score where the paper's embeddings carry the scale (f times sqrt(s)) and its b is
--b'. Without the scale the formula would say nothing: training starts at s = 10, b' = -10, and with a bias of that size
-sigmoid(cosine + b') is below 0.001 for every picture and sigmoid(cosine - b') above 0.999, while the paper reports values
-from 0.43 to 0.86. So the score here is what the model itself gives, sigmoid(s cosine + b').
+A SigLIP model is trained as sigmoid(s f_img . f_text + b'), with a scale s = exp(logit_scale) and a bias b'
+(logit_bias) that it has learned. Both are the same score where the paper's embeddings carry the scale (f times
+sqrt(s)) and its b is -b'. Without the scale the formula would say nothing: training starts at s = 10, b' = -10, and
+with a bias of that size sigmoid(cosine + b') is below 0.001 for every picture and sigmoid(cosine - b') above 0.999,
+while the paper reports values from 0.43 to 0.86. So the score here is what the model itself gives,
+sigmoid(s cosine + b').
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,19 @@ class SiglipScorer(ImageEncoder):
         # without an attention mask, as SigLIP was trained
         return pooled(self.model.get_text_features(inputs["input_ids"].to(self._device()))).float().cpu()
 
-    def scores(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
+    def scores(
+        self, images: Sequence[Tensor], prompts: Sequence[str], tick: Callable[[], None] = lambda: None
+    ) -> Tensor:
         """Every image [H, W, 3] in 0..1 with every prompt -> [B, P] in 0..1."""
         if not prompts:
             raise DCOError("There are no prompts to score with: give at least one.")
-        cosine = F.normalize(self.embed(images), dim=1) @ F.normalize(self.embed_text(prompts), dim=1).T
+        cosine = F.normalize(self.embed(images, tick), dim=1) @ F.normalize(self.embed_text(prompts), dim=1).T
         scale, bias = self.model.logit_scale.float().cpu().exp(), self.model.logit_bias.float().cpu()
         return siglip_score(cosine, scale, bias).detach()
 
-    def score(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
+    def score(
+        self, images: Sequence[Tensor], prompts: Sequence[str], tick: Callable[[], None] = lambda: None
+    ) -> Tensor:
         """Each image with its own prompt -> [B] in 0..1. DCOError unless there are as many prompts."""
         if len(images) != len(prompts):
             raise DCOError(
@@ -60,7 +65,7 @@ class SiglipScorer(ImageEncoder):
             )
         different = list(dict.fromkeys(prompts))
         column = torch.tensor([different.index(prompt) for prompt in prompts])
-        return self.scores(images, different).gather(1, column[:, None])[:, 0]
+        return self.scores(images, different, tick).gather(1, column[:, None])[:, 0]
 
 
 def load_siglip(source: str | Path, device: torch.device | str = "cpu") -> SiglipScorer:

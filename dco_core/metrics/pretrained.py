@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,16 @@ class ImageEncoder(nn.Module):
         self.model, self.processor = model, processor
 
     @torch.no_grad()
-    def embed(self, images: Sequence[Tensor]) -> Tensor:
+    def embed(self, images: Sequence[Tensor], tick: Callable[[], None] = lambda: None) -> Tensor:
         """Images [H, W, C] in 0..1, of any sizes (a fourth channel is not looked at) -> fp32 [B, D] on the CPU, not
-        normalised. DCOError for what is no image."""
+        normalised. tick: called before each batch. DCOError for what is no image."""
         if not len(images):
             raise DCOError("There are no images to score: give at least one.")
         pictures = [_as_picture(image, i) for i, image in enumerate(images)]
-        found = [self._embedded(pictures[i : i + BATCH]) for i in range(0, len(pictures), BATCH)]
+        found = []
+        for i in range(0, len(pictures), BATCH):
+            tick()
+            found.append(self._embedded(pictures[i : i + BATCH]))
         return torch.cat(found).float().cpu()
 
     def _embedded(self, pictures: list[Image.Image]) -> Tensor:
@@ -70,8 +73,8 @@ def load_image_encoder(source: str | Path, device: torch.device | str = "cpu") -
 
 
 def load_pretrained(source: str | Path, model_class: str, processor_class: str) -> tuple[Any, Any]:
-    """A model in fp32, frozen, and its processor, by the names of transformers' classes. Every weight must be there: the
-    library fills in random ones with no more than a warning."""
+    """A model in fp32, frozen, and its processor, by the names of transformers' classes. Every weight must be there:
+    the library fills in random ones with no more than a warning."""
     source = str(source).strip()
     if not source:
         raise DCOError(
@@ -82,8 +85,8 @@ def load_pretrained(source: str | Path, model_class: str, processor_class: str) 
             import transformers
         except ImportError as error:
             raise DCOError(
-                f'"{source}" needs the package transformers ({error}): run `pip install transformers sentencepiece` with '
-                "the same Python."
+                f'"{source}" needs the package transformers ({error}): run `pip install transformers sentencepiece` '
+                "with the same Python."
             ) from None
         try:
             processor = getattr(transformers, processor_class).from_pretrained(source)

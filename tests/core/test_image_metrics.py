@@ -59,7 +59,7 @@ def test_dinov2_similarity_is_the_mean_cosine_of_class_tokens(dinov2):
 
     def tokens(batch):
         with torch.no_grad():
-            return model((((eight_bit(batch) - mean) / std).movedim(-1, 1))).last_hidden_state[:, 0]
+            return model(((eight_bit(batch) - mean) / std).movedim(-1, 1)).last_hidden_state[:, 0]
 
     expected = cosines(tokens(images), tokens(references)).mean(1)
     assert got.shape == (9,) and np.allclose(got.numpy(), expected, atol=1e-4)

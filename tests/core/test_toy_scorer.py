@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from dco_core.errors import DCOError
+from dco_core.prompts import evaluation_prompts, fill
 from dco_core.toy_world import scorer
+from dco_core.toy_world.model import encode, load_text_encoder, load_unet, sample
 from dco_core.toy_world.renderer import render
 from dco_core.toy_world.scorer import obeyed, prompt_alignment, read, style_likeness, subject_likeness
 from dco_core.toy_world.world import (
@@ -128,6 +130,65 @@ def test_a_copied_reference_has_likeness_without_alignment_and_another_object_th
     )
     assert subject_likeness(render(stars), copies).max() < 0.05
     assert prompt_alignment(render(stars), asked).min() == 1 and prompt_alignment(copies, asked).max() == 0
+
+
+KINDS = {"customization": "subject", "stylization": "subject", "style": "style"}
+
+
+@pytest.fixture(scope="module")
+def base_samples():
+    """{kind: (prompts, samples of the base model)} for the Toy World's evaluation prompts."""
+    unet, text_encoder = load_unet(), load_text_encoder()
+    found = {}
+    for kind, what in KINDS.items():
+        prompts = fill(evaluation_prompts(kind, "toy world"), "print" if what == "style" else "toy") * 2
+        noise = torch.randn(len(prompts), 3, 32, 32, generator=torch.Generator().manual_seed(6))
+        texts = [encode(text_encoder, texts) for texts in (prompts, [""])]
+        found[kind] = prompts, sample(unet, *texts, noise, 2.0, 2.0, steps=12)
+    return found
+
+
+def scored(kind, images, prompts):
+    """Likeness and alignment, [B] each."""
+    if KINDS[kind] == "style":
+        return style_likeness(images, render(style_reference()[0])), prompt_alignment(images, prompts)
+    return subject_likeness(images, render(subject_references()[0])), prompt_alignment(images, prompts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_base_model_has_alignment_without_likeness_and_copies_have_the_reverse(kind, base_samples):
+    prompts, samples = base_samples[kind]
+    likeness, alignment = scored(kind, samples, prompts)
+    assert likeness.mean() < 0.1 and alignment.mean() > 0.9
+    references = render((style_reference if KINDS[kind] == "style" else subject_references)()[0])
+    copies = references[torch.arange(len(prompts)) % len(references)]
+    copied, disobeyed = scored(kind, copies, prompts)
+    assert copied.min() > 0.9 and disobeyed.mean() < 0.65 and disobeyed.max() < 1
+    assert copied.min() > likeness.max() and disobeyed.mean() < alignment.mean() - 0.3
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.5, 1.0, 2.0])
+def test_noise_scores_nothing(strength):
+    noise = strength * torch.randn(300, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    asked = ["a large <toy> on the left, at night, in <print> style"] * 300
+    for score in scored("customization", noise, asked) + scored("style", noise, asked):
+        assert score.mean() < 0.05 and score.max() < 0.5
+
+
+def test_the_references_in_pieces_or_out_of_colour_are_not_the_subject():
+    references = render(subject_references()[0])
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(2))
+    tiles = (
+        references.reshape(4, 3, 8, 4, 8, 4).permute(0, 1, 2, 4, 3, 5).reshape(4, 3, 64, 4, 4)[:, :, order]
+    )
+    pieces = tiles.reshape(4, 3, 8, 8, 4, 4).permute(0, 1, 2, 4, 3, 5).reshape(4, 3, 32, 32)
+    for images in (pieces, references.flip(1), -references, references.flip(2), torch.zeros_like(references)):
+        assert subject_likeness(images, references).max() < 0.35
+
+
+def test_pictures_are_not_taken_for_noise():
+    drawn = scenes(9)
+    assert scorer._is_picture(render(drawn)).min() == 1 == scorer._is_picture(grainy(render(drawn))).min()
 
 
 def test_prompts_are_read_by_their_phrases():

@@ -17,6 +17,8 @@ NODES = (
     "DCOLoRATrainer", "DCORewardGuidance", "DCORewardGuidanceSampler", "DCOLoRAArithmeticMerge", "DCOLoadLoRA",
     "DCOToyWorldLoader", "DCOToyWorldReferences", "DCOEncodePrompt", "DCOComprehensiveCaption", "DCOCheckCaptions",
     "DCOLoadDataset", "DCORewardGuider", "DCORewardGuidanceSweep", "DCOLoRAGuidance",
+    "DCOImageSimilarity", "DCOImageTextScore", "DCOToyWorldScore", "DCOEvaluationPrompts", "DCOParetoPlot",
+    "DCOContactSheet",
 )  # fmt: skip
 
 
