@@ -17,7 +17,7 @@ from .study import BASE, PLAIN
 from .tables import Row
 
 Unit = tuple[Any, Any, Any]  # subject, style, seed
-SCORES = ("likeness", "style_likeness", "alignment")
+SCORES = ("likeness", "style_likeness", "alignment", "whole_prompt")
 _RESAMPLES, _LEVEL = 10_000, 0.95
 
 
@@ -60,9 +60,9 @@ def unit_means(rows: Iterable[Row]) -> list[Row]:
         groups.setdefault(key, []).append(row)
     means = []
     for (method, subject, style, seed, guidance), group in groups.items():
-        row: Row = {"method": method, "subject": subject, "style": style, "seed": seed, "guidance": guidance}
-        row |= {s: _mean(r[s] for r in group) for s in SCORES if group[0].get(s) is not None}
-        means.append({**row, "pictures": len(group)})
+        mean: Row = {"method": method, "subject": subject, "style": style, "seed": seed, "guidance": guidance}
+        mean |= {s: _mean(r[s] for r in group) for s in SCORES if group[0].get(s) is not None}
+        means.append({**mean, "pictures": len(group)})
     return means
 
 
@@ -74,13 +74,13 @@ def averages(means: Iterable[Row]) -> list[Row]:
         groups.setdefault((row["method"], row["guidance"]), []).append(row)
     table = []
     for (method, guidance), group in groups.items():
-        row: Row = {"method": method, "guidance": guidance}
+        line: Row = {"method": method, "guidance": guidance}
         for score in SCORES:
             if group[0].get(score) is not None:
                 values = [r[score] for r in group]
-                row[score] = _mean(values)
-                row[f"{score} sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        table.append({**row, "n": len(group)})
+                line[score] = _mean(values)
+                line[f"{score} sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        table.append({**line, "n": len(group)})
     return table
 
 

@@ -74,7 +74,7 @@ def _curves(means: Sequence[Row], methods: Iterable[str], x: str) -> list[Curve]
             Curve(
                 method,
                 [(r[x], r["alignment"]) for r in rows],
-                [tuple(r[f"{s} sd"] / r["n"] ** 0.5 for s in (x, "alignment")) for r in rows],  # type: ignore[misc]
+                [(r[f"{x} sd"] / r["n"] ** 0.5, r["alignment sd"] / r["n"] ** 0.5) for r in rows],
                 ["" if method == BASE else f"{r['guidance']:g}" for r in rows],
                 [(r[x], r["alignment"]) for r in plain],
             )

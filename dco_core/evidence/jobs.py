@@ -190,7 +190,8 @@ class Bench:
         prompts = self._setting.prompts(job.subject, job.style)
         each = [prompt for prompt in prompts for _ in range(study.pictures)]
         rows: list[Row] = []
-        for guidance in (PLAIN, *study.w_rg) if trained else (0.0,):
+        guidances: tuple[float | str, ...] = (PLAIN, *study.w_rg) if trained else (0.0,)
+        for guidance in guidances:
             images = draw(
                 model, denoiser, prompts, guidance, w_text=study.w_text, steps=study.sampling_steps,
                 pictures=study.pictures, seed=job.seed, resolution=study.resolution, tick=tick,

@@ -18,7 +18,7 @@ from .setting import setting_for
 from .study import Study
 
 
-def devices(asked: str | None, workers: int | None) -> list[str | None]:
+def devices(asked: str | None, workers: int | None) -> Sequence[str | None]:
     """A device for each worker: every GPU, or as many CPU processes as there are cores. asked: "cuda", "cuda:1",
     "cpu" or None; workers: how many, None for all."""
     if asked is None and torch.cuda.is_available():

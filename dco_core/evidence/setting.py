@@ -44,7 +44,7 @@ class Setting(Protocol):
         self, pictures: Tensor, prompts: Sequence[str], subject: str | None, style: str | None
     ) -> dict[str, list[float]]:
         """Pictures [B, H, W, 3] in 0..1 and their prompts -> {score: [B]}: `alignment`, and `likeness` and
-        `style_likeness` for what is named."""
+        `style_likeness` for what is named; where it can be told, `whole_prompt`: 1 if all of the prompt is obeyed."""
         ...
 
 
@@ -73,6 +73,7 @@ class ToySetting:
     ) -> dict[str, list[float]]:
         cells = to_cells(pictures)
         found = {"alignment": scorer.prompt_alignment(cells, prompts)}
+        found["whole_prompt"] = (found["alignment"] > 1 - 1e-6).float()
         if subject:
             found["likeness"] = scorer.subject_likeness(cells, render(toy_references(subject)[0]))
         if style:

@@ -38,7 +38,7 @@ def zip_merge(
     subject, styled = (part.examples(denoiser) for part in data)
     found = optimise(denoiser, content, style, subject, styled, ZipSettings(steps=steps, seed=seed))
     mergers = {model.canonical(name): pair for name, pair in found.mergers.items()}
-    losses = {}
+    losses: dict[str, float] = {}
     for when, values in (("first", found.losses[0]), ("last", found.losses[-1])):
         losses |= {
             f"{kind}_{when}": v for kind, v in zip(("content", "style", "similarity"), values, strict=True)
