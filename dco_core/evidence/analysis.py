@@ -17,7 +17,7 @@ from .study import BASE, PLAIN
 from .tables import Row
 
 Unit = tuple[Any, Any, Any]  # subject, style, seed
-SCORES = ("likeness", "style_likeness", "alignment", "whole_prompt")
+SCORE_NAMES = ("likeness", "style_likeness", "alignment", "whole_prompt")
 _RESAMPLES, _LEVEL = 10_000, 0.95
 
 
@@ -61,7 +61,7 @@ def unit_means(rows: Iterable[Row]) -> list[Row]:
     means = []
     for (method, subject, style, seed, guidance), group in groups.items():
         mean: Row = {"method": method, "subject": subject, "style": style, "seed": seed, "guidance": guidance}
-        mean |= {s: _mean(r[s] for r in group) for s in SCORES if group[0].get(s) is not None}
+        mean |= {s: _mean(r[s] for r in group) for s in SCORE_NAMES if group[0].get(s) is not None}
         means.append({**mean, "pictures": len(group)})
     return means
 
@@ -75,7 +75,7 @@ def averages(means: Iterable[Row]) -> list[Row]:
     table = []
     for (method, guidance), group in groups.items():
         line: Row = {"method": method, "guidance": guidance}
-        for score in SCORES:
+        for score in SCORE_NAMES:
             if group[0].get(score) is not None:
                 values = [r[score] for r in group]
                 line[score] = _mean(values)

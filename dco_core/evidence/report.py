@@ -13,7 +13,7 @@ import torch
 from ..lora import read_lora
 from ..metrics import column_cosine
 from . import figures
-from .analysis import SCORES, Interval, averages, frontier_areas, unit_means
+from .analysis import SCORE_NAMES, Interval, averages, frontier_areas, unit_means
 from .claims import Claim, Evidence, claims_of
 from .jobs import DISTANCES, DONE, LORA, SCORES, TRAINING, Bench, Job, jobs_of
 from .setting import Setting
@@ -154,7 +154,7 @@ def _scores(means: Sequence[Row]) -> list[Row]:
         guidance = row["guidance"]
         label = "" if row["method"] == BASE else guidance if guidance == PLAIN else f"w_rg {guidance:g}"
         line: Row = {"method": row["method"], "guidance": label}
-        for score in SCORES:
+        for score in SCORE_NAMES:
             if score in row:
                 line[score.replace("_", " ")] = f"{row[score]:.3f} +- {row[f'{score} sd']:.3f}"
         rows.append({**line, "units": row["n"]})
