@@ -69,7 +69,10 @@ class DCOLoRATrainer(io.ComfyNode):
         adapter = adapter_config(values, model, start, token_options["learned_tokens"])
 
         words = training_data.vocabulary(clip, texts, token_options, start, config.seed)
-        said = check([r.caption for r in distinct(references)], clip=clip, initializers=words.initializers)
+        said = check(
+            [r.caption for r in distinct(references)], clip=clip, initializers=words.initializers,
+            vectors=words.vectors,
+        )  # fmt: skip
         show_text(cls.hidden.unique_id, said)  # before training, while there is time to mend captions
         encoded = training_data.encode(model, clip, vae, references, words, config, values, options)
         progress = TrainerProgress(cls.hidden.unique_id, config.steps)

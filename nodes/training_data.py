@@ -31,10 +31,16 @@ class Vocabulary:
     fixed: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     initializers: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def vectors(self) -> dict[str, int]:
+        """Vectors per token."""
+        rows = self.fixed if self.tokens is None else self.tokens.rows()
+        return {name: max(map(len, by_encoder.values())) for name, by_encoder in rows.items()}
+
 
 def vocabulary(
     clip, captions: Sequence[str], options: Mapping[str, Any], start: LoraWeights | None, seed: int
-):
+) -> Vocabulary:
     """The Vocabulary for the node's `learned_tokens` choice."""
     known = from_bundle(start.other) if start else {}
     words = initializers_in(start.metadata, list(known)) if start else {}
