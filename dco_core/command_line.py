@@ -31,6 +31,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 _HELP = {
     "steps": "training steps",
     "beta": "how strongly to stay close to the base model; left out: automatic",
+    "automatic_beta": "paper: 1 for epsilon models, found on the images for others; images: always found",
     "seed": "seed of the LoRA's start, the noise, the timesteps and the order of the images",
     "objective": "dco, dreambooth or output-preservation",
     "look_ahead": "batches that the base model looks at in one call; 1 is one a step, 0 automatic",

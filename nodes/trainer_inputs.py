@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..dco_core.adapters import LAYERS
-from ..dco_core.config import KEPT
+from ..dco_core.config import AUTOMATIC_BETA, KEPT
 from ..dco_core.losses import REDUCTIONS, WEIGHTINGS
 from ..dco_core.optimizers import OPTIMIZERS, SCHEDULES
 from .host.training import PRECISIONS
@@ -91,7 +91,7 @@ def _objectives() -> list[io.DynamicCombo.Option]:
             step=0.01,
             optional=True,
             advanced=True,
-            tooltip="What the automatic beta aims at: how far gates stand open, on average, after a tenth of the run. "
+            tooltip="What a beta found on your images aims at: how far gates stand open, on average, after a tenth of the run. "
             "0.5 is where they begin; lower stays closer to the base model.",
         ),
     ]
@@ -466,6 +466,15 @@ def inputs() -> list[Any]:
             optional=True,
             advanced=True,
             tooltip="Write the curves to output/dco_logs for TensorBoard. Needs the package tensorboard.",
+        ),
+        io.Combo.Input(
+            "automatic_beta",
+            options=list(AUTOMATIC_BETA),
+            default="paper",
+            optional=True,
+            advanced=True,
+            tooltip="Where beta is 0. paper: 1 for SD1.5 and SDXL, found on your images for v and flow models. images: "
+            "always found on your images, aiming at open_gates.",
         ),
     ]
 

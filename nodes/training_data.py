@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from ..dco_core.buckets import Fitted, bucket_size, bucket_step, fit, latent_mask
 from ..dco_core.captions import base_caption, class_prompt, markers
 from ..dco_core.config import TrainingConfig
+from ..dco_core.content import memory_of
 from ..dco_core.errors import DCOError
 from ..dco_core.examples import Example
 from ..dco_core.lora import LoraWeights, from_bundle, initializers_in
@@ -53,19 +53,22 @@ def vocabulary(
 
 
 def fit_all(references: Sequence[Reference], resolution: int, crop: str) -> list[Fitted]:
-    """Every picture at its bucket's size, or as a centred square."""
-    fitted = []
-    for i, reference in enumerate(references):
+    """Every picture at its bucket's size, or as a centred square; repeats share one."""
+    fitted: dict[Any, Fitted] = {}
+    keys = [(memory_of(r.image), None if r.mask is None else memory_of(r.mask)) for r in references]
+    for i, (key, reference) in enumerate(zip(keys, references, strict=True)):
+        if key in fitted:
+            continue
         height, width = reference.image.shape[:2]
         if crop == BUCKETS:
             size = bucket_size(width, height, resolution)
         else:
             size = (resolution, resolution)
         try:
-            fitted.append(fit(reference.image.cpu().float(), size, reference.mask))
+            fitted[key] = fit(reference.image.cpu().float(), size, reference.mask)
         except DCOError as error:
             raise DCOError(f"Image {i + 1}: {error}") from None
-    return fitted
+    return [fitted[key] for key in keys]
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ def encode(
         own = [None] * len(captions)
     elif words.fixed:
         reader = learned_tokens.PromptReader(clip, words.fixed, words.initializers)
-        own = [reader.encode(text, disable_weights=True) for text in captions]
+        read = {text: reader.encode(text, disable_weights=True) for text in dict.fromkeys(captions)}
+        own = [read[text] for text in captions]
     else:
         own = [*base]
     (empty,) = conditioning.encode_captions(clip, [""]) if config.caption_dropout else (None,)
@@ -108,19 +112,20 @@ def encode(
     if config.objective == "output-preservation":
         (class_,) = conditioning.encode_captions(clip, [_class_prompt(options, captions, words)])
     latents = conditioning.encode_images(vae, [f.image for f in fitted])
-    sizes = [_sizes(f, values) for f in fitted]
-    encoded = [
-        Encoded(latent, std, latent_mask(f.mask, latent), size, text, mine, None if mine is its_base else its_base,
-                class_, empty)
-        for (latent, std), f, size, text, mine, its_base
-        in zip(latents, fitted, sizes, captions, own, base, strict=True)
-    ]  # fmt: skip
-    if config.objective == "mapo":
-        encoded = [
-            dataclasses.replace(e, rejected=tuple(_generate(model, clip, [text] * _count(options, 1), f, config,
-                                                            options, seed=i)))
-            for i, (e, f, text) in enumerate(zip(encoded, fitted, plain, strict=True))
-        ]  # fmt: skip
+    made: dict[Any, Encoded] = {}  # repeats share one
+    encoded = []
+    for (latent, std), f, text, mine, its_base in zip(latents, fitted, captions, own, base, strict=True):
+        key = (id(f), text)
+        if key not in made:
+            rejected: list[Tensor] = []
+            if config.objective == "mapo":
+                prompts = [base_caption(text, words.initializers)] * _count(options, 1)
+                rejected = _generate(model, clip, prompts, f, config, options, seed=len(made))
+            made[key] = Encoded(
+                latent, std, latent_mask(f.mask, latent), _sizes(f, values), text, mine,
+                None if mine is its_base else its_base, class_, empty, tuple(rejected),
+            )  # fmt: skip
+        encoded.append(made[key])
     if config.objective == "dreambooth-prior":
         prompt = _class_prompt(options, captions, words)
         encoded += _class_images(model, clip, vae, prompt, config, values, options)
@@ -178,8 +183,9 @@ def examples(
     encoder: learned_tokens.TrainingTextEncoder | None,
 ) -> list[Example]:
     """The trainer's examples; call it inside the training session. encoder: reads captions anew in every step,
-    while tokens train."""
-    return [_example(model, denoiser, e, encoder) for e in encoded]
+    while tokens train. Repeats share one."""
+    made = {id(e): _example(model, denoiser, e, encoder) for e in {id(e): e for e in encoded}.values()}
+    return [made[id(e)] for e in encoded]
 
 
 def _example(model, denoiser: training.HostDenoiser, e: Encoded, encoder) -> Example:
