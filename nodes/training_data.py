@@ -13,6 +13,7 @@ from ..dco_core.buckets import Fitted, bucket_size, bucket_step, fit, latent_mas
 from ..dco_core.captions import base_caption, class_prompt, markers
 from ..dco_core.config import TrainingConfig
 from ..dco_core.content import memory_of
+from ..dco_core.dataset import MAX_PICTURES
 from ..dco_core.errors import DCOError
 from ..dco_core.examples import Example
 from ..dco_core.lora import LoraWeights, from_bundle, initializers_in
@@ -52,8 +53,10 @@ def vocabulary(
     return Vocabulary(tokens, {}, tokens.initializers)
 
 
-def fit_all(references: Sequence[Reference], resolution: int, crop: str) -> list[Fitted]:
-    """Every picture at its bucket's size, or as a centred square; repeats share one."""
+def fit_all(
+    references: Sequence[Reference], resolution: int, crop: str, what: str = "Image"
+) -> list[Fitted]:
+    """Every picture at its bucket's size, or as a centred square; repeats share one. what: its name in errors."""
     fitted: dict[Any, Fitted] = {}
     keys = [(memory_of(r.image), None if r.mask is None else memory_of(r.mask)) for r in references]
     for i, (key, reference) in enumerate(zip(keys, references, strict=True)):
@@ -67,7 +70,7 @@ def fit_all(references: Sequence[Reference], resolution: int, crop: str) -> list
         try:
             fitted[key] = fit(reference.image.cpu().float(), size, reference.mask)
         except DCOError as error:
-            raise DCOError(f"Image {i + 1}: {error}") from None
+            raise DCOError(f"{what} {i + 1}: {error}") from None
     return [fitted[key] for key in keys]
 
 
@@ -163,7 +166,10 @@ def _class_images(model, clip, vae, prompt: str, config: TrainingConfig, values,
     (text,) = conditioning.encode_captions(clip, [prompt])
     given = [image for batch in values["class_images"] or [] if batch is not None for image in batch]
     if given:
-        fitted = fit_all([Reference(image, prompt) for image in given], values["resolution"], values["crop"])
+        if len(given) > MAX_PICTURES:
+            raise DCOError(f"There are {len(given)} class images: connect at most {MAX_PICTURES}.")
+        references = [Reference(image, prompt) for image in given]
+        fitted = fit_all(references, values["resolution"], values["crop"], "Class image")
         latents = conditioning.encode_images(vae, [f.image for f in fitted])
         return [
             Encoded(latent, std, None, _sizes(f, values), prompt, text, prior=True)

@@ -205,6 +205,29 @@ def test_two_tokens_at_once_from_a_phrase_and_with_more_vectors_than_words(host,
     assert outputs[shown]["text"] == ["(a golden retriever:1.3), with a dog"]
 
 
+@pytest.mark.parametrize(
+    "objective",
+    ["DCO", "DreamBooth", "DreamBooth + prior preservation", "MaPO", "Output preservation"],
+)
+def test_tokens_train_with_every_objective_beside_masks_dropout_and_accumulation(host, objective):
+    made = "MaPO" in objective or "prior" in objective
+    generation = {"objective__generated_images": 1, "objective__generation_steps": 2} if made else {}
+
+    def rows(rate):
+        g = Graph()
+        mask = g.add("SolidMask", value=1.0, width=64, height=64)
+        trainer = token_trainer(
+            g, g.toy(), "toy", filename_prefix="loras/objectives", objective=objective, batch_size=2, accumulation=2,
+            masks=[mask, 0], caption_dropout=0.3, steps=2, learned_tokens__token_learning_rate=rate, **generation,
+        )  # fmt: skip
+        outputs = host.client.run(g.prompt)
+        return load_file(host.base_dir / "output" / saved_file(outputs, trainer))["bundle_emb.toy.toy_world"]
+
+    start, end = rows(1e-7), rows(1e-2)
+    assert (end - start).norm() > 0.01
+    torch.testing.assert_close(end.norm(dim=1), start.norm(dim=1), rtol=1e-4, atol=1e-6)
+
+
 def test_a_prompt_without_markers_is_the_same_for_both(host):
     g = Graph()
     base = g.toy()
