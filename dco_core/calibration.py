@@ -33,8 +33,8 @@ def resolved(
     tick: Callable[[], None] = lambda: None,
 ) -> TrainingConfig:
     """The configuration with a number for beta: as it is where there is one, the paper's for epsilon prediction
-    (unless automatic_beta is "images"), else calibrated on the examples. What is trained is left exactly as it was found. tick: called after every
-    step of the calibration; whatever it raises ends it."""
+    (unless automatic_beta is "images"), else calibrated on the examples. What is trained is left exactly as it was
+    found. tick: called after every step of the calibration; whatever it raises ends it."""
     if config.beta is not None or config.objective != "dco":
         return config
     if not is_calibrated(config, denoiser):

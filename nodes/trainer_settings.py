@@ -11,7 +11,7 @@ from ..dco_core.errors import DCOError
 from ..dco_core.lora import LoraWeights
 from . import trainer_inputs
 from .host import training
-from .trainer_inputs import OBJECTIVES, TOKENS_ALONE, TOKENS_OFF, TOKENS_WITH_LORA
+from .trainer_choices import OBJECTIVES, TOKENS_ALONE, TOKENS_OFF, TOKENS_WITH_LORA
 
 
 def unwrapped(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from ..dco_core.lora import LoraWeights, from_bundle, initializers_in
 from ..dco_core.tokens import LearnedTokens, token_specs
 from .host import conditioning, generation, learned_tokens, training
 from .references import Reference
-from .trainer_inputs import BUCKETS, FIXED_SIZES, TOKENS_OFF
+from .trainer_choices import TOKENS_OFF
+from .trainer_inputs import BUCKETS, FIXED_SIZES
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,7 @@ def vocabulary(
     return Vocabulary(tokens, {}, tokens.initializers)
 
 
-def fit_all(
-    references: Sequence[Reference], resolution: int, crop: str, what: str = "Image"
-) -> list[Fitted]:
+def fit_all(references: Sequence[Reference], resolution: int, crop: str, what: str = "Image") -> list[Fitted]:
     """Every picture at its bucket's size, or as a centred square; repeats share one. what: its name in errors."""
     fitted: dict[Any, Fitted] = {}
     keys = [(memory_of(r.image), None if r.mask is None else memory_of(r.mask)) for r in references]
@@ -131,7 +130,7 @@ def encode(
         encoded.append(made[key])
     if config.objective == "dreambooth-prior":
         prompt = _class_prompt(options, captions, words)
-        encoded += _class_images(model, clip, vae, prompt, config, values, options)
+        encoded += _class_images(model, clip, vae, prompt, empty, config, values, options)
     return encoded
 
 
@@ -162,7 +161,9 @@ def _generate(
     )  # fmt: skip
 
 
-def _class_images(model, clip, vae, prompt: str, config: TrainingConfig, values, options) -> list[Encoded]:
+def _class_images(
+    model, clip, vae, prompt: str, empty: list | None, config: TrainingConfig, values, options
+) -> list[Encoded]:
     (text,) = conditioning.encode_captions(clip, [prompt])
     given = [image for batch in values["class_images"] or [] if batch is not None for image in batch]
     if given:
@@ -172,14 +173,17 @@ def _class_images(model, clip, vae, prompt: str, config: TrainingConfig, values,
         fitted = fit_all(references, values["resolution"], values["crop"], "Class image")
         latents = conditioning.encode_images(vae, [f.image for f in fitted])
         return [
-            Encoded(latent, std, None, _sizes(f, values), prompt, text, prior=True)
+            Encoded(latent, std, None, _sizes(f, values), prompt, text, empty=empty, prior=True)
             for (latent, std), f in zip(latents, fitted, strict=True)
         ]
     side = values["resolution"] // bucket_step(values["resolution"]) * bucket_step(values["resolution"])
     square = Fitted(torch.zeros(side, side, 3), None, (side, side), (0, 0))
     prompts = [prompt] * _count(options, 50)
     made = _generate(model, clip, prompts, square, config, options, seed=0)
-    return [Encoded(latent, None, None, _sizes(square, values), prompt, text, prior=True) for latent in made]
+    return [
+        Encoded(latent, None, None, _sizes(square, values), prompt, text, empty=empty, prior=True)
+        for latent in made
+    ]
 
 
 def examples(

@@ -363,7 +363,7 @@ def test_alpha_over_rank_scales_the_lora(base, examples):
     denoiser = Denoiser(copy.deepcopy(base), Schedule.stable_diffusion(), AdapterConfig(rank=4, alpha=6.0))
     merged = copy.deepcopy(base)
     with torch.no_grad():
-        for name, p in denoiser.trainable().items():
+        for p in denoiser.trainable().values():
             p.normal_(std=0.3)
         for name in {n.rsplit(".", 1)[0] for n in denoiser.trainable()}:
             up, down = (denoiser.trainable()[f"{name}.{part}"] for part in ("up", "down"))

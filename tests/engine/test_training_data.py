@@ -80,7 +80,8 @@ def test_the_host_applies_dora_to_another_norm_than_peft_trains():
     layer = torch.nn.Linear(6, 5, bias=False)
     network = torch.nn.ModuleDict({"q": layer})
     wrapped = peft.inject_adapter_in_model(
-        peft.LoraConfig(r=2, lora_alpha=2, target_modules=["q"], use_dora=True, init_lora_weights=False), network
+        peft.LoraConfig(r=2, lora_alpha=2, target_modules=["q"], use_dora=True, init_lora_weights=False),
+        network,
     )["q"]
     from comfy.weight_adapter.lora import LoRAAdapter
 

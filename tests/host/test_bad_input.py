@@ -56,7 +56,9 @@ def test_no_class_prompt_and_no_marker_to_make_one_of(host, objective):
     refused(host, g, "class_prompt is empty", "a photo of a dog")
 
 
-@pytest.mark.parametrize(("size", "count", "words"), [(1, 1, "Class image 1: "), (8, 2000, "2000 class images")])
+@pytest.mark.parametrize(
+    ("size", "count", "words"), [(1, 1, "Class image 1: "), (8, 2000, "2000 class images")]
+)
 def test_class_images_that_cannot_be_used(host, size, count, words):
     g = Graph()
     images = g.add("EmptyImage", width=size, height=size, batch_size=count, color=0)

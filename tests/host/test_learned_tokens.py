@@ -175,11 +175,18 @@ def test_two_tokens_at_once_from_a_phrase_and_with_more_vectors_than_words(host,
     _, start, _ = train(1e-7)
     path, rows, text = train(5e-3)
     shapes = {k.removeprefix("bundle_emb."): tuple(t.shape) for k, t in rows.items() if "bundle_emb" in k}
-    assert shapes == {"rex.clip_l": (2, 768), "rex.clip_g": (2, 1280), "bo.clip_l": (3, 768), "bo.clip_g": (3, 1280)}
+    assert shapes == {
+        "rex.clip_l": (2, 768),
+        "rex.clip_g": (2, 1280),
+        "bo.clip_l": (3, 768),
+        "bo.clip_g": (3, 1280),
+    }
     for key in (k for k in rows if k.startswith("bundle_emb")):
         assert (rows[key] - start[key]).norm(dim=1).min() > 1e-3
         torch.testing.assert_close(rows[key].norm(dim=1), start[key].norm(dim=1), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(start["bundle_emb.bo.clip_l"][0], start["bundle_emb.bo.clip_l"][2], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        start["bundle_emb.bo.clip_l"][0], start["bundle_emb.bo.clip_l"][2], rtol=0, atol=1e-5
+    )
     with safe_open(path, "pt") as file:
         header = file.metadata()
     assert json.loads(header["dco.tokens"]) == {"rex": "golden retriever", "bo": "dog"}
@@ -196,7 +203,9 @@ def test_two_tokens_at_once_from_a_phrase_and_with_more_vectors_than_words(host,
     by_name = g.text(base["clip"], f"(a embedding:{rex}:1.3), with a embedding:{bo}")
     plain = g.text(base["clip"], "(a golden retriever:1.3), with a dog")
     same = [
-        g.compare(g.ksample(base["model"], a, empty, latent, 2.0), g.ksample(base["model"], b, empty, latent, 2.0))
+        g.compare(
+            g.ksample(base["model"], a, empty, latent, 2.0), g.ksample(base["model"], b, empty, latent, 2.0)
+        )
         for a, b in (([encoded, 0], by_name), ([encoded, 1], plain), ([encoded, 0], plain))
     ]
     shown = g.add("PreviewAny", source=[encoded, 2])

@@ -43,7 +43,9 @@ def interrupted(host, at_step, **changes):
 
 def test_checkpoints_come_by_the_clock(host):
     def seen(minutes):
-        g, trainer = toy(steps=12, checkpoint_every=0, checkpoint_minutes=minutes, filename_prefix="loras/clock")
+        g, trainer = toy(
+            steps=12, checkpoint_every=0, checkpoint_minutes=minutes, filename_prefix="loras/clock"
+        )
         counts = []
 
         def on_progress(kind, data):

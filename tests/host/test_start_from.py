@@ -20,7 +20,14 @@ _ATTENTION = re.compile(
 def module_of(key):
     """`lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q` -> the checkpoint's own dotted name."""
     block, plural, first, second, depth, attention, part, zero = _ATTENTION.fullmatch(key).groups()
-    places = [block + plural, *filter(None, (first, second)), "transformer_blocks", depth, attention, f"to_{part}"]
+    places = [
+        block + plural,
+        *filter(None, (first, second)),
+        "transformer_blocks",
+        depth,
+        attention,
+        f"to_{part}",
+    ]
     return ".".join([*places, *filter(None, (zero,))])
 
 
@@ -44,7 +51,12 @@ def go_on(host, name, **changes):
     data = g.add("LoadImageTextDataSetFromFolder", folder="photos")
     values = {"resolution": 64, "steps": 1, "learning_rate": 1e-7, "batch_size": 1} | changes
     node = g.trainer(
-        g.checkpoint("sd15"), [data, 0], [data, 1], start_from=[loaded, 0], filename_prefix="loras/gone_on", **values
+        g.checkpoint("sd15"),
+        [data, 0],
+        [data, 1],
+        start_from=[loaded, 0],
+        filename_prefix="loras/gone_on",
+        **values,
     )
     return read_lora(host.base_dir / "output" / saved_file(host.client.run(g.prompt), node))
 
@@ -98,11 +110,17 @@ def with_dora(tensors):
 
 def with_text_encoder(tensors):
     name = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
-    return tensors | {f"{name}.lora_down.weight": torch.ones(1, 768), f"{name}.lora_up.weight": torch.ones(768, 1)}
+    return tensors | {
+        f"{name}.lora_down.weight": torch.ones(1, 768),
+        f"{name}.lora_up.weight": torch.ones(768, 1),
+    }
 
 
 def of_another_shape(tensors):
-    return {k: t[:, :-1].contiguous() if k.endswith("attn1_to_q.lora_down.weight") else t for k, t in tensors.items()}
+    return {
+        k: t[:, :-1].contiguous() if k.endswith("attn1_to_q.lora_down.weight") else t
+        for k, t in tensors.items()
+    }
 
 
 def of_another_model(tensors):
