@@ -8,7 +8,9 @@ from dco_core.config import TrainingConfig
 from dco_core.trained_header import TrainedHeader
 
 
-def entries(family="sdxl_base_v1-0", prediction="epsilon", captions=("a <rex> in the rain",), words=None, **config):
+def entries(
+    family="sdxl_base_v1-0", prediction="epsilon", captions=("a <rex> in the rain",), words=None, **config
+):
     header = TrainedHeader(
         TrainingConfig(**config), rank=4, alpha=2.0, layers="attention", family=family, prediction=prediction,
         captions=captions, other={"crop": "square"},
