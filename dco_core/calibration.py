@@ -32,15 +32,21 @@ def resolved(
     tokens: LearnedTokens | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> TrainingConfig:
-    """The configuration with a number for beta: as it is where there is one, the paper's for epsilon prediction,
-    else calibrated on the examples. What is trained is left exactly as it was found. tick: called after every
-    step of the calibration; whatever it raises ends it."""
+    """The configuration with a number for beta: as it is where there is one, the paper's for epsilon prediction
+    (unless automatic_beta is "images"), else calibrated on the examples. What is trained is left exactly as it was
+    found. tick: called after every step of the calibration; whatever it raises ends it."""
     if config.beta is not None or config.objective != "dco":
         return config
-    if denoiser.schedule.prediction == "epsilon":
+    if not is_calibrated(config, denoiser):
         return dataclasses.replace(config, beta=PAPER_BETA)
     ahead = _probe(config, denoiser, [e for e in examples if not e.prior], tokens, tick)
     return dataclasses.replace(config, beta=beta_T_for(ahead, config.open_gates) / T)
+
+
+def is_calibrated(config: TrainingConfig, denoiser: Denoiser) -> bool:
+    """Whether beta is to be found on the examples."""
+    automatic = config.beta is None and config.objective == "dco"
+    return automatic and (config.automatic_beta == "images" or denoiser.schedule.prediction != "epsilon")
 
 
 def probe_steps(config: TrainingConfig) -> int:

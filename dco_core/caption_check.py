@@ -54,8 +54,7 @@ def check_captions(
     if kind not in (*KINDS, "auto"):
         raise DCOError(f"kind {kind!r} is unknown: use one of {', '.join((*KINDS, 'auto'))}.")
     texts = [" ".join(caption.split()) for caption in captions]
-    named = {f"<{n}>": f"<{w or 'thing'}>" for n, w in (initializers or {}).items() if n != w}
-    if named:
+    if named := _as_words(texts, initializers or {}):
         return _check_as_words(texts, named, kind, count_tokens, max_tokens)
     if kind == "auto":
         kind = "style" if _is_style_set(texts) else "subject"
@@ -99,11 +98,25 @@ def check_captions(
             message = (
                 f"{_quote(text)} is the same caption as image {first + 1}: say what differs in this one."
             )
-            notes.append(CaptionNote(i, "duplicate", message, ""))
+            notes.append(CaptionNote(i, "duplicate", message, _told_apart(better, kind, i)))
     if unmarked:
         message = "No caption marks what is to be learned: put angle brackets around its word, such as <dog>."
         notes.insert(0, CaptionNote(-1, "missing-marker", message, ""))
     return notes
+
+
+def _as_words(texts: Iterable[str], initializers: Mapping[str, str]) -> dict[str, str]:
+    """{marker: the marker of the word that it starts from}, no two of them the same."""
+    taken = {marker for text in texts for marker in re.findall(r"<[^<>]*>", text)}
+    named = {}
+    for name, word in initializers.items():
+        if name != word:
+            word, number = word or "thing", 1
+            while (marker := f"<{word}>" if number == 1 else f"<{word} {number}>") in taken:
+                number += 1
+            taken.add(marker)
+            named[f"<{name}>"] = marker
+    return named
 
 
 def _check_as_words(texts, named: Mapping[str, str], kind, count_tokens, max_tokens) -> list[CaptionNote]:
@@ -390,7 +403,15 @@ def _compact_style(text: str, plain: str, better: str) -> tuple[str, str] | None
     return message, new.strip()
 
 
-# --- length
+# --- duplicates, length
+
+
+def _told_apart(text: str, kind: str, image: int) -> str:
+    """The caption with a place to fill in, before the style that ends a style's caption."""
+    found = list(STYLE_PHRASE.finditer(text)) if kind == "style" else []
+    at = found[-1].start() if found else len(text)
+    before, after = text[:at].rstrip(" ,.;"), text[at:]
+    return " ".join(f"{before}, [what differs in image {image + 1}] {after}".split()).strip(" ,")
 
 
 def _shortened(text: str, count_tokens: Callable[[str], int], max_tokens: int) -> str:

@@ -33,6 +33,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 _HELP = {
     "steps": "training steps",
     "beta": "how strongly to stay close to the base model; left out: automatic",
+    "automatic_beta": "paper: 1 for epsilon models, found on the images for others; images: always found",
     "seed": "seed of the LoRA's start, the noise, the timesteps and the order of the images",
     "objective": "dco, dreambooth, dreambooth-prior, mapo or output-preservation",
     "class_prompt": "of the subject's class, such as \"a photo of a dog\"; left out: from the captions' marker",

@@ -11,6 +11,7 @@ from .optimizers import OPTIMIZERS, SCHEDULES
 
 OBJECTIVE_NAMES = ("dco", "dreambooth", "dreambooth-prior", "mapo", "output-preservation")
 KEPT = ("last", "best")
+AUTOMATIC_BETA = ("paper", "images")
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,10 @@ class TrainingConfig:
     constant rate, gradients clipped at norm 1 over all trainable values.
 
     beta: 1.0 is beta*T = 1000, which suits epsilon prediction; v and flow errors are larger and saturate the gate
-        there. None: automatic (calibration.py), which is the paper's 1.0 for epsilon.
-    open_gates: the share of full rate that the automatic beta aims at.
+        there. None: automatic (calibration.py).
+    automatic_beta: "paper" takes the paper's 1.0 for epsilon prediction and finds beta on the images elsewhere;
+        "images" always finds it.
+    open_gates: the share of full rate that a beta found on the images aims at.
     accumulation: micro-batches of batch_size per step.
     token_learning_rate: of learned tokens; the paper has 5e-4, the authors' code 5e-6.
     weighting: w(t), "uniform" or "min-snr" with snr_gamma.
@@ -61,6 +64,7 @@ class TrainingConfig:
     look_ahead: int = 0
     score_every: int = 0
     keep: str = "last"
+    automatic_beta: str = "paper"
 
     def check(self) -> None:
         """Raise DCOError for a value that cannot train."""
@@ -71,6 +75,7 @@ class TrainingConfig:
             ("optimizer", OPTIMIZERS),
             ("rate_schedule", SCHEDULES),
             ("keep", KEPT),
+            ("automatic_beta", AUTOMATIC_BETA),
         ):
             if getattr(self, name) not in known:
                 raise DCOError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(known)}.")

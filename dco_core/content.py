@@ -22,6 +22,22 @@ def content_key(*parts: Any) -> str:
     return digest.hexdigest()
 
 
+def memory_of(tensor: Tensor) -> tuple[Any, ...]:
+    """Where a tensor's values lie and how: equal for repeats of one picture, which need not be read twice. Compare
+    only tensors that are alive."""
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
+
+
+def content_keys(tensors: Sequence[Tensor]) -> list[str]:
+    """The content_key of each tensor; those in the same memory are read once."""
+    known: dict[tuple[Any, ...], str] = {}
+    for tensor in tensors:
+        place = memory_of(tensor)
+        if place not in known:
+            known[place] = content_key(tensor)
+    return [known[memory_of(tensor)] for tensor in tensors]
+
+
 def network_fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 (hex) over names, dtypes, shapes and a sample of the values (up to 1024 evenly spaced ones of each
     tensor): tells checkpoints apart in a moment where all their bytes would take long."""

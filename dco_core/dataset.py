@@ -17,6 +17,7 @@ from torch import Tensor
 from .errors import DCOError
 
 MAX_PICTURES = 1000
+MAX_REPEATS = 1000
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTION_EXTENSIONS = (".txt", ".caption")
 
@@ -58,9 +59,9 @@ def load_folder(folder: Path | str, *, require_captions: bool = False) -> list[P
     else its entry in captions.json: {"name.jpg": "caption"} or {"captions": {...}}, with the names relative to
     the folder the file is in. Hidden files and folders are skipped.
 
-    Raises DCOError for a folder that is missing, unreadable or without pictures; for more than MAX_PICTURES,
-    before one of them is opened; for missing captions if they are required; and for what read_picture and
-    read_caption refuse.
+    Raises DCOError for a folder that is missing, unreadable or without pictures; for more than MAX_PICTURES, before
+    one of them is opened; for more than MAX_REPEATS; for missing captions if they are required; and for what
+    read_picture and read_caption refuse.
     """
     entries, captions = _scan(folder)
     texts = [
@@ -190,6 +191,10 @@ def _list(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def _repeats(name: str) -> int:
     match = re.fullmatch(r"([0-9]+)_.+", name)
+    if match and (len(match[1]) > 9 or int(match[1]) > MAX_REPEATS):
+        raise DCOError(
+            f"The folder {name} repeats its pictures {match[1]} times: use at most {MAX_REPEATS}, or rename it."
+        )
     return max(1, int(match[1])) if match else 1
 
 

@@ -197,7 +197,7 @@ def check_examples(examples: Sequence[Example], need: Callable[[Example], str | 
         if example.mask is not None and not example.mask.sum() > 0:
             raise DCOError(
                 f"The mask of image {i + 1} is empty: nothing of the picture would be learned. "
-                "Paint what counts in white, or leave the mask away."
+                "Paint what counts in white (invert the mask of Load Image), or leave the mask away."
             )
         missing = need(example)
         if missing:

@@ -11,8 +11,12 @@ from .captions import markers
 from .config import TrainingConfig
 from .lora import training_metadata
 
-# w_text and w_rg to begin with: the paper's for epsilon and v models; the Toy World's as measured by its demo.
-_SUGGESTED = {"epsilon": (7.5, 3.0), "v": (7.5, 3.0), "ToyWorld": (2.0, 1.4)}
+# w_text and w_rg to begin with: the paper's for epsilon and v models; for flow models their usual cfg at the paper's
+# ratio; Flux, whose guidance is distilled, runs at cfg 1, and there w_rg 1 is the plain LoRA; the Toy World's as
+# measured by its demo.
+_SUGGESTED = {
+    "epsilon": (7.5, 3.0), "v": (7.5, 3.0), "flow": (4.5, 1.8), "flux1": (1.0, 1.0), "ToyWorld": (2.0, 1.4),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import look_ahead, reports
-from .calibration import probe_steps, resolved
+from .calibration import is_calibrated, probe_steps, resolved
 from .checkpoints import Checkpoints, Saved
 from .config import TrainingConfig
 from .content import content_key
@@ -299,11 +299,7 @@ class Training:
         identity = asked.as_dict()
         if asked.rate_schedule == "constant" and not asked.score_every:
             del identity["steps"]
-            if (
-                asked.beta is None
-                and asked.objective == "dco"
-                and self.denoiser.schedule.prediction != "epsilon"
-            ):
+            if is_calibrated(asked, self.denoiser):
                 identity["probe_steps"] = probe_steps(asked)
         return identity
 

@@ -143,14 +143,16 @@ class DCOCheckCaptions(io.ComfyNode):
 
 
 def check(
-    texts: list[str], kind: str = "auto", clip=None, initializers: Mapping[str, str] | None = None
-) -> str:
-    """The caption check as text, with the length limit of a CLIP. initializers: what learned tokens start from."""
+    texts: list[str], kind: str = "auto", clip=None, initializers: Mapping[str, str] | None = None,
+    vectors: Mapping[str, int] | None = None,
+) -> str:  # fmt: skip
+    """The caption check as text, with the length limit of a CLIP. initializers: what learned tokens start from;
+    vectors: how many tokens each of them counts for."""
     limit = learned_tokens.prompt_limit(clip) if clip is not None else None
     notes = check_captions(
         texts,
         kind=kind,
-        count_tokens=(lambda text: learned_tokens.prompt_length(clip, text)) if limit else None,
+        count_tokens=(lambda text: learned_tokens.prompt_length(clip, text, vectors)) if limit else None,
         max_tokens=limit or 75,
         initializers=initializers,
     )

@@ -51,11 +51,13 @@ class DCOLoadDataset(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
-        pictures = [p for p in load_folder(files.dataset_folder(folder)) for _ in range(p.repeats)]
-        masks = [torch.ones(p.image.shape[:2]) if p.alpha is None else p.alpha for p in pictures]
-        return io.NodeOutput(
-            [p.image[None] for p in pictures], [p.caption for p in pictures], [m[None] for m in masks]
-        )
+        images, captions, masks = [], [], []
+        for picture in load_folder(files.dataset_folder(folder)):
+            mask = torch.ones(picture.image.shape[:2]) if picture.alpha is None else picture.alpha
+            images += [picture.image[None]] * picture.repeats  # the same memory, which the trainer reads once
+            captions += [picture.caption] * picture.repeats
+            masks += [mask[None]] * picture.repeats
+        return io.NodeOutput(images, captions, masks)
 
 
 NODES = [DCOLoadDataset]

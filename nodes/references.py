@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..dco_core.content import content_keys, memory_of
 from ..dco_core.dataset import MAX_PICTURES
 from ..dco_core.errors import DCOError
 
@@ -21,8 +22,10 @@ class Reference:
 
 
 def flatten_images(images: Sequence[Tensor]) -> list[Tensor]:
-    """A list of IMAGE batches [B, H, W, C] -> single images [H, W, C]. DCOError for none and for too many."""
-    count = sum(len(batch) for batch in images if batch is not None)
+    """A list of IMAGE batches [B, H, W, C] -> single images [H, W, C]. DCOError for none and for too many; repeats in
+    the same memory, as Load Dataset Folder makes them, count once."""
+    batches = [batch for batch in images if batch is not None]
+    count = sum(len(batch) for batch in {memory_of(batch): batch for batch in batches}.values())
     if count == 0:
         raise DCOError("There are no images to train on: connect at least one.")
     if count > MAX_PICTURES:
@@ -30,7 +33,7 @@ def flatten_images(images: Sequence[Tensor]) -> list[Tensor]:
             f"There are {count} images: the method is for 1 to 20 pictures of one subject or style, and more than "
             f"{MAX_PICTURES} are refused. Choose the best ones."
         )
-    return [image for batch in images if batch is not None for image in batch]
+    return [image for batch in batches for image in batch]
 
 
 def flatten_masks(masks: Sequence[Tensor | None], count: int) -> list[Tensor | None]:
@@ -86,5 +89,5 @@ def gather(
 
 def distinct(references: Sequence[Reference]) -> list[Reference]:
     """The references without repeats of the same picture with the same caption."""
-    seen = {(r.caption, r.image.shape, hash(r.image.cpu().numpy().tobytes())): r for r in references}
-    return list(seen.values())
+    keys = content_keys([r.image for r in references])
+    return list({(r.caption, key): r for r, key in zip(references, keys, strict=True)}.values())

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from ..dco_core.adapters import AdapterConfig
 from ..dco_core.checkpoints import Checkpoints
 from ..dco_core.config import TrainingConfig
-from ..dco_core.content import content_key
+from ..dco_core.content import content_key, content_keys
 from ..dco_core.event_log import EventLog
 from ..dco_core.lora import LoraWeights, from_tensors
 from ..dco_core.memory import PeakMemory, estimate, megabytes
@@ -69,7 +69,10 @@ class DCOLoRATrainer(io.ComfyNode):
         adapter = adapter_config(values, model, start, token_options["learned_tokens"])
 
         words = training_data.vocabulary(clip, texts, token_options, start, config.seed)
-        said = check([r.caption for r in distinct(references)], clip=clip, initializers=words.initializers)
+        said = check(
+            [r.caption for r in distinct(references)], clip=clip, initializers=words.initializers,
+            vectors=words.vectors,
+        )  # fmt: skip
         show_text(cls.hidden.unique_id, said)  # before training, while there is time to mend captions
         encoded = training_data.encode(model, clip, vae, references, words, config, values, options)
         progress = TrainerProgress(cls.hidden.unique_id, config.steps)
@@ -162,7 +165,12 @@ def _content(
     choices = (
         (adapter.layers, adapter.name_filter, adapter.dropout, adapter.effective_alpha) if adapter else None
     )
-    pictures = [(r.image.cpu(), r.caption, None if r.mask is None else r.mask.cpu()) for r in references]
+    pictures = (
+        content_keys([r.image for r in references]),
+        [r.caption for r in references],
+        [r.mask is not None for r in references],
+        content_keys([r.mask for r in references if r.mask is not None]),
+    )
     class_images = [batch.cpu() for batch in values["class_images"] or [] if batch is not None]
     return content_key(
         training.fingerprint(model, clip, vae), pictures, class_images, settings, dict(options), choices

@@ -11,7 +11,7 @@ from ..dco_core.errors import DCOError
 from ..dco_core.lora import LoraWeights
 from . import trainer_inputs
 from .host import training
-from .trainer_inputs import OBJECTIVES, TOKENS_ALONE, TOKENS_OFF, TOKENS_WITH_LORA
+from .trainer_choices import OBJECTIVES, TOKENS_ALONE, TOKENS_OFF, TOKENS_WITH_LORA
 
 
 def unwrapped(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,6 +61,11 @@ def adapter_config(
     values: Mapping[str, Any], model, start: LoraWeights | None, tokens: str
 ) -> AdapterConfig | None:
     """The AdapterConfig; None where tokens are learned alone. DCOError for a LoRA to start from that does not fit."""
+    if start is not None and start.vectors:
+        raise DCOError(
+            f"start_from also changes biases or norms ({next(iter(start.vectors))} and {len(start.vectors) - 1} more), "
+            "which are not trained here and would be lost: start from a LoRA of weights alone."
+        )
     if tokens == TOKENS_ALONE:
         if start is not None and start.layers:
             raise DCOError(

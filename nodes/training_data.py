@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,13 +12,16 @@ from torch import Tensor
 from ..dco_core.buckets import Fitted, bucket_size, bucket_step, fit, latent_mask
 from ..dco_core.captions import base_caption, class_prompt, markers
 from ..dco_core.config import TrainingConfig
+from ..dco_core.content import memory_of
+from ..dco_core.dataset import MAX_PICTURES
 from ..dco_core.errors import DCOError
 from ..dco_core.examples import Example
 from ..dco_core.lora import LoraWeights, from_bundle, initializers_in
 from ..dco_core.tokens import LearnedTokens, token_specs
 from .host import conditioning, generation, learned_tokens, training
 from .references import Reference
-from .trainer_inputs import BUCKETS, FIXED_SIZES, TOKENS_OFF
+from .trainer_choices import TOKENS_OFF
+from .trainer_inputs import BUCKETS, FIXED_SIZES
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,16 @@ class Vocabulary:
     fixed: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     initializers: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def vectors(self) -> dict[str, int]:
+        """Vectors per token."""
+        rows = self.fixed if self.tokens is None else self.tokens.rows()
+        return {name: max(map(len, by_encoder.values())) for name, by_encoder in rows.items()}
+
 
 def vocabulary(
     clip, captions: Sequence[str], options: Mapping[str, Any], start: LoraWeights | None, seed: int
-):
+) -> Vocabulary:
     """The Vocabulary for the node's `learned_tokens` choice."""
     known = from_bundle(start.other) if start else {}
     words = initializers_in(start.metadata, list(known)) if start else {}
@@ -46,20 +54,23 @@ def vocabulary(
     return Vocabulary(tokens, {}, tokens.initializers)
 
 
-def fit_all(references: Sequence[Reference], resolution: int, crop: str) -> list[Fitted]:
-    """Every picture at its bucket's size, or as a centred square."""
-    fitted = []
-    for i, reference in enumerate(references):
+def fit_all(references: Sequence[Reference], resolution: int, crop: str, what: str = "Image") -> list[Fitted]:
+    """Every picture at its bucket's size, or as a centred square; repeats share one. what: its name in errors."""
+    fitted: dict[Any, Fitted] = {}
+    keys = [(memory_of(r.image), None if r.mask is None else memory_of(r.mask)) for r in references]
+    for i, (key, reference) in enumerate(zip(keys, references, strict=True)):
+        if key in fitted:
+            continue
         height, width = reference.image.shape[:2]
         if crop == BUCKETS:
             size = bucket_size(width, height, resolution)
         else:
             size = (resolution, resolution)
         try:
-            fitted.append(fit(reference.image.cpu().float(), size, reference.mask))
+            fitted[key] = fit(reference.image.cpu().float(), size, reference.mask)
         except DCOError as error:
-            raise DCOError(f"Image {i + 1}: {error}") from None
-    return fitted
+            raise DCOError(f"{what} {i + 1}: {error}") from None
+    return [fitted[key] for key in keys]
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,8 @@ def encode(
         own = [None] * len(captions)
     elif words.fixed:
         reader = learned_tokens.PromptReader(clip, words.fixed, words.initializers)
-        own = [reader.encode(text, disable_weights=True) for text in captions]
+        read = {text: reader.encode(text, disable_weights=True) for text in dict.fromkeys(captions)}
+        own = [read[text] for text in captions]
     else:
         own = [*base]
     (empty,) = conditioning.encode_captions(clip, [""]) if config.caption_dropout else (None,)
@@ -102,22 +114,23 @@ def encode(
     if config.objective == "output-preservation":
         (class_,) = conditioning.encode_captions(clip, [_class_prompt(options, captions, words)])
     latents = conditioning.encode_images(vae, [f.image for f in fitted])
-    sizes = [_sizes(f, values) for f in fitted]
-    encoded = [
-        Encoded(latent, std, latent_mask(f.mask, latent), size, text, mine, None if mine is its_base else its_base,
-                class_, empty)
-        for (latent, std), f, size, text, mine, its_base
-        in zip(latents, fitted, sizes, captions, own, base, strict=True)
-    ]  # fmt: skip
-    if config.objective == "mapo":
-        encoded = [
-            dataclasses.replace(e, rejected=tuple(_generate(model, clip, [text] * _count(options, 1), f, config,
-                                                            options, seed=i)))
-            for i, (e, f, text) in enumerate(zip(encoded, fitted, plain, strict=True))
-        ]  # fmt: skip
+    made: dict[Any, Encoded] = {}  # repeats share one
+    encoded = []
+    for (latent, std), f, text, mine, its_base in zip(latents, fitted, captions, own, base, strict=True):
+        key = (id(f), text)
+        if key not in made:
+            rejected: list[Tensor] = []
+            if config.objective == "mapo":
+                prompts = [base_caption(text, words.initializers)] * _count(options, 1)
+                rejected = _generate(model, clip, prompts, f, config, options, seed=len(made))
+            made[key] = Encoded(
+                latent, std, latent_mask(f.mask, latent), _sizes(f, values), text, mine,
+                None if mine is its_base else its_base, class_, empty, tuple(rejected),
+            )  # fmt: skip
+        encoded.append(made[key])
     if config.objective == "dreambooth-prior":
         prompt = _class_prompt(options, captions, words)
-        encoded += _class_images(model, clip, vae, prompt, config, values, options)
+        encoded += _class_images(model, clip, vae, prompt, empty, config, values, options)
     return encoded
 
 
@@ -148,21 +161,29 @@ def _generate(
     )  # fmt: skip
 
 
-def _class_images(model, clip, vae, prompt: str, config: TrainingConfig, values, options) -> list[Encoded]:
+def _class_images(
+    model, clip, vae, prompt: str, empty: list | None, config: TrainingConfig, values, options
+) -> list[Encoded]:
     (text,) = conditioning.encode_captions(clip, [prompt])
     given = [image for batch in values["class_images"] or [] if batch is not None for image in batch]
     if given:
-        fitted = fit_all([Reference(image, prompt) for image in given], values["resolution"], values["crop"])
+        if len(given) > MAX_PICTURES:
+            raise DCOError(f"There are {len(given)} class images: connect at most {MAX_PICTURES}.")
+        references = [Reference(image, prompt) for image in given]
+        fitted = fit_all(references, values["resolution"], values["crop"], "Class image")
         latents = conditioning.encode_images(vae, [f.image for f in fitted])
         return [
-            Encoded(latent, std, None, _sizes(f, values), prompt, text, prior=True)
+            Encoded(latent, std, None, _sizes(f, values), prompt, text, empty=empty, prior=True)
             for (latent, std), f in zip(latents, fitted, strict=True)
         ]
     side = values["resolution"] // bucket_step(values["resolution"]) * bucket_step(values["resolution"])
     square = Fitted(torch.zeros(side, side, 3), None, (side, side), (0, 0))
     prompts = [prompt] * _count(options, 50)
     made = _generate(model, clip, prompts, square, config, options, seed=0)
-    return [Encoded(latent, None, None, _sizes(square, values), prompt, text, prior=True) for latent in made]
+    return [
+        Encoded(latent, None, None, _sizes(square, values), prompt, text, empty=empty, prior=True)
+        for latent in made
+    ]
 
 
 def examples(
@@ -172,8 +193,9 @@ def examples(
     encoder: learned_tokens.TrainingTextEncoder | None,
 ) -> list[Example]:
     """The trainer's examples; call it inside the training session. encoder: reads captions anew in every step,
-    while tokens train."""
-    return [_example(model, denoiser, e, encoder) for e in encoded]
+    while tokens train. Repeats share one."""
+    made = {id(e): _example(model, denoiser, e, encoder) for e in {id(e): e for e in encoded}.values()}
+    return [made[id(e)] for e in encoded]
 
 
 def _example(model, denoiser: training.HostDenoiser, e: Encoded, encoder) -> Example:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...dco_core.buckets import Fitted
+from ...dco_core.content import content_keys
 from ...dco_core.errors import DCOError
 from .progress import raise_if_interrupted
 
@@ -60,12 +60,10 @@ def encode_images(vae, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | 
     VAE without one. Equal pictures are encoded once."""
     if vae is None:
         raise DCOError("The VAE input is empty: the checkpoint has no VAE. Load one with a VAE loader.")
-    encoded: dict[bytes, tuple[Tensor, Tensor | None]] = {}
-    keys = []
-    for image in images:
+    encoded: dict[str, tuple[Tensor, Tensor | None]] = {}
+    keys = content_keys(images)
+    for key, image in zip(keys, images, strict=True):
         raise_if_interrupted()
-        key = hashlib.sha256(image.contiguous().numpy().tobytes() + str(image.shape).encode()).digest()
-        keys.append(key)
         if key not in encoded:
             with _moments(vae) as seen:
                 latent = vae.encode(image[None])

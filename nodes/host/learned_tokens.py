@@ -80,9 +80,19 @@ def prompt_limit(clip) -> int | None:
     return None if tokenizer is None or tokenizer.max_length > 1000 else tokenizer.max_length - 2
 
 
-def prompt_length(clip, text: str) -> int:
-    """Number of tokens of a prompt, begin and end left out."""
-    return max(len(_ids(tokenizer, base_caption(text))) for tokenizer in _plain_tokenizers(clip))
+def prompt_length(clip, text: str, vectors: Mapping[str, int] | None = None) -> int:
+    """Number of tokens of a prompt, begin and end left out. vectors: of learned tokens, which count as so many;
+    other markers count as their words."""
+    learned, texts = vectors or {}, [""]
+    rows = 0
+    for piece, marker in split_at_markers(text):
+        if marker and piece in learned:
+            rows += learned[piece]
+            texts.append("")
+        else:
+            texts[-1] += piece
+    lengths = (sum(len(_ids(t, part)) for part in texts if part.strip()) for t in _plain_tokenizers(clip))
+    return rows + max(lengths)
 
 
 def _plain_tokenizers(clip) -> list[comfy.sd1_clip.SDTokenizer]:

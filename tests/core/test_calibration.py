@@ -41,6 +41,11 @@ def test_epsilon_prediction_gets_the_papers_value_and_a_given_beta_stays(example
     assert resolved(TrainingConfig(beta=0.2), denoiser, examples).beta == 0.2
     denoiser.schedule = type(denoiser.schedule).stable_diffusion()
     assert resolved(TrainingConfig(beta=None), denoiser, examples).beta == 1.0
+    on_images = resolved(TrainingConfig(beta=None, automatic_beta="images"), denoiser, examples)
+    wider = resolved(TrainingConfig(beta=None, automatic_beta="images", open_gates=0.4), denoiser, examples)
+    assert on_images.beta != 1.0 and wider.beta < on_images.beta
+    with pytest.raises(DCOError, match="automatic_beta 'none' is unknown"):
+        TrainingConfig(automatic_beta="none").check()
     with pytest.raises(DCOError, match="beta is automatic"):
         _ = TrainingConfig(beta=None).beta_T
 

@@ -350,6 +350,10 @@ def test_later_duplicates_name_the_first_image():
     notes = [note for note in check_captions(captions) if note.problem == "duplicate"]
     assert [note.image for note in notes] == [2, 3]
     assert all("as image 1" in note.message for note in notes)
+    assert notes[1].suggestion == f"{DOGS[0]}, [what differs in image 4]"
+    style = "two boats on a calm lake in flat cartoon style"
+    note = only([style, style], "duplicate", kind="style")
+    assert note.suggestion == "two boats on a calm lake, [what differs in image 2] in flat cartoon style"
 
 
 def test_blank_captions_are_reported_once_each_and_not_as_duplicates():
@@ -426,3 +430,14 @@ def test_suggestions_keep_the_learned_token_s_own_name():
     (note,) = check_captions(["a photo of a <V>"], initializers={"V": "dog"}, count_tokens=count_words)
     assert note.problem == "compact"
     assert note.suggestion.startswith("a photo of a <V>, ")
+
+
+def test_two_learned_tokens_of_the_same_word_stay_two():
+    words = {"rex": "dog", "bo": "dog", "dog": "dog"}
+    text = "a photo of a <rex> and a <bo>"
+    seen = []
+    (note,) = check_captions([text], initializers=words, count_tokens=lambda t: seen.append(t) or 9)
+    assert note.suggestion.startswith(text + ", ")
+    assert seen == [text]
+    mixed = check_captions(["a <dog> and a <bo>"], initializers={"bo": "dog"})
+    assert mixed[0].suggestion.startswith("a <dog> and a <bo>, ")

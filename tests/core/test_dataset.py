@@ -63,6 +63,14 @@ def test_a_subfolder_with_a_number_repeats_its_pictures(tmp_path):
     }
 
 
+@pytest.mark.parametrize("name", ["1001_dog", "20260101_holiday", "9" * 5000 + "_dog"])
+def test_a_folder_that_repeats_endlessly_is_refused_by_name(tmp_path, name):
+    _save(tmp_path / "1000_dog" / "a.png")
+    assert load_folder(tmp_path)[0].repeats == 1000
+    with pytest.raises(DCOError, match=f"folder {name} repeats"):
+        dataset._repeats(name)
+
+
 def test_only_one_level_of_subfolders_is_read(tmp_path):
     _save(tmp_path / "a" / "one.png")
     _save(tmp_path / "a" / "b" / "two.png")

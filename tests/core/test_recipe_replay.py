@@ -121,7 +121,7 @@ def replay(world, draws, config, start, start_rows, n_prior, masked, class_ids):
         if config.weighting == "uniform":
             return 1.0
         snr = float(signal[d.t] / (1 - signal[d.t]))
-        return min(snr, 5.0) / snr
+        return min(snr, config.snr_gamma) / snr
 
     def loss_of(batch):
         main = [d for d in batch if d.image < 3 - n_prior]
@@ -142,9 +142,9 @@ def replay(world, draws, config, start, start_rows, n_prior, masked, class_ids):
             other = [weight(d) * one(d, True) for d in class_images]
             return plain + config.prior_weight * sum(other) / len(other)
         if config.objective == "mapo":
-            bad = [one(d, True, rejected[d.image]) for d in main]
+            bad, k = [one(d, True, rejected[d.image]) for d in main], config.mapo_snr
             odds = [
-                0.5 * a / (torch.exp(0.5 * a) - 1) - 0.5 * b / (torch.exp(0.5 * b) - 1)
+                k * a / (torch.exp(k * a) - 1) - k * b / (torch.exp(k * b) - 1)
                 for a, b in zip(theta, bad, strict=True)
             ]
             ratio = -torch.log1p(torch.exp(-1000 * torch.stack(odds).double())).float()
@@ -173,7 +173,7 @@ def replay(world, draws, config, start, start_rows, n_prior, masked, class_ids):
                     grads[i] = new if grads[i] is None else grads[i] + new
             total += loss.item()
         norm = torch.sqrt(sum((g**2).sum() for g in grads if g is not None)).item()
-        clip = min(1.0, 1.0 / (norm + 1e-6))
+        clip = min(1.0, config.clip_norm / (norm + 1e-6))
         flat = iter(grads)
         with torch.no_grad():
             for group, rate in groups:
@@ -183,7 +183,7 @@ def replay(world, draws, config, start, start_rows, n_prior, masked, class_ids):
                         continue
                     g, k = g * clip, steps[id(p)] + 1
                     steps[id(p)] = k
-                    p.mul_(1 - rate * 1e-4)
+                    p.mul_(1 - rate * config.weight_decay)
                     m.mul_(0.9).add_(0.1 * g)
                     v.mul_(0.999).add_(0.001 * g**2)
                     p.sub_(rate * (m / (1 - 0.9**k)) / ((v / (1 - 0.999**k)).sqrt() + 1e-8))
@@ -217,6 +217,11 @@ CASES = {
     "output preservation": (
         {"objective": "output-preservation", "preservation_weight": 2.0, "batch_size": 2}, True, False
     ),
+    "other clip and decay": (SUBJECT | {"clip_norm": 0.2, "weight_decay": 5.0}, True, False),
+    "plain loss with another gamma": (
+        {"objective": "dreambooth", "weighting": "min-snr", "snr_gamma": 1.0, "batch_size": 2}, False, False
+    ),
+    "MaPO with another snr": ({"objective": "mapo", "mapo_snr": 1.5, "batch_size": 2}, False, False),
     "masks": (SUBJECT | {"batch_size": 2}, False, True),
     "caption dropout with tokens": (SUBJECT | {"batch_size": 2, "caption_dropout": 0.5}, True, False),
 }  # fmt: skip

@@ -358,6 +358,23 @@ def test_a_lora_of_another_model_is_no_start(base):
         add_adapter(copy.deepcopy(base), AdapterConfig(start=wrong))
 
 
+def test_alpha_over_rank_scales_the_lora(base, examples):
+    x, t, c = examples[0].latent[None], torch.tensor([10]), examples[0].conditioning[None]
+    denoiser = Denoiser(copy.deepcopy(base), Schedule.stable_diffusion(), AdapterConfig(rank=4, alpha=6.0))
+    merged = copy.deepcopy(base)
+    with torch.no_grad():
+        for p in denoiser.trainable().values():
+            p.normal_(std=0.3)
+        for name in {n.rsplit(".", 1)[0] for n in denoiser.trainable()}:
+            up, down = (denoiser.trainable()[f"{name}.{part}"] for part in ("up", "down"))
+            merged.get_submodule(name).weight += 6.0 / 4 * up @ down
+    torch.testing.assert_close(
+        denoiser.predict(x, t, [c[0]], adapter=True), merged(x, t, c), rtol=1e-4, atol=1e-4
+    )
+    with pytest.raises(DCOError, match="alpha is 0"):
+        add_adapter(copy.deepcopy(base), AdapterConfig(alpha=0.0))
+
+
 def test_a_name_filter_keeps_only_the_layers_it_names(base):
     parameters = add_adapter(copy.deepcopy(base), AdapterConfig(rank=2, name_filter="to_[qk]$"))
     assert {name.rsplit(".", 1)[0] for name in parameters} == {"attn2.to_q", "attn2.to_k"}

@@ -48,6 +48,24 @@ def test_an_empty_caption(host, photos):
     refused(host, g, "caption of image", "is empty", "describe")
 
 
+@pytest.mark.parametrize("objective", ["Output preservation", "DreamBooth + prior preservation"])
+def test_no_class_prompt_and_no_marker_to_make_one_of(host, objective):
+    g = Graph()
+    references = g.add("DCOToyWorldReferences", what="style")
+    g.trainer(g.toy(), [references, 0], "a star on the beach, in flat style", objective=objective)
+    refused(host, g, "class_prompt is empty", "a photo of a dog")
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "words"), [(1, 1, "Class image 1: "), (8, 2000, "2000 class images")]
+)
+def test_class_images_that_cannot_be_used(host, size, count, words):
+    g = Graph()
+    images = g.add("EmptyImage", width=size, height=size, batch_size=count, color=0)
+    g.toy_trainer(g.toy(), objective="DreamBooth + prior preservation", class_images=[images, 0])
+    refused(host, g, words)
+
+
 def test_rank_zero(host):
     g = Graph()
     g.toy_trainer(g.toy(), rank=0)

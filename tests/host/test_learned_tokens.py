@@ -154,6 +154,89 @@ def test_initializers_vectors_and_rates_are_used(host):
     assert (plain - other).norm() > (plain - slow).norm()
 
 
+def test_two_tokens_at_once_from_a_phrase_and_with_more_vectors_than_words(host, sdxl):
+    """Both encoders of SDXL; the start is what a rate of almost nothing leaves."""
+
+    def train(rate):
+        g = Graph()
+        base = g.checkpoint("sdxl")
+        picture = g.add("DCOToyWorldReferences", what="subject")
+        one = g.add("ImageFromBatch", image=[picture, 0], batch_index=0, length=1)
+        trainer = g.trainer(
+            base, [one, 0], "a photo of a <rex> and a <bo> on a beach", resolution=64, rank=2, batch_size=1,
+            steps=1, score_every=0, filename_prefix="loras/pair",
+            **TOKENS | {"learned_tokens__token_learning_rate": rate,
+                        "learned_tokens__initializers": "<rex> = golden retriever\n<bo> = dog, 3"},
+        )  # fmt: skip
+        outputs = host.client.run(g.prompt)
+        path = host.base_dir / "output" / saved_file(outputs, trainer)
+        return path, load_file(path), outputs[trainer]["text"][0]
+
+    _, start, _ = train(1e-7)
+    path, rows, text = train(5e-3)
+    shapes = {k.removeprefix("bundle_emb."): tuple(t.shape) for k, t in rows.items() if "bundle_emb" in k}
+    assert shapes == {
+        "rex.clip_l": (2, 768),
+        "rex.clip_g": (2, 1280),
+        "bo.clip_l": (3, 768),
+        "bo.clip_g": (3, 1280),
+    }
+    for key in (k for k in rows if k.startswith("bundle_emb")):
+        assert (rows[key] - start[key]).norm(dim=1).min() > 1e-3
+        torch.testing.assert_close(rows[key].norm(dim=1), start[key].norm(dim=1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        start["bundle_emb.bo.clip_l"][0], start["bundle_emb.bo.clip_l"][2], rtol=0, atol=1e-5
+    )
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    assert json.loads(header["dco.tokens"]) == {"rex": "golden retriever", "bo": "dog"}
+    assert header["dco.base_words"] == "golden retriever, dog"
+    assert header["modelspec.trigger_phrase"] == "<rex>, <bo>"
+    assert text.count("works in any prompt as") == 2
+    rex, bo = (embeddings(host, f"{path.stem}{name}")[0].stem for name in ("rex", "bo"))
+
+    g = Graph()
+    base = g.checkpoint("sdxl")
+    loaded = g.add("DCOLoadLoRA", lora_name=path.name)
+    empty, latent = g.text(base["clip"], ""), g.latent(64)
+    encoded = g.add("DCOEncodePrompt", clip=base["clip"], lora=[loaded, 0], text="(a <rex>:1.3), with a <bo>")
+    by_name = g.text(base["clip"], f"(a embedding:{rex}:1.3), with a embedding:{bo}")
+    plain = g.text(base["clip"], "(a golden retriever:1.3), with a dog")
+    same = [
+        g.compare(
+            g.ksample(base["model"], a, empty, latent, 2.0), g.ksample(base["model"], b, empty, latent, 2.0)
+        )
+        for a, b in (([encoded, 0], by_name), ([encoded, 1], plain), ([encoded, 0], plain))
+    ]
+    shown = g.add("PreviewAny", source=[encoded, 2])
+    outputs = host.client.run(g.prompt)
+    assert [facts(outputs, node)["equal"] for node in same] == [True, True, False]
+    assert outputs[shown]["text"] == ["(a golden retriever:1.3), with a dog"]
+
+
+@pytest.mark.parametrize(
+    "objective",
+    ["DCO", "DreamBooth", "DreamBooth + prior preservation", "MaPO", "Output preservation"],
+)
+def test_tokens_train_with_every_objective_beside_masks_dropout_and_accumulation(host, objective):
+    made = "MaPO" in objective or "prior" in objective
+    generation = {"objective__generated_images": 1, "objective__generation_steps": 2} if made else {}
+
+    def rows(rate):
+        g = Graph()
+        mask = g.add("SolidMask", value=1.0, width=64, height=64)
+        trainer = token_trainer(
+            g, g.toy(), "toy", filename_prefix="loras/objectives", objective=objective, batch_size=2, accumulation=2,
+            masks=[mask, 0], caption_dropout=0.3, steps=2, learned_tokens__token_learning_rate=rate, **generation,
+        )  # fmt: skip
+        outputs = host.client.run(g.prompt)
+        return load_file(host.base_dir / "output" / saved_file(outputs, trainer))["bundle_emb.toy.toy_world"]
+
+    start, end = rows(1e-7), rows(1e-2)
+    assert (end - start).norm() > 0.01
+    torch.testing.assert_close(end.norm(dim=1), start.norm(dim=1), rtol=1e-4, atol=1e-6)
+
+
 def test_a_prompt_without_markers_is_the_same_for_both(host):
     g = Graph()
     base = g.toy()

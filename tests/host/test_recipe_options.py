@@ -86,6 +86,10 @@ DCO = {"objective__beta": 0.03}
         (PRESERVE, {"objective__preservation_weight": 20.0}),
         (PRESERVE, {"objective__class_prompt": "a large star at night"}),
         (PRESERVE, {"objective__weighting": "min-snr"}),
+        (DCO, {"learning_rate": 3e-3}),
+        (DCO, {"batch_size": 1}),
+        (DCO, {"alpha": 2.0}),
+        (DCO, {"steps": 4}),
         (DCO, {"offset_noise": 0.3}),
         (DCO, {"caption_dropout": 0.6}),
         (DCO, {"dropout": 0.5}),
@@ -147,7 +151,8 @@ def test_the_curves_are_written_for_tensorboard(host):
 
 
 def test_looking_ahead_learns_the_same(host, baselines):
-    naive, ahead = run(host, **DCO, look_ahead=1)[0], run(host, **DCO, look_ahead=4)[0]
+    (naive, one, _), (ahead, four, _) = run(host, **DCO, look_ahead=1), run(host, **DCO, look_ahead=4)
+    assert [json.loads(header["dco.config"])["look_ahead"] for header in (one, four)] == [1, 4]
     for key, tensor in naive.items():
         torch.testing.assert_close(ahead[key], tensor, rtol=1e-3, atol=1e-4)
 
@@ -184,9 +189,18 @@ def test_the_choice_of_layers_is_what_the_file_holds(host, sdxl, photos, changes
 
 def test_the_automatic_beta_is_the_papers_for_epsilon_and_its_own_for_flow(host, sd15, photos):
     assert "beta 1." in run(host, "sd15", objective__beta=0.0, steps=1)[2]
+    on_images = run(host, "sd15", objective__beta=0.0, steps=1, automatic_beta="images")[1]["dco.beta"]
+    assert 0 < float(on_images) != 1.0
     tensors, header, report = run(host, objective__beta=0.0)
     assert 0 < float(header["dco.beta"]) != 1.0
     assert f"beta {float(header['dco.beta']):.4g}" in report
+
+
+def test_the_rank_and_the_resolution_are_the_ones_asked_for(host, sd15, photos):
+    small, header, _ = run(host, "sd15", steps=1, rank=3)
+    assert {t.shape[0] for key, t in small.items() if "lora_down" in key} == {3}
+    assert header["ss_network_dim"] == "3"
+    assert not same(small, run(host, "sd15", steps=1, rank=3, resolution=96)[0])
 
 
 def test_buckets_and_real_sizes_reach_sdxl(host, sdxl, photos):
@@ -257,8 +271,8 @@ def test_one_image_is_enough(host):
     assert "Captions: no complaints (1 caption)." in host.client.run(g.prompt)[node]["text"][0]
 
 
-def test_training_goes_on_from_a_lora_file_in_any_key_format(host, baselines):
-    """The first step of a run of one step moves little: what came in is still there."""
+def test_training_goes_on_from_the_lora_of_a_trainer(host, baselines):
+    """One step at a small rate moves little: what came in is still there, rank, alpha and layers too."""
     first = baselines(**DCO)[0]
 
     def start(g, base):

@@ -41,6 +41,26 @@ def interrupted(host, at_step, **changes):
         host.client.run(g.prompt, on_progress)
 
 
+def test_checkpoints_come_by_the_clock(host):
+    def seen(minutes):
+        g, trainer = toy(
+            steps=12, checkpoint_every=0, checkpoint_minutes=minutes, filename_prefix="loras/clock"
+        )
+        counts = []
+
+        def on_progress(kind, data):
+            if kind == "progress" and data["node"] == trainer and data["value"] < 12:
+                folder = host.base_dir / "output" / "dco_checkpoints"
+                counts.append(len(list(folder.rglob("*.safetensors"))))
+
+        host.client.run(g.prompt, on_progress)
+        shutil.rmtree(host.base_dir / "output" / "dco_checkpoints", ignore_errors=True)
+        return max(counts)
+
+    assert seen(0.0) == 0
+    assert seen(1e-4) > 0
+
+
 @pytest.fixture(autouse=True)
 def no_checkpoints(host):
     yield

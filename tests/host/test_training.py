@@ -63,6 +63,36 @@ def test_a_checkpoint_learns_from_a_dataset_folder_and_its_lora_loads_in_the_pla
     assert "NOT LOADED" not in log_since(host, mark)
 
 
+@pytest.mark.parametrize("layers", ["attention and feed-forward", "all linear and convolution"])
+def test_a_lora_on_more_than_attention_is_read_whole_by_the_plain_loader(host, family, photos, layers):
+    """And the image with it is the one that reward guidance makes at w_rg = w_text = 1, from the fresh objects."""
+    g = Graph()
+    base = g.checkpoint(family)
+    trainer = dataset_trainer(
+        g, base, photos, steps=2, layers=layers, rank=2, filename_prefix=f"loras/more_{family}"
+    )
+    c, start = g.text(base["clip"], "a dog"), g.latent(64)
+    fresh = g.guided(base["model"], [trainer, 0], c, c, start, 1.0, 1.0)
+    hashed = g.compare(fresh, fresh)
+    mark = len(host.log())
+    trained = host.client.run(g.prompt)
+    name = saved_file(trained, trainer).removeprefix("loras/")
+    g = Graph()
+    base = g.checkpoint(family)
+    loaded = g.add("LoraLoaderModelOnly", model=base["model"], lora_name=name, strength_model=1.0)
+    read = g.add("DCOLoadLoRA", lora_name=name)
+    c, start = g.text(base["clip"], "a dog"), g.latent(64)
+    by_loader = g.ksample([loaded, 0], c, c, start, 1.0)
+    same = g.compare(g.guided(base["model"], [read, 0], c, c, start, 1.0, 1.0), by_loader)
+    changed = g.compare(by_loader, g.ksample(base["model"], c, c, start, 1.0))
+    outputs = host.client.run(g.prompt)
+    assert facts(outputs, same)["sha256"] == facts(trained, hashed)["sha256"]
+    assert facts(outputs, same)["relative"] < 1e-4
+    assert facts(outputs, changed)["relative"] > 10 * facts(outputs, same)["relative"]
+    assert "lora key not loaded" not in log_since(host, mark)
+    assert "NOT LOADED" not in log_since(host, mark)
+
+
 def test_the_file_is_the_lora_with_kohya_keys_and_its_whole_configuration(host, sdxl, photos):
     g = Graph()
     base = g.checkpoint(sdxl)
