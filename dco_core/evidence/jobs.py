@@ -213,6 +213,15 @@ class Bench:
         write_table(path / SCORES, rows)
 
 
+def _not_default(config: Any) -> Row:
+    """The fields that differ from their defaults: an option that comes later does not make old jobs other ones."""
+    return {
+        f.name: getattr(config, f.name)
+        for f in dataclasses.fields(config)
+        if getattr(config, f.name) != f.default
+    }
+
+
 def _columns(job: Job) -> Row:
     return {"method": job.method, "subject": job.subject, "style": job.style, "seed": job.seed}
 
