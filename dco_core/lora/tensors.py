@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..errors import DCOError
 
+_LIMIT = 1e14
+
 
 @dataclass(frozen=True)
 class LoraLayer:
@@ -101,6 +103,19 @@ class LoraTensors(dict[str, Tensor]):
     def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]):
         super().__init__(tensors)
         self.metadata = dict(metadata)
+
+
+def in_range(layer: LoraLayer) -> bool:
+    """Whether both factors and dW stay below 1e14, so that their squares can be summed in fp32. No LoRA comes near."""
+    down, up = _reach(layer.down), _reach(layer.up)
+    return max(down, up) <= _LIMIT and abs(layer.scale) * layer.rank * down * up <= _LIMIT
+
+
+def _reach(tensor: Tensor) -> float:
+    """The largest |entry|; NaN if there is one."""
+    tensor = tensor.detach()
+    low, high = (tensor if tensor.element_size() > 1 else tensor.float()).aminmax()
+    return float(torch.maximum(high, -low))
 
 
 def is_finite(tensor: Tensor) -> bool:
