@@ -4,8 +4,8 @@
 
 File number n is the same on every machine. Each is merged with a sound file onto an output that is there already, with
 the options taking turns; every fifth is resized, converted and inspected too. Allowed: exit status 0 and, of an exact
-merge, the dense sum, computed here from the raw tensors; or status 1, one printable line that begins with "error: ", and
-the old output as it was. Never: another exception, a file left over, or the pickles' code run.
+merge, the dense sum, computed here from the raw tensors; or status 1, one printable line that begins with "error: ",
+and the old output as it was. Never: another exception, a file left over, or the pickles' code run.
 """
 
 from __future__ import annotations

@@ -159,7 +159,8 @@ class Compatibility:
             strong, weak, times = ("first", "second", ratio) if ratio > 1 else ("second", "first", 1 / ratio)
             return (
                 f"The {strong} is {times:.1f} times as large as the {weak}: with these weights it holds "
-                f"{times**2 / (1 + times**2):.0%} of |A|^2 + |B|^2, so raise the weight of the {weak} if it does not show."
+                f"{times**2 / (1 + times**2):.0%} of |A|^2 + |B|^2, so raise the weight of the {weak} if it does not "
+                "show."
             )
         if total.cross_talk > 0.2:
             worst = max(self.by_block().items(), key=lambda item: item[1].cross_talk)[0]
@@ -168,9 +169,9 @@ class Compatibility:
                 "there each changes what the other does; look at the picture, and try less weight on that block."
             )
         return (
-            f"Little of them meets (cosine {cosine:.2f}, cross-talk {total.cross_talk:.2f}): the sum is {grown:.2f} times as "
-            "large as that of two unrelated LoRAs of these norms. Whether the picture is right, these numbers cannot tell "
-            "(paper, Fig. 10)."
+            f"Little of them meets (cosine {cosine:.2f}, cross-talk {total.cross_talk:.2f}): the sum is {grown:.2f} "
+            "times as large as that of two unrelated LoRAs of these norms. Whether the picture is right, these numbers "
+            "cannot tell (paper, Fig. 10)."
         )
 
     def table(self) -> str:
