@@ -45,7 +45,7 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], Method]] = {
     "dare": lambda values: Dare(values["drop"], values["seed"]),
     "np-lora": lambda values: NPLora(values["mu"]),
 }
-_SHOWN = ("modelspec.title", "ss_base_model_version", "modelspec.trigger_phrase", "dco.method", "dco.error")
+_SHOWN = ("modelspec.title", "ss_base_model_version", "modelspec.trigger_phrase", "dco.method", "dco.error", "dco.error_before")
 
 
 def add_commands(commands) -> None:
@@ -174,7 +174,10 @@ def _resize(values: Mapping[str, Any]) -> int:
     report = ErrorReport()
     name = values["dtype"] or default_dtype(values["input"], size)
     dtype = None if name == "fp32" else DTYPES[name]
-    smaller = reduce(open_lora(values["input"]), size, dtype, report)
+    lora = open_lora(values["input"])
+    if (earlier := lora.metadata.get("dco.error", "0")) != "0":  # dco.error will be of this step alone
+        lora.metadata["dco.error_before"] = earlier
+    smaller = reduce(lora, size, dtype, report)
     _write(output, smaller, "kohya", name, report)
     print(printable(f"Saved {output} ({name})."))
     print(report.text())

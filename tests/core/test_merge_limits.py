@@ -100,6 +100,16 @@ def test_inputs_of_a_merge_are_found_again_by_what_inspect_tells(tmp_path, capsy
         assert entry["sha256"] == fingerprint(read_lora(path)) and entry["sha256"] in said
 
 
+def test_a_lora_made_smaller_twice_tells_both_errors(tmp_path):
+    write_lora(tmp_path / "a.safetensors", LoraWeights({KEY: layer(0, rank=5)}))
+    a, b, c = (str(tmp_path / f"{name}.safetensors") for name in "abc")
+    assert main(["merge", a, "--rank", "4", "--output", b]) == 0
+    assert main(["resize", b, "--rank", "2", "--output", c]) == 0
+    first, second = (read_lora(path).metadata for path in (b, c))
+    assert 0 < float(first["dco.error"]) < float(second["dco.error"])
+    assert second["dco.error_before"] == first["dco.error"] and "dco.error_before" not in first
+
+
 def test_tensors_that_are_no_adapter_are_kept_and_told(tmp_path, capsys):
     path, out = tmp_path / "a.safetensors", tmp_path / "out.safetensors"
     pair = {f"{KEY}.lora_down.weight": torch.ones(1, 8), f"{KEY}.lora_up.weight": torch.ones(6, 1)}
