@@ -78,12 +78,16 @@ def make(path: Path, layers: dict[str, tuple[int, int]], rank: int, seed: int) -
 
 
 def copy(a: Path, b: Path, out: Path, size: int) -> None:
-    """Read both files and write `size` bytes."""
-    data = a.read_bytes() + b.read_bytes()
+    """Read both files once, in pieces of 8 MiB, and write `size` bytes."""
+    piece = memoryview(bytearray(2**23))
+    left = size
     with out.open("wb") as file:
-        left = size
+        for path in (a, b):
+            with path.open("rb") as source:
+                while read := source.readinto(piece):
+                    left -= file.write(piece[: min(read, left)])
         while left > 0:
-            left -= file.write(data[:left])
+            left -= file.write(piece[: min(len(piece), left)])
         file.flush()
         os.fsync(file.fileno())
 

@@ -45,7 +45,10 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], Method]] = {
     "dare": lambda values: Dare(values["drop"], values["seed"]),
     "np-lora": lambda values: NPLora(values["mu"]),
 }
-_SHOWN = ("modelspec.title", "ss_base_model_version", "modelspec.trigger_phrase", "dco.method", "dco.error", "dco.error_before")
+_SHOWN = (
+    "modelspec.title", "ss_base_model_version", "modelspec.trigger_phrase", "dco.method", "dco.error",
+    "dco.error_before",
+)  # fmt: skip
 
 
 def add_commands(commands) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -111,18 +112,17 @@ def in_range(layer: LoraLayer) -> bool:
     return max(down, up) <= _LIMIT and abs(layer.scale) * layer.rank * down * up <= _LIMIT
 
 
-def _reach(tensor: Tensor) -> float:
-    """The largest |entry|; NaN if there is one."""
-    tensor = tensor.detach()
-    low, high = (tensor if tensor.element_size() > 1 else tensor.float()).aminmax()
-    return float(torch.maximum(high, -low))
-
-
 def is_finite(tensor: Tensor) -> bool:
-    """No NaN, no infinity. Their sum is neither finite, so that one pass without a copy is enough for most."""
-    return bool(torch.isfinite(tensor.detach().sum(dtype=torch.float32))) or bool(
-        torch.isfinite(tensor.float()).all()
-    )
+    """No NaN, no infinity."""
+    return not tensor.numel() or math.isfinite(_reach(tensor))
+
+
+def _reach(tensor: Tensor) -> float:
+    """The largest |entry|; NaN if there is one. One pass without a copy, many times as fast as a sum in fp16."""
+    tensor = tensor.detach()
+    plain = tensor.is_floating_point() and tensor.element_size() > 1
+    low, high = (tensor if plain else tensor.float()).aminmax()
+    return max(float(high), -float(low))
 
 
 def fingerprint(weights: LoraWeights) -> str:
