@@ -1,10 +1,11 @@
-"""Damaged and hostile LoRA files against `python -m dco_core merge`: a clear error or a correct result.
+"""Damaged and hostile LoRA files against `python -m dco_core`: a clear error or a correct result.
 
     python -m benchmarks.fuzz_merge [--files 10000] [--first 0]
 
-File number n is the same on every machine. Each is merged with a sound file onto an output that is there already.
-Allowed: exit status 0 and the dense sum, computed here from the raw tensors; or status 1, one line that begins with
-"error: ", and the old output as it was. Never: another exception, a file left over, or the pickles' code run.
+File number n is the same on every machine. Each is merged with a sound file onto an output that is there already, with
+the options taking turns; every fifth is resized, converted and inspected too. Allowed: exit status 0 and, of an exact
+merge, the dense sum, computed here from the raw tensors; or status 1, one printable line that begins with "error: ",
+and the old output as it was. Never: another exception, a file left over, or the pickles' code run.
 """
 
 from __future__ import annotations
@@ -283,9 +284,92 @@ def no_file_of_this_kind(data, chance, sentinel):
     )  # fmt: skip
 
 
+def hollow(data, chance, sentinel):
+    """Tensors without numbers, of shapes that overflow or have no end."""
+    header, body = split(data)
+    name = chance.choice(["bundle_emb.a.clip_l", f"{LINEAR}.diff_b", f"{CONV}x.lora_down.weight", "a", f"{CONV}x.diff"])
+    size = chance.choice([[2**63 - 1, 0], [0, 2**62], [0], [0] * 40, [1] * 70 + [0], [2**62, 2**62, 0]])
+    header[name] = {"dtype": "F32", "shape": size, "data_offsets": [len(body), len(body)]}
+    return joined(header, body)
+
+
+def overlap(data, chance, sentinel):
+    """Two tensors on the same bytes, a hole between two, or bytes after the last."""
+    header, body = split(data)
+    entry, other = header[_key(header, chance)], header[_key(header, chance)]
+    begin, end = entry["data_offsets"]
+    what = chance.randrange(3)
+    if what == 0:
+        other["data_offsets"] = [begin, begin + other["data_offsets"][1] - other["data_offsets"][0]]
+    elif what == 1:
+        entry["data_offsets"], body = [len(body) + 4, len(body) + 4 + end - begin], body + bytes(4 + end - begin)
+    else:
+        body += bytes(8)
+    return joined(header, body)
+
+
+def blown_up(data, chance, sentinel):
+    """Small parts of a huge module."""
+    n = chance.choice([40000, 100000])
+    sizes = chance.choice([
+        {"lokr_w1": (n, 1), "lokr_w2": (n, 1)}, {"lokr_w1": (n, 1), "lokr_w2_a": (n, 1), "lokr_w2_b": (1, 30)},
+    ])  # fmt: skip
+    return save({f"{LINEAR}.{part}": torch.ones(size, dtype=torch.float16) for part, size in sizes.items()})
+
+
+def control_name(data, chance, sentinel):
+    """Module and token names that would steer a terminal, or stand on two lines, in sound and in broken files."""
+    tensors = _tensors(data)
+    name = "lora_unet_" + chance.choice(["a\nerror: b", "\x1b[2J", "\u202e", "a\rb", "\0", "../../a", "x" * 5000])
+    tensors[f"{name}.lora_down.weight"] = torch.ones(1, chance.choice([0, 4]))
+    if chance.random() < 0.5:
+        tensors[f"{name}.lora_up.weight"] = torch.ones(3, chance.choice([1, 2]))
+    tensors[f"bundle_emb.{name}.clip_l"] = torch.ones(chance.choice([(2, 8), (0, 8), ()]))
+    return save(tensors, {"modelspec.title": name})
+
+
+def extreme(data, chance, sentinel):
+    """Values near the ends of fp32, which no sum of squares survives."""
+    tensors = _tensors(data)
+    value = chance.choice([1e38, 1e30, 1e19, 1e10, -1e10, 1e-10, 1e-30, 1e-45, 0.0])
+    for key in sorted(tensors):
+        if chance.random() < 0.7 and tensors[key].dtype == torch.float32:
+            tensors[key] = torch.full_like(tensors[key], value)
+    return save(tensors)
+
+
+def no_floats(data, chance, sentinel):
+    """Integers, booleans and single numbers in the place of factors."""
+    tensors = _tensors(data)
+    for key in sorted(tensors):
+        if chance.random() < 0.4:
+            made = torch.ones_like(tensors[key], dtype=chance.choice([torch.int64, torch.uint8, torch.bool]))
+            tensors[key] = chance.choice([made, torch.tensor(1.0), torch.tensor(2), made.float()[None]])
+    return save(tensors)
+
+
+def header_text(data, chance, sentinel):
+    """Headers in other encodings, and JSON that only some readers take."""
+    header, body = split(data)
+    text = json.dumps(header)
+    made = chance.choice([
+        text.encode("utf-16"), b"\xef\xbb\xbf" + text.encode(), text.replace("F32", "F\xff").encode("latin-1"),
+        text.replace("[", "[NaN, ", 1).encode(), text.replace("}", ",}", 1).encode(), (" " * 99 + text).encode(),
+        text.replace('"dtype"', '"dtype": "F32", "dtype"', 1).encode(), text.encode() + b"\0" * 8, f"[{text}]".encode(),
+        text.replace('{"dtype"', '{"extra": {"a": [1]}, "dtype"', 1).encode(),
+    ])  # fmt: skip
+    return struct.pack("<Q", len(made)) + made + body
+
+
 MUTATIONS: tuple[Callable[[bytes, random.Random, Path], bytes], ...] = (
     truncate, append, flip_anywhere, flip_header, header_length, shape, reshape, dtype, other_dtype, offsets, values,
     missing, alpha, duplicate_entry, duplicate_module, rename, metadata, other_kind, a_pickle, no_file_of_this_kind,
+    hollow, overlap, blown_up, control_name, extreme, no_floats, header_text,
+)
+# Those without options must give the exact sum.
+OPTIONS = (
+    [], ["--rank", "2"], [], ["--max-error", "0.1"], [], ["--max-error", "0.1", "--dtype", "bf16"], ["--dtype", "fp16"],
+    ["--method", "ties", "--rank", "1"], ["--method", "np-lora"], ["--keys", "diffusers"], [],
 )  # fmt: skip
 
 
@@ -347,23 +431,35 @@ def check(number: int, folder: Path) -> str:
     a.write_bytes(data)
     b.write_bytes(SOUND)
     out.write_bytes(OLD)
-    said, wrong = io.StringIO(), io.StringIO()
-    size = ["--rank", "2"] if number % 7 == 0 else []
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong):
-        status = command(["merge", f"{a}=0.7", f"{b}=-0.5", "--output", str(out), *size])
+    options = OPTIONS[number % len(OPTIONS)]
     where = f"file {number} ({name})"
+    if number % 5 == 0:
+        for other in (["resize", a, "--rank", "1"], ["convert", a, "--to", "diffusers"], ["inspect", a, b]):
+            _done(where, sentinel, out, *other, *(["--output", out] if other[0] != "inspect" else []))
+            out.write_bytes(OLD)
+    if not _done(where, sentinel, out, "merge", f"{a}=0.7", f"{b}=-0.5", "--output", out, *options):
+        return "refused"
+    if not options:
+        _assert_sum(where, a, b, out)
+    return "merged"
+
+
+def _done(where: str, sentinel: Path, out: Path, *arguments: object) -> bool:
+    """Run a command: True if it was done, False if it was refused as it should be."""
+    where, said, wrong = f"{where}, {arguments[0]}:", io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong):
+        status = command([str(argument) for argument in arguments])
     assert not sentinel.exists(), f"{where} ran code"
-    left = sorted(path.name for path in folder.iterdir())
+    left = sorted(path.name for path in out.parent.iterdir())
     assert left == ["mutated.safetensors", "out.safetensors", "sound.safetensors"], f"{where} left {left}"
+    assert (said.getvalue() + wrong.getvalue()).replace("\n", "").isprintable(), f"{where} steers the terminal"
     if status == 1:
         message = wrong.getvalue()
         assert message.startswith("error: ") and message.count("\n") == 1, f"{where} said {message!r}"
         assert out.read_bytes() == OLD, f"{where} touched the output"
-        return "refused"
-    assert status == 0, f"{where} ended with {status}"
-    if not size:
-        _assert_sum(where, a, b, out)
-    return "merged"
+    else:
+        assert status == 0 and not wrong.getvalue(), f"{where} ended with {status}"
+    return status == 0
 
 
 def _assert_sum(where: str, a: Path, b: Path, out: Path) -> None:

@@ -1,11 +1,13 @@
 """What a merge costs: ours, kohya's methods and PEFT's, against reading and writing the same bytes.
 
-    python -m benchmarks.merge_cost [--rank 64] [--layers 722] [--svd-layers 6] [--output FILE.md]
+    python -m benchmarks.merge_cost [--rank 64] [--layers 722] [--svd-layers 6] [--rounds 3] [--output FILE.md]
 
 Two LoRAs in fp16 on the linear layers of SDXL's UNet that kohya's scripts adapt (722), random values. Every contender
-runs in a process of its own and says how long it took from files to a file on disk (fsync), without imports, the median
-of three; memory is the process's peak resident set, in brackets what the imports alone take (peft's among them). The
-error is max |dW - dense sum| / |dense sum| over every 60th layer, in fp64.
+runs in a process of its own and says how long it took from files to a file on disk (fsync), without imports. Each run
+is followed by one that reads both files and writes as many bytes, and the ratio is of these two, so that what else the
+machine does weighs on both; the table has medians over `--rounds`. Memory is the process's peak resident set, in
+brackets what the imports alone take (peft's among them). The error is max |dW - dense sum| / |dense sum| over every
+60th layer, in fp64.
 
 kohya's scripts (sd-scripts, networks/sdxl_merge_lora.py --concat and svd_merge_lora.py) need an environment of their
 own, so their arithmetic is written out here: file in, the same operations in the same order and precision ("float"),
@@ -20,6 +22,7 @@ import argparse
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -75,12 +78,16 @@ def make(path: Path, layers: dict[str, tuple[int, int]], rank: int, seed: int) -
 
 
 def copy(a: Path, b: Path, out: Path, size: int) -> None:
-    """Read both files and write `size` bytes."""
-    data = a.read_bytes() + b.read_bytes()
+    """Read both files once, in pieces of 8 MiB, and write `size` bytes."""
+    piece = memoryview(bytearray(2**23))
+    left = size
     with out.open("wb") as file:
-        left = size
+        for path in (a, b):
+            with path.open("rb") as source:
+                while read := source.readinto(piece):
+                    left -= file.write(piece[: min(read, left)])
         while left > 0:
-            left -= file.write(data[:left])
+            left -= file.write(piece[: min(len(piece), left)])
         file.flush()
         os.fsync(file.fileno())
 
@@ -207,10 +214,10 @@ CONTENDERS: dict[
 ] = {  # name: (function, takes the rank, full SVD)
     "dco_core merge (exact, fp32)": (ours(), False, False),
     "dco_core merge --dtype fp16": (ours("--dtype", "fp16"), False, False),
-    "dco_core merge --rank 64": (ours("--rank", "64"), False, False),
     "dco_core merge, in memory": (ours_in_memory, False, False),
     "kohya sdxl_merge_lora --concat": (kohya_concat, False, False),
     "PEFT add_weighted_adapter cat": (peft_merge("cat"), True, False),
+    "dco_core merge --rank 64": (ours("--rank", "64"), False, False),
     "kohya svd_merge_lora": (kohya_svd, True, True),
     "PEFT add_weighted_adapter svd": (peft_merge("svd"), True, True),
     "dco_core merge --rank 64 ": (ours("--rank", "64"), False, True),
@@ -248,9 +255,16 @@ def measured(name: str, a: Path, b: Path, out: Path, rank: int) -> dict[str, flo
     return found | {"bytes": out.stat().st_size} | ({} if name == "copy" else {"error": error(a, b, out)})
 
 
-def median(runs: list[dict[str, float]]) -> dict[str, float]:
-    """The run in the middle by time."""
-    return sorted(runs, key=lambda run: run["seconds"])[len(runs) // 2]
+def rounds(name: str, a: Path, b: Path, out: Path, rank: int, count: int) -> dict[str, float]:
+    """Medians of the figures of `count` runs, each beside one that reads and writes the same bytes: floor (s), ratio
+    and cpu_ratio are of them."""
+    runs = []
+    for _ in range(count):
+        run = measured(name, a, b, out, rank)
+        floor = measured("copy", a, b, out, int(run["bytes"]))
+        ratios = {"ratio": run["seconds"] / floor["seconds"], "cpu_ratio": run["cpu"] / floor["cpu"]}
+        runs.append(run | ratios | {"floor": floor["seconds"]})
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
 
 
 def error(a: Path, b: Path, out: Path) -> float:
@@ -271,16 +285,17 @@ def error(a: Path, b: Path, out: Path) -> float:
     return worst
 
 
-def report(rank: int, count: int, svd_count: int) -> str:
+def report(rank: int, count: int, svd_count: int, repeats: int) -> str:
     layers = sdxl_layers()
     every = dict(list(layers.items())[:count])
     some = dict(list(layers.items())[:: max(1, len(layers) // svd_count)][:svd_count])
     lines = [
         f"Two LoRAs of rank {rank}, fp16, {len(every)} layers of SDXL's UNet; weights {WEIGHTS}; torch "
-        f"{torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} CPU cores.",
+        f"{torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} CPU cores; medians of {repeats}.",
         "",
-        "| merge | seconds | CPU seconds | times reading and writing | peak memory / output | output MiB | error |",
-        "|---|---|---|---|---|---|---|",
+        "| merge | seconds | CPU seconds | time / reading and writing | the same in CPU time | peak memory / output | "
+        "output MiB | error |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as folder:
         a, b, out = (Path(folder) / f"{n}.safetensors" for n in ("a", "b", "out"))
@@ -289,11 +304,10 @@ def report(rank: int, count: int, svd_count: int) -> str:
         for name, (_, _, full_svd) in CONTENDERS.items():
             if full_svd:
                 continue
-            found = median([measured(name, a, b, out, rank) for _ in range(3)])
-            floor = median([measured("copy", a, b, out, int(found["bytes"])) for _ in range(3)])["seconds"]
+            found = rounds(name, a, b, out, rank, repeats)
             lines.append(
                 f"| {name} | {found['seconds']:.1f} | {found['cpu']:.1f} | "
-                f"{found['seconds'] / floor:.1f} ({floor:.1f} s) | "
+                f"{found['ratio']:.1f} ({found['floor']:.1f} s) | {found['cpu_ratio']:.1f} | "
                 f"{found['peak'] / found['bytes']:.2f} (imports {found['imports'] / found['bytes']:.2f}) | "
                 f"{found['bytes'] / 2**20:.0f} | {found['error']:.1e} |"
             )
@@ -316,6 +330,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--layers", type=int, default=722)
     parser.add_argument("--svd-layers", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="a Markdown file for the tables")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     values = parser.parse_args()
@@ -323,7 +338,7 @@ def main() -> None:
         name, *paths = values.child
         child(name, values.rank, *map(Path, paths))
         return
-    text = report(values.rank, values.layers, values.svd_layers)
+    text = report(values.rank, values.layers, values.svd_layers, values.rounds)
     print("\n" + text)
     if values.output:
         values.output.write_text(text + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ from . import lora_commands
 from .adapters import AdapterConfig
 from .checkpoints import Checkpoints
 from .config import TrainingConfig
-from .errors import DCOError
+from .errors import DCOError, printable
 from .event_log import EventLog
 from .evidence import command as evidence_command
 from .folder_training import FolderTraining, checkpoint_folder
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return values["run"](values)
     except DCOError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(values["stopped"], file=sys.stderr)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .errors import DCOError
-from .lora import BUNDLE, LazyLayers, LoraWeights, from_bundle, open_lora, read_lora, write_lora
+from .errors import DCOError, printable
+from .lora import BUNDLE, LazyLayers, LoraWeights, fingerprint, from_bundle, open_lora, read_lora, write_lora
 from .lora.arithmetic import rank_header
 from .lora.keys import split_key
 from .lora.state_dict import DTYPES
@@ -37,7 +37,7 @@ from .merging import (
 )
 from .merging.blocks import block_order
 from .merging.low_rank import norm
-from .merging.report import as_table
+from .merging.report import as_table, carried
 
 METHODS: dict[str, Callable[[Mapping[str, Any]], Method]] = {
     "exact": lambda values: Exact(),
@@ -45,7 +45,10 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], Method]] = {
     "dare": lambda values: Dare(values["drop"], values["seed"]),
     "np-lora": lambda values: NPLora(values["mu"]),
 }
-_SHOWN = ("modelspec.title", "ss_base_model_version", "modelspec.trigger_phrase", "dco.method", "dco.error")
+_SHOWN = (
+    "modelspec.title", "ss_base_model_version", "modelspec.trigger_phrase", "dco.method", "dco.error",
+    "dco.error_before",
+)  # fmt: skip
 
 
 def add_commands(commands) -> None:
@@ -128,7 +131,9 @@ def parse_input(text: str) -> tuple[Path, float]:
     try:
         return Path(path), float(weight)
     except ValueError:
-        raise DCOError(f"{text}: {weight} is no weight: write FILE=NUMBER.") from None
+        if Path(path).is_file():
+            raise DCOError(f'{text}: "{weight}" is no weight: write FILE=NUMBER.') from None
+        raise DCOError(f"There is no file {text}: write FILE or FILE=NUMBER.") from None
 
 
 def _check_output(path: Path) -> Path:
@@ -159,8 +164,8 @@ def _merge(values: Mapping[str, Any]) -> int:
     )
     _write(output, merged, values["keys"], values["dtype"], report)
     shown = ", ".join(f"{path.name} x {weight:g}" for path, weight in inputs)
-    print(f"Merged {shown} ({method.name}): {len(merged.layers)} layers. Saved {output}.")
-    print(report.text())
+    print(printable(f"Merged {shown} ({method.name}): {len(merged.layers)} layers. Saved {output}."))
+    print("\n".join([report.text(), *map(printable, carried(merged))]))
     return 0
 
 
@@ -172,9 +177,12 @@ def _resize(values: Mapping[str, Any]) -> int:
     report = ErrorReport()
     name = values["dtype"] or default_dtype(values["input"], size)
     dtype = None if name == "fp32" else DTYPES[name]
-    smaller = reduce(open_lora(values["input"]), size, dtype, report)
+    lora = open_lora(values["input"])
+    if (earlier := lora.metadata.get("dco.error", "0")) != "0":  # dco.error will be of this step alone
+        lora.metadata["dco.error_before"] = earlier
+    smaller = reduce(lora, size, dtype, report)
     _write(output, smaller, "kohya", name, report)
-    print(f"Saved {output} ({name}).")
+    print(printable(f"Saved {output} ({name})."))
     print(report.text())
     return 0
 
@@ -195,7 +203,7 @@ def _convert(values: Mapping[str, Any]) -> int:
     if dtype is None and isinstance(lora.layers, LazyLayers):
         dtype = "fp32"
     write_lora(output, lora, keys=values["to"], dtype=dtype)
-    print(f"Saved {output} with {values['to']} keys: {len(lora.layers)} layers.")
+    print(printable(f"Saved {output} with {values['to']} keys: {len(lora.layers)} layers."))
     return 0
 
 
@@ -239,14 +247,15 @@ def inspect(path: Path) -> str:
     }
     lines = [
         f"{path}: {len(lora.layers)} layers, {path.stat().st_size / 2**20:.1f} MiB",
+        f"sha256 of the tensors, as in the headers of merges: {fingerprint(lora)}",
         "parts: " + ", ".join(f"{part} x {count}" for part, count in sorted(parts.items())),
         "dtypes: " + ", ".join(f"{name} x {count}" for name, count in dtypes.most_common()),
         "alpha / rank: " + ", ".join(f"{scale} x {count}" for scale, count in scales.most_common(5)),
     ]
     lines += [f"learned tokens: {', '.join(tokens)}"] if (tokens := from_bundle(lora.other)) else []
     lines += [f"{name}: {lora.metadata[name]}" for name in _SHOWN if name in lora.metadata]
-    lines += _provenance(lora.metadata)
-    return "\n".join(lines + ([as_table(rows)] if rows else []))
+    lines += [*_provenance(lora.metadata), *carried(lora)]
+    return "\n".join([*map(printable, lines), *([as_table(rows)] if rows else [])])
 
 
 def _provenance(metadata: Mapping[str, str]) -> list[str]:

@@ -24,6 +24,7 @@ from ..dco_core.merging import (
     compatibility_plot,
     merge_with,
 )
+from ..dco_core.merging.report import carried
 from . import merge_inputs
 from .host import files
 from .host.progress import raise_if_interrupted
@@ -80,7 +81,7 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
         if path is not None:
             write_lora(path, merged, keys=save_keys, dtype=dtype)
             said.append(f"Saved {files.shown_name(path)}. Press R to see it in the LoRA lists.")
-        said.append(report.text())
+        said += [report.text(), *carried(merged)]
         text = "\n".join(said)
         return io.NodeOutput(to_tensors(merged, dtype=dtype), text, picture, table, ui={"text": [text]})
 

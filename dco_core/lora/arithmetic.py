@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import DCOError
 from .embeddings import BUNDLE, from_bundle, token_header
 from .keys import canonical_keys
-from .tensors import LazyLayers, LoraLayer, LoraWeights, fingerprint, is_finite
+from .tensors import LazyLayers, LoraLayer, LoraWeights, fingerprint, in_range
 
 # Header entries that a sum keeps where all inputs agree.
 _SHARED = (
@@ -90,12 +90,12 @@ def merge(
             made = combine(key, layers)
         else:
             made = concatenated([(weight * layer.scale, layer) for _, weight, layer in layers])
-        if not (is_finite(made.down) and is_finite(made.up)):
-            raise DCOError(f"The sum of {key} is beyond the range of fp32: use smaller weights.")
+        if not in_range(made):
+            raise DCOError(f"The sum of {key} reaches beyond 1e14, as no LoRA does: use smaller weights.")
         return made
 
     lazy = LazyLayers(terms, make)
-    metadata = _metadata(loras, weights, method)
+    metadata = _metadata(loras, weights, [lora for _, lora, _ in used], method)
     if any(isinstance(lora.layers, LazyLayers) for lora in loras):
         return LoraWeights(lazy, other, metadata, paths, vectors)
     layers = dict(lazy)
@@ -175,7 +175,10 @@ def _fp32(factor: Tensor) -> Tensor:
     return factor.detach().to("cpu", torch.float32)
 
 
-def _metadata(loras: Sequence[LoraWeights], weights: Sequence[float], method: str) -> dict[str, str]:
+def _metadata(
+    loras: Sequence[LoraWeights], weights: Sequence[float], used: Sequence[LoraWeights], method: str
+) -> dict[str, str]:
+    """The header of a sum. used: those of a weight other than 0, whose words and tokens it has."""
     inputs = [
         {
             "sha256": fingerprint(lora),
@@ -191,13 +194,13 @@ def _metadata(loras: Sequence[LoraWeights], weights: Sequence[float], method: st
         "dco.merge": json.dumps(inputs),
     }
     tokens: dict[str, str] = {}
-    for lora in loras:
+    for lora in used:
         tokens |= token_header(lora.metadata)
-    triggers = list(dict.fromkeys(t for t in (lora.metadata.get(_TRIGGER, "") for lora in loras) if t))
+    triggers = list(dict.fromkeys(t for t in (lora.metadata.get(_TRIGGER, "") for lora in used) if t))
     metadata |= {"dco.tokens": json.dumps(tokens)} if tokens else {}
     metadata |= {_TRIGGER: ", ".join(triggers)} if triggers else {}
     for key in _SHARED:
-        values = {lora.metadata.get(key) for lora in loras}
+        values = {lora.metadata.get(key) for lora in used}
         if len(values) == 1 and None not in values:
             metadata[key] = values.pop() or ""
     return metadata

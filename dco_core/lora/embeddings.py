@@ -31,7 +31,7 @@ def from_bundle(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     for key, tensor in tensors.items():
         if key.startswith(BUNDLE):
             name, _, encoder = key[len(BUNDLE) :].rpartition(".")
-            if name and tensor.ndim in (1, 2):
+            if name and tensor.ndim in (1, 2) and tensor.numel():
                 found.setdefault(name, {})[encoder] = tensor.reshape(-1, tensor.shape[-1])
     return found
 

@@ -14,7 +14,7 @@ from ..errors import DCOError
 from .atomic import save_tensors, stream_tensors
 from .embeddings import from_bundle
 from .peft_header import HEADER, PeftHeader
-from .state_dict import KohyaStream, from_tensors, to_tensors
+from .state_dict import from_tensors, stream_of, to_tensors
 from .tensor_file import TensorFile, header_room, read_header
 from .tensors import LazyLayers, LoraTensors, LoraWeights
 
@@ -60,7 +60,7 @@ def write_lora(
     late: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
     """Write `weights` to `path`, whole or not at all: a file that is already there stays intact until the new
-    one is complete on disk. LazyLayers with kohya keys and a dtype are written one by one as they are made.
+    one is complete on disk. LazyLayers with a dtype are written one by one as they are made.
 
     keys, dtype: as in to_tensors. late: further header entries, asked for when all layers are written (4 kB).
 
@@ -69,8 +69,8 @@ def write_lora(
     if not weights.layers and not weights.vectors and not from_bundle(weights.other):
         raise DCOError(f"The LoRA for {path} has no layers: there is nothing to save.")
     metadata = {key: str(value) for key, value in weights.metadata.items() if key not in _STALE}
-    if isinstance(weights.layers, LazyLayers) and keys != "diffusers" and dtype is not None:
-        stream = KohyaStream(weights, keys, dtype)
+    if isinstance(weights.layers, LazyLayers) and dtype is not None:
+        stream = stream_of(weights, keys, dtype)
         room = header_room(stream.names(), metadata)
         stream_tensors(
             path, stream.tensors(), stream.wide(), stream.numbers(), room, lambda: {**metadata, **late()}

@@ -25,6 +25,7 @@ from .tensors import LoraLayer
 
 Parts = Mapping[str, Tensor]
 AlphaOf = Callable[[int], float | None]  # alpha for a rank
+_MOST = 2**30  # numbers in a factor; the largest layers of image models have a third of that
 VECTORS = {
     "diff_b": "diff_b",
     "b_norm": "diff_b",
@@ -98,14 +99,9 @@ def layer_of(parts: Parts, other_alpha: AlphaOf = lambda rank: None) -> LoraLaye
             return other_alpha(rank)
         return 1.0 if own.is_meta else float(own.item())
 
+    make = {"LoKr": _lokr, "LoHa": _loha, "difference": _difference}.get(kind, _lora)
     try:
-        if kind == "LoKr":
-            return _lokr(parts, alpha)
-        if kind == "LoHa":
-            return _loha(parts, alpha)
-        if kind == "difference":
-            return _dense(parts["diff"].float())
-        return _lora(parts, alpha)
+        return _sized(make(parts, alpha))
     except (RuntimeError, ValueError, IndexError) as error:
         if isinstance(error, DCOError):
             raise
@@ -113,6 +109,14 @@ def layer_of(parts: Parts, other_alpha: AlphaOf = lambda rank: None) -> LoraLaye
         raise DCOError(
             f"has {kind} parts that do not fit together ({shapes}): the file is damaged."
         ) from error
+
+
+def _sized(layer: LoraLayer) -> LoraLayer:
+    """The layer; DCOError for one that small parts blow up beyond any network's."""
+    numbers = max(layer.up.numel(), layer.down.numel())
+    if numbers > _MOST:
+        raise DCOError(f"is {list(layer.shape)} and would take {numbers / 2**28:.0f} GiB: the file is damaged.")
+    return layer
 
 
 def _scale(alpha: AlphaOf, rank: int) -> float:
@@ -211,6 +215,10 @@ def _half_of_kron(parts: Parts, name: str, core: str) -> tuple[tuple[Tensor, Ten
     if up.shape[1] > min(up.shape[0], down[0].numel()):
         return _identity_pair((up @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])), rank
     return (up, down), rank
+
+
+def _difference(parts: Parts, alpha: AlphaOf) -> LoraLayer:
+    return _dense(parts["diff"].float())
 
 
 def _identity_pair(whole: Tensor) -> tuple[Tensor, Tensor]:

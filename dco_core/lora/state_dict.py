@@ -15,7 +15,7 @@ from .keys import canonical_keys, diffusers_names, kernel_of, kohya_names, split
 from .kinds import VECTORS, kind_of, layer_of, part_name, refuse_unsupported, with_kernel
 from .peft_header import PeftHeader
 from .tensor_file import TensorFile
-from .tensors import LazyLayers, LoraLayer, LoraTensors, LoraWeights, is_finite
+from .tensors import LazyLayers, LoraLayer, LoraTensors, LoraWeights, in_range, is_finite
 
 _T = TypeVar("_T")
 
@@ -96,7 +96,7 @@ class _Reader:
             self._layer_of(name, {part: self._meta(k) for part, k in parts.items()}, key)
         layers: Mapping[str, LoraLayer] = LazyLayers(layered, self._layer)
         if not isinstance(self._tensors, TensorFile):
-            for key in layered:
+            for key in layered if lazy else ():
                 self._values(self._names[key])
         return LoraWeights(layers if lazy else dict(layers), other, dict(metadata or {}), paths, vectors)
 
@@ -111,7 +111,10 @@ class _Reader:
 
     def _layer(self, key: str) -> LoraLayer:
         name = self._names[key]
-        return self._layer_of(name, self._values(name), key)
+        layer = self._layer_of(name, self._values(name), key)
+        if not in_range(layer):
+            raise DCOError(f"{self._source}: {name} reaches beyond 1e14, as no LoRA does: the file is damaged.")
+        return layer
 
     def _values(self, name: str) -> dict[str, Tensor]:
         return {part: self._value(name, part, key) for part, key in self._parts(name).items()}
@@ -179,13 +182,12 @@ def to_tensors(
         and layers of a smaller rank are padded with zeros to the largest rank of their network: scale 1 for
         every reader.
         Or a table {canonical key: base name} for kohya's form, where the model itself tells the names.
-    dtype: of down and up: a torch dtype, 'fp32', 'fp16' or 'bf16'; None keeps theirs. alpha is fp32.
+    dtype: of down and up: a torch dtype, 'fp32', 'fp16' or 'bf16'; None keeps theirs, but for an up that would not
+        hold alpha / rank times its values exactly: it becomes fp32. alpha is fp32.
 
     Raises DCOError for modules that have no name in `keys` and for values beyond the range of `dtype`.
     """
-    if keys == "diffusers":
-        return LoraTensors(_diffusers_tensors(weights, _dtype(dtype)) | weights.other, weights.metadata)
-    stream = KohyaStream(weights, keys, dtype)
+    stream = stream_of(weights, keys, dtype)
     return LoraTensors(stream.wide() | dict(stream.tensors()), weights.metadata)
 
 
@@ -249,28 +251,60 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return dtype
 
 
-def _diffusers_tensors(weights: LoraWeights, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    if weights.vectors:
-        raise DCOError(
-            f"Cannot write {next(iter(weights.vectors))} with diffusers keys, which have none for biases and norms: "
-            "write kohya keys instead."
-        )
-    names = diffusers_names(weights.layers, weights.paths)
-    layers = dict(weights.layers)
-    ranks: dict[str, int] = {}
-    for key, name in names.items():
-        component = name.split(".")[0]
-        ranks[component] = max(ranks.get(component, 0), layers[key].rank)
-    tensors = {}
-    for key, name in names.items():
-        layer = layers[key]
-        padding = ranks[name.split(".")[0]] - layer.rank
-        down = torch.cat([layer.down, layer.down.new_zeros(padding, *layer.down.shape[1:])])
-        up = layer.up if layer.scale == 1 else (layer.up.float() * layer.scale)
-        up = torch.cat([up, up.new_zeros(up.shape[0], padding, *up.shape[2:])], dim=1)
-        tensors[f"{name}.lora_A.weight"] = cast(down, dtype, key)
-        tensors[f"{name}.lora_B.weight"] = cast(up, dtype or layer.up.dtype, key)
-    return tensors
+def stream_of(
+    weights: LoraWeights, keys: str | Mapping[str, str], dtype: torch.dtype | str | None
+) -> KohyaStream | DiffusersStream:
+    """The tensors of to_tensors, one by one."""
+    return DiffusersStream(weights, _dtype(dtype)) if keys == "diffusers" else KohyaStream(weights, keys, dtype)
+
+
+class DiffusersStream:
+    """The tensors of a file with diffusers keys one by one, as KohyaStream. Layers that are made when they are asked
+    for are all held once, since the largest rank is known last, and let go of as they are written."""
+
+    def __init__(self, weights: LoraWeights, dtype: torch.dtype | None):
+        if weights.vectors:
+            raise DCOError(
+                f"Cannot write {next(iter(weights.vectors))} with diffusers keys, which have none for biases and "
+                "norms: write kohya keys instead."
+            )
+        self._weights, self._dtype = weights, dtype
+        self._names = diffusers_names(weights.layers, weights.paths)
+
+    def names(self) -> list[str]:
+        layers = [f"{name}.lora_{part}.weight" for name in self._names.values() for part in "AB"]
+        return [*layers, *self._weights.other]
+
+    def numbers(self) -> list[str]:
+        return []
+
+    def wide(self) -> dict[str, Tensor]:
+        return {name: t for name, t in self._weights.other.items() if t.element_size() > 4}
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        singles = sorted(self._weights.other.items(), key=lambda item: (-item[1].element_size(), item[0]))
+        yield from ((name, t) for name, t in singles if t.element_size() == 4)
+        layers = dict(self._weights.layers)
+        ranks: dict[str, int] = {}
+        for key, name in self._names.items():
+            component = name.split(".")[0]
+            ranks[component] = max(ranks.get(component, 0), layers[key].rank)
+        for key, name in self._names.items():
+            layer = layers.pop(key)
+            padding = ranks[name.split(".")[0]] - layer.rank
+            down = torch.cat([layer.down, layer.down.new_zeros(padding, *layer.down.shape[1:])])
+            up = layer.up if layer.scale == 1 else _scaled(layer.up, layer.scale)
+            up = torch.cat([up, up.new_zeros(up.shape[0], padding, *up.shape[2:])], dim=1)
+            yield f"{name}.lora_A.weight", cast(down, self._dtype, key)
+            yield f"{name}.lora_B.weight", cast(up, self._dtype, key)
+        yield from ((name, t) for name, t in singles if t.element_size() < 4)
+
+
+def _scaled(up: Tensor, scale: float) -> Tensor:
+    """scale * up, in the dtype of up where it holds that as exactly as fp32."""
+    exact = up.float() * scale
+    kept = exact.to(up.dtype)
+    return kept if torch.equal(kept.float(), exact) else exact
 
 
 def cast(tensor: Tensor, dtype: torch.dtype | None, key: str) -> Tensor:

@@ -135,6 +135,8 @@ class Compatibility:
 
     def advice(self) -> str:
         """A sentence that follows from the numbers and says no more than they do."""
+        if not self.shared and self.skipped:
+            return "All layers that both change have too high a rank to be compared: nothing is said about them."
         if not self.shared:
             return "They change no layer in common: the sum does to each layer what one of them does alone."
         total = self.total()
@@ -142,8 +144,8 @@ class Compatibility:
             return "One of them is 0 in all shared layers: the sum there is the other one."
         cosine = total.inner / (total.norm_a * total.norm_b)
         ratio = total.norm_a / total.norm_b
+        grown = math.sqrt(max(0.0, 1 + 2 * cosine * ratio / (1 + ratio**2)))
         if abs(cosine) > 0.5:
-            grown = math.sqrt(max(0.0, 1 + 2 * cosine * ratio / (1 + ratio**2)))
             way, effect, more = (
                 ("the same way", "adds up", "smaller")
                 if cosine > 0
@@ -156,8 +158,9 @@ class Compatibility:
         if not 1 / 3 <= ratio <= 3:
             strong, weak, times = ("first", "second", ratio) if ratio > 1 else ("second", "first", 1 / ratio)
             return (
-                f"The {strong} is {times:.1f} times as large as the {weak}: with these weights it makes up "
-                f"{times**2 / (1 + times**2):.0%} of the change, so raise the weight of the {weak} if it does not show."
+                f"The {strong} is {times:.1f} times as large as the {weak}: with these weights it holds "
+                f"{times**2 / (1 + times**2):.0%} of |A|^2 + |B|^2, so raise the weight of the {weak} if it does not "
+                "show."
             )
         if total.cross_talk > 0.2:
             worst = max(self.by_block().items(), key=lambda item: item[1].cross_talk)[0]
@@ -166,8 +169,9 @@ class Compatibility:
                 "there each changes what the other does; look at the picture, and try less weight on that block."
             )
         return (
-            f"Little of them meets (cosine {cosine:.2f}, cross-talk {total.cross_talk:.2f}): in weight space they add "
-            "up like unrelated changes. Whether the picture is right, these numbers cannot tell (paper, Fig. 10)."
+            f"Little of them meets (cosine {cosine:.2f}, cross-talk {total.cross_talk:.2f}): the sum is {grown:.2f} "
+            "times as large as that of two unrelated LoRAs of these norms. Whether the picture is right, these numbers "
+            "cannot tell (paper, Fig. 10)."
         )
 
     def table(self) -> str:
@@ -187,7 +191,7 @@ def _cells(layer: LayerFit) -> dict[str, str]:
         "column cosine": f"{layer.column_cosine:+.3f}",
         "overlap out": f"{layer.overlap_out:.3f}",
         "overlap in": f"{layer.overlap_in:.3f}",
-        "norm ratio": f"{ratio:.2f}",
+        "norm ratio": f"{ratio:.2f}" if ratio < 1e4 else f"{ratio:.1e}",
         "cross-talk": f"{layer.cross_talk:.3f}",
     }
 

@@ -46,7 +46,7 @@ class NPLora:
     pair, dense = True, False
 
     def __post_init__(self) -> None:
-        if self.mu < 0 or not 0 < self.energy <= 1:
+        if not self.mu >= 0 or not 0 < self.energy <= 1:
             raise DCOError(
                 f"NP-LoRA has mu {self.mu} and energy {self.energy}: use mu >= 0, energy in (0, 1]."
             )

@@ -70,21 +70,27 @@ def reduce_layer(
     made = from_svd(svd, rank, kernel)
     rounding = 0.0
     if dtype is not None and dtype != torch.float32:
-        made, full = rounded(key, made, dtype), made
-        rounding, _ = rounding_error(full, made)
-        allowed = math.inf if size.max_error is None else size.max_error * whole
-        if rounding >= allowed:
-            raise DCOError(
-                f"{key}: rounding to {dtype} alone is {rounding / whole:.1e} of it, more than max error "
-                f"{size.max_error}: use fp32, or a larger max error."
-            )
-        if size.max_error is not None:  # truncation and rounding are orthogonal to first order
-            rank = min(most, rank_by_energy(svd.s, math.sqrt(allowed**2 - rounding**2) / whole))
-            made = rounded(key, from_svd(svd, rank, kernel), dtype)
+        made, rounding = _rounded(key, made, dtype)
+        if size.max_error is not None and whole:
+            room = size.max_error**2 - (rounding / whole) ** 2
+            if room < 0:
+                raise DCOError(
+                    f"{key}: rounding to {dtype} alone is {rounding / whole:.1e} of it, more than max error "
+                    f"{size.max_error}: use fp32, or a larger max error."
+                )
+            # truncation and rounding are orthogonal to first order
+            rank = min(most, rank_by_energy(svd.s, math.sqrt(room)))
+            made, rounding = _rounded(key, from_svd(svd, rank, kernel), dtype)
     if report is not None:
         error = math.hypot(float(svd.s[rank:].double().norm()), rounding)
         report.note(key, error, whole, layer.rank, rank)
     return made
+
+
+def _rounded(key: str, layer: LoraLayer, dtype: torch.dtype) -> tuple[LoraLayer, float]:
+    """The pair in another dtype, and |dW| of the rounding."""
+    made = rounded(key, layer, dtype)
+    return made, rounding_error(layer, made)[0]
 
 
 def rounded(key: str, layer: LoraLayer, dtype: torch.dtype) -> LoraLayer:

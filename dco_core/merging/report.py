@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..lora import BUNDLE, LoraWeights
 from .blocks import block_of, block_order
 
 
@@ -65,7 +66,16 @@ def _ratio(layers: list[tuple[float, float, int, int]]) -> float:
 
 
 def _shown(error: float) -> str:
+    if error < 1e-6:
+        return "below 1e-6"  # the rounding of fp32, which is not counted
     return f"{error:.2e}" if error < 1e-3 else f"{error:.4f}"
+
+
+def carried(lora: LoraWeights) -> list[str]:
+    """A line on tensors that are no part of an adapter, if there are any: a sum keeps them and weighs nothing."""
+    names = [name for name in lora.other if not name.startswith(BUNDLE)]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [f"No part of a LoRA, kept as they are: {names[0]}{more}."] if names else []
 
 
 def as_table(rows: Mapping[str, Mapping[str, str]]) -> str:

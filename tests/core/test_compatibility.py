@@ -102,16 +102,16 @@ def test_the_advice_is_true():
     assert "opposite ways" in opposite and f"{grown(a, -0.8 * a):.2f} times" in opposite
     weak = compare(one, two, (1.0, 0.1)).advice()
     share = a.norm() ** 2 / (a.norm() ** 2 + (0.1 * b).norm() ** 2)
-    assert "first is" in weak and f"{share.item():.0%} of the change" in weak
+    assert "first is" in weak and f"{share.item():.0%} of |A|^2 + |B|^2" in weak
     far = LoraWeights({UP: layer(1)})
     assert "no layer in common" in compare(one, far).advice()
-    assert (
-        "cannot tell"
-        in compare(
-            LoraWeights({DOWN: layer(0, rank=1, out=400, inside=400)}),
-            LoraWeights({DOWN: layer(1, rank=1, out=400, inside=400)}),
-        ).advice()
-    )
+    one, two = (layer(i, rank=1, out=400, inside=400) for i in (0, 1))
+    apart = only(DOWN, one, two).advice()
+    assert "cannot tell" in apart and f"{grown(one.delta(), two.delta()):.2f} times" in apart
+    nothing = LoraLayer(torch.zeros(3, 16), torch.ones(20, 3))
+    assert "0 in all shared layers" in only(DOWN, nothing, layer(0)).advice()
+    turned = LoraLayer(torch.eye(2), torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))  # cosine 0, all directions in common
+    assert "(cross-talk 1.00, most in down 4)" in only(DOWN, LoraLayer(torch.eye(2), torch.eye(2)), turned).advice()
 
 
 def test_layers_of_a_high_rank_are_left_out_and_counted():
@@ -122,3 +122,5 @@ def test_layers_of_a_high_rank_are_left_out_and_counted():
     found = compare(one, two, max_rank=8)
     assert list(found.shared) == [UP] and found.skipped == 1 and found.only_a == 0
     assert "1 more have a high rank" in found.table()
+    none = compare(one, two, max_rank=2)
+    assert none.skipped == 2 and "nothing is said" in none.advice()
