@@ -131,7 +131,8 @@ def _train(values: dict[str, Any]) -> int:
     output: Path = values["output"]
     if output.suffix != ".safetensors":
         raise DCOError(f"--output {output} is no .safetensors file: write FILE.safetensors.")
-    if output.is_dir() or not os.access(_existing(output.parent), os.W_OK):
+    folder = _existing(output.parent)
+    if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise DCOError(f"--output {output} cannot be written: choose a folder that can.")
     config = TrainingConfig(**_fields_of(TrainingConfig, values))
     config.check()
@@ -151,7 +152,7 @@ def _train(values: dict[str, Any]) -> int:
     print(f"beta {run.training.config.beta:g}" if config.objective == "dco" else config.objective, flush=True)
     _run(run.training, values["log_dir"])
     run.save()
-    print(f"Saved {output} after {run.training.step} steps.")
+    print(f"Saved {output} after {run.training.step} steps. Peak memory: {run.memory}.")
     return 0
 
 

@@ -49,6 +49,7 @@ def whole(data, tmp_path_factory):
     done = run(command(data, output))
     assert done.returncode == 0, done.stderr
     assert f"Saved {output} after 12 steps." in done.stdout
+    assert re.search(r"Peak memory: \d.* [MG]B of the whole process", done.stdout)
     assert "step 12/12  loss " in done.stderr
     return output
 
@@ -143,6 +144,7 @@ def without_captions(folder):
         ({"model": "flux"}, "--model flux is unknown: use toy-world, or diffusers:FOLDER"),
         ({"data": "/nowhere"}, "/nowhere"),
         ({"output": "toy.pt"}, "write FILE.safetensors"),
+        ({"output": f"{__file__}/toy.safetensors"}, "cannot be written"),
         ({"steps": 0}, "steps is 0"),
         ({"objective": "sgd"}, "objective 'sgd' is unknown"),
         ({"rank": 0}, "rank is 0"),

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 import dco_core.lora.atomic as atomic
+from dco_core import look_ahead
 from dco_core.adapters import AdapterConfig
 from dco_core.checkpoints import RUNS, Checkpoints
 from dco_core.config import TrainingConfig
 from dco_core.errors import DCOError
 from dco_core.examples import Draw
 from dco_core.look_ahead import automatic_window
+from dco_core.memory import estimate
 from dco_core.optimizers import rate_factor
 from dco_core.schedules import Schedule
 from dco_core.speed_watch import SpeedWatch
@@ -204,6 +206,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     newest.write_bytes(damaged[damage])
     run = Run(tmp_path, every=2)
     assert run.training.step == int(before.stem[-8:]) == 4
+    assert f"{newest.name} is damaged" in run.training.notes[0]
     assert_same(run.run(), Run().run())
 
 
@@ -331,12 +334,27 @@ def test_looking_ahead_changes_nothing_but_the_number_of_calls(window, batch):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_the_window_follows_the_room_there_is():
+def test_the_window_follows_the_room_there_is(monkeypatch):
     run = Run()
-    assert run.training.config.look_ahead == automatic_window(run.denoiser, run.examples, 1) == 8
+
+    def window(batch_size=1):
+        return automatic_window(run.denoiser, run.examples, TrainingConfig(batch_size=batch_size))
+
+    assert run.training.config.look_ahead == window() == 8
+    one = estimate(run.denoiser, run.examples, TrainingConfig()).activations
+    for free, expected in ((0.62 * one, 3), (0.01 * one, 1), (None, 8)):
+        monkeypatch.setattr(look_ahead, "free_memory", lambda device, free=free: free)
+        assert window() == expected
     run.denoiser.rows_at_once = lambda shape: 3
-    assert automatic_window(run.denoiser, run.examples, 1) == 3
-    assert automatic_window(run.denoiser, run.examples, 4) == 1
+    assert window() == 3
+    assert window(4) == 1
+
+
+def test_where_theta_is_checkpointed_phi_takes_no_more_than_theta():
+    run = Run()
+    run.denoiser.checkpoint_blocks()
+    assert automatic_window(run.denoiser, run.examples, TrainingConfig()) == 3
+    assert automatic_window(run.denoiser, run.examples, TrainingConfig(batch_size=4)) == 2
 
 
 def test_a_base_that_reads_the_learned_tokens_is_asked_anew_in_every_step():
