@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from . import lora_commands
+from . import held_out, lora_commands
 from .adapters import AdapterConfig
 from .checkpoints import Checkpoints
 from .config import TrainingConfig
@@ -152,6 +152,8 @@ def _train(values: dict[str, Any]) -> int:
     print(f"beta {run.training.config.beta:g}" if config.objective == "dco" else config.objective, flush=True)
     _run(run.training, values["log_dir"])
     run.save()
+    if run.training.scores:
+        print(held_out.summary(run.training.scores))
     print(f"Saved {output} after {run.training.step} steps. Peak memory: {run.memory}.")
     return 0
 

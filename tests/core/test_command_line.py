@@ -182,6 +182,12 @@ def test_gradient_checkpointing_and_a_log_do_not_change_what_is_learned(whole, d
     assert [event.step for event in curves.Scalars("train/loss")] == list(range(1, 13))
 
 
+def test_scores_and_the_kept_adapter_are_reported(data, tmp_path, capsys):
+    options = ["--score-every", "2", "--keep", "best", "--ema", "0.9"]
+    assert main([*command(data, tmp_path / "toy.safetensors", steps=4)[3:], *options]) == 0
+    assert re.search(r"Held-out margin: best -?[\d.]+ at step [24], last ", capsys.readouterr().out)
+
+
 def test_compiled_blocks_are_asked_for(data, tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(compiling, "compile_blocks", lambda network: asked.append(network))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import dco_core.lora.atomic as atomic
-from dco_core import look_ahead
+from dco_core import look_ahead, trainer
 from dco_core.adapters import AdapterConfig
 from dco_core.checkpoints import RUNS, Checkpoints
 from dco_core.config import TrainingConfig
@@ -508,6 +508,25 @@ def test_steps_that_become_many_times_slower_stop_the_run():
     fast = SpeedWatch()
     for seconds in [0.01] * 20 + [0.5] * 20:  # fifty times slower and still nothing to fear
         fast.tick(seconds)
+
+
+def test_a_run_that_crawls_stops_and_goes_on_later(tmp_path, monkeypatch):
+    def slow(outcomes, step, *rest):
+        report = trainer_report(outcomes, step, *rest)
+        return dataclasses.replace(report, seconds=0.3 if step <= 14 else 30.0)
+
+    def training(folder):
+        run = Run(steps=30)
+        return Training(
+            run.denoiser, run.examples, run.training.config, checkpoints=Checkpoints(folder), watch_speed=True
+        )
+
+    trainer_report = trainer._report
+    monkeypatch.setattr(trainer, "_report", slow)
+    with pytest.raises(DCOError, match="Steps now take 30.0 s, 100 times as long as at first"):
+        training(tmp_path).run()
+    monkeypatch.undo()
+    assert training(tmp_path).step == 17  # three of five slow ones
 
 
 @pytest.mark.parametrize(
