@@ -103,7 +103,8 @@ class Trainer:
 def moment(trainer: Trainer, seconds: float, strays: set[Path]) -> Callable[[], bool]:
     """Says when it is time to kill a command that takes so many seconds. strays: what earlier kills left."""
     kind, started = random.choice(("anywhere", "after a step", "after a step", "while writing")), time.monotonic()
-    at, step = started + random.uniform(0, 1.1 * seconds), random.randint(trainer.newest() + 1, trainer.steps)
+    at = started + random.uniform(0, 1.1 * seconds)
+    step = random.randint(min(trainer.newest() + 1, trainer.steps), trainer.steps)
     if kind == "anywhere":
         return lambda: time.monotonic() > at
     if kind == "while writing":
