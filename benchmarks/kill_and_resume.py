@@ -93,7 +93,6 @@ class Trainer:
         found = self.folder.glob("*.safetensors") if self.folder.is_dir() else []
         return sorted(path for path in found if _CHECKPOINT.fullmatch(path.name))
 
-
     def newest(self) -> int:
         """The step of the newest checkpoint, -1 if there is none."""
         steps = [int(_CHECKPOINT.fullmatch(path.name)[1]) for path in self.checkpoints()]  # type: ignore[index]
@@ -102,7 +101,10 @@ class Trainer:
 
 def moment(trainer: Trainer, seconds: float, strays: set[Path]) -> Callable[[], bool]:
     """Says when it is time to kill a command that takes so many seconds. strays: what earlier kills left."""
-    kind, started = random.choice(("anywhere", "after a step", "after a step", "while writing")), time.monotonic()
+    kind, started = (
+        random.choice(("anywhere", "after a step", "after a step", "while writing")),
+        time.monotonic(),
+    )
     at = started + random.uniform(0, 1.1 * seconds)
     step = random.randint(min(trainer.newest() + 1, trainer.steps), trainer.steps)
     if kind == "anywhere":

@@ -75,7 +75,9 @@ class Pass:
     def __init__(self, family: str, width: float, pixels: int, blocks: bool = False):
         shape = networks.shape_of(family, width)
         kind = SDXL if shape.sdxl else SD15
-        self.denoiser: NetworkDenoiser = kind(networks.diffusers_unet(shape), AdapterConfig(rank=32), torch.float32)
+        self.denoiser: NetworkDenoiser = kind(
+            networks.diffusers_unet(shape), AdapterConfig(rank=32), torch.float32
+        )
         if blocks:
             self.denoiser.checkpoint_blocks()
         self._text, self._side = conditioning(shape, pixels, "cpu", 0), pixels // 8
@@ -106,7 +108,9 @@ def memory(family: str, width: float, pixels: int) -> str:
                 one.reference(rows)
             found.append(live.peak)
         cells = " | ".join(f"{n / 1e6:.1f} ({n / step:.2f})" for n in found)
-        lines.append(f"| {family}, {pixels} px{', checkpointed' if blocks else ''} | {step / 1e6:.1f} | {cells} |")
+        lines.append(
+            f"| {family}, {pixels} px{', checkpointed' if blocks else ''} | {step / 1e6:.1f} | {cells} |"
+        )
     return "\n".join(lines)
 
 

@@ -99,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     recipe = train.add_argument_group("training")
     _add_fields(recipe, TrainingConfig, beta=None)
     made = train.add_argument_group("images by the base model, for baselines that need them")
-    made.add_argument("--class-data", type=Path, default=None, help="folder of class images, for dreambooth-prior")
+    made.add_argument(
+        "--class-data", type=Path, default=None, help="folder of class images, for dreambooth-prior"
+    )
     _add_fields(made, GenerationConfig)
     lora_commands.add_commands(commands)
     return parser

@@ -284,7 +284,9 @@ class Training:
         """The checkpoint to go on from, and a note of what was found."""
         key = content_key(self._content, self._identity(), dict(self._copied()), self._words())
         saved = checkpoints.open(key, self._asked.steps)
-        self.notes += [f"The checkpoint {name} is damaged and was passed over." for name in checkpoints.damaged]
+        self.notes += [
+            f"The checkpoint {name} is damaged and was passed over." for name in checkpoints.damaged
+        ]
         if saved is not None:
             done = "finished" if saved.step == self._asked.steps else "going on from there"
             self.notes.append(f"Found the checkpoint of step {saved.step}: {done}.")

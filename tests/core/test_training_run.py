@@ -118,7 +118,9 @@ def flipped(contents, place):
     return bytes(changed)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "a bit of a weight", "a bit of the header"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "empty", "garbage", "a bit of a weight", "a bit of the header"]
+)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     Run(tmp_path, every=2).run(until=5)
     newest, before = sorted(tmp_path.iterdir(), reverse=True)
