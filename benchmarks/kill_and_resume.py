@@ -5,9 +5,10 @@
 Every trial is `python -m dco_core train --model toy-world ...` on four small pictures, killed with SIGKILL at a random
 moment, some trials again and again while they resume, and then run to its end. Its file must be byte for byte that of a
 run that nobody disturbed, nothing half-written may carry a checkpoint's name, and only a few checkpoints may lie
-about. `--processes` kills hit complete processes, from their start on; the others a fork of one process that has torch
-imported, where a third of them waits until a checkpoint is being written. Exit status 1 if anything differs. Needs
-fork(): Linux or macOS.
+about. Moments are of three kinds: a quarter anywhere from the start of the command on, a half a moment after a
+checkpoint of a random step is there, a quarter while a checkpoint is being written. `--processes` kills hit complete
+processes; the others a fork of one process that has torch imported. Exit status 1 if anything differs. Needs fork():
+Linux or macOS.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,10 +43,12 @@ _CHECKPOINT = re.compile(r"[0-9a-f]{16}-(\d{8})\.safetensors")
 
 @dataclass
 class Tally:
-    """Where kills fell: the newest checkpoint's step then (-1: none yet), and how many writes they cut. strays:
-    temporary files of cut writes, which a later run removes when they are an hour old."""
+    """Where kills fell: the newest checkpoint's step then (-1: none yet), and how many writes they cut. resumes: runs
+    that went on from a checkpoint. strays: temporary files of cut writes, which a later run removes when they are an
+    hour old."""
 
     kills: int = 0
+    resumes: int = 0
     steps: collections.Counter[int] = field(default_factory=collections.Counter)
     writing: int = 0
     trials: int = 0
@@ -57,7 +61,7 @@ class Trainer:
     """The command of one trial, in a process of its own or in a fork of this one."""
 
     def __init__(self, data: Path, output: Path, steps: int, every: int, look_ahead: int):
-        self.output, self.folder = output, checkpoint_folder(output)
+        self.output, self.folder, self.steps = output, checkpoint_folder(output), steps
         self.arguments = [
             "train", "--model", "toy-world", "--data", str(data), "--output", str(output), "--steps", str(steps),
             "--seed", "3", "--beta", "1", "--learning-rate", "1e-3", "--rank", "4", "--threads", "1",
@@ -89,28 +93,53 @@ class Trainer:
         found = self.folder.glob("*.safetensors") if self.folder.is_dir() else []
         return sorted(path for path in found if _CHECKPOINT.fullmatch(path.name))
 
+    def newest(self) -> int:
+        """The step of the newest checkpoint, -1 if there is none."""
+        steps = [int(_CHECKPOINT.fullmatch(path.name)[1]) for path in self.checkpoints()]  # type: ignore[index]
+        return max(steps, default=-1)
 
-def kill(trainer: Trainer, longest: float, while_writing: bool, whole_process: bool, tally: Tally) -> bool:
+
+def moment(trainer: Trainer, seconds: float, strays: set[Path]) -> Callable[[], bool]:
+    """Says when it is time to kill a command that takes so many seconds. strays: what earlier kills left."""
+    kind, started = (
+        random.choice(("anywhere", "after a step", "after a step", "while writing")),
+        time.monotonic(),
+    )
+    at = started + random.uniform(0, 1.1 * seconds)
+    step = random.randint(min(trainer.newest() + 1, trainer.steps), trainer.steps)
+    if kind == "anywhere":
+        return lambda: time.monotonic() > at
+    if kind == "while writing":
+        return lambda: time.monotonic() > at and bool(set(trainer.being_written()) - strays)
+    pause, reached = random.uniform(0, seconds / trainer.steps), 0.0
+
+    def is_now() -> bool:
+        nonlocal reached
+        if not reached and trainer.newest() >= step:
+            reached = time.monotonic()
+        return bool(reached) and time.monotonic() > reached + pause
+
+    return is_now
+
+
+def kill(trainer: Trainer, seconds: float, whole_process: bool, tally: Tally) -> bool:
     """Start the command and kill it; False if it was done first."""
+    strays = set(trainer.being_written())
+    is_now = moment(trainer, seconds, strays)
+    tally.resumes += trainer.newest() >= 0
     process = trainer.start(whole_process)
-    before = set(trainer.being_written())
-    wait_until = time.monotonic() + random.uniform(0, longest)
-    while time.monotonic() < wait_until:
+    while not is_now():
+        if os.waitpid(process, os.WNOHANG)[0]:
+            return False
         time.sleep(0.0005)
-    if while_writing:  # what earlier kills left does not count
-        patience = time.monotonic() + longest
-        while not set(trainer.being_written()) - before and time.monotonic() < patience:
-            if os.waitpid(process, os.WNOHANG)[0]:
-                return False
     os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
     if not os.WIFSIGNALED(status):
         return False
     tally.kills += 1
-    tally.writing += bool(set(trainer.being_written()) - before)
-    newest = [int(_CHECKPOINT.fullmatch(path.name)[1]) for path in trainer.checkpoints()]  # type: ignore[index]
-    tally.steps[max(newest, default=-1)] += 1
-    tally.most_checkpoints = max(tally.most_checkpoints, len(newest))
+    tally.writing += bool(set(trainer.being_written()) - strays)
+    tally.steps[trainer.newest()] += 1
+    tally.most_checkpoints = max(tally.most_checkpoints, len(trainer.checkpoints()))
     tally.most_strays = max(tally.most_strays, len(trainer.being_written()))
     return True
 
@@ -124,19 +153,20 @@ def is_whole(path: Path) -> bool:
 
 
 def trial(
-    trainer: Trainer, kills: int, longest: float, whole_process: bool, expected: bytes, tally: Tally
+    trainer: Trainer, kills: int, seconds: float, whole_process: bool, expected: bytes, tally: Tally
 ) -> None:
     """Kill so many runs of one command, look at what is left each time, and let it end."""
     tally.trials += 1
     for _ in range(kills):
         if trainer.output.exists():
             break
-        kill(trainer, longest, random.random() < 0.33, whole_process, tally)
+        kill(trainer, seconds, whole_process, tally)
         for path in [*trainer.checkpoints(), *([trainer.output] if trainer.output.exists() else [])]:
             if not is_whole(path):
                 tally.wrong.append(f"trial {tally.trials}: {path.name} is half-written")
         if len(trainer.checkpoints()) > KEPT + 1:  # one more if it died between writing and dropping
             tally.wrong.append(f"trial {tally.trials}: {len(trainer.checkpoints())} checkpoints")
+    tally.resumes += trainer.newest() >= 0
     if not trainer.finish(whole_process):
         tally.wrong.append(f"trial {tally.trials}: the resumed run failed")
     elif trainer.output.read_bytes() != expected:
@@ -150,6 +180,7 @@ def table(tally: Tally) -> str:
     facts = {
         "kills": tally.kills,
         "trials": tally.trials,
+        "resumed from a checkpoint": tally.resumes,
         "while a checkpoint was being written": tally.writing,
         "most checkpoints at once": tally.most_checkpoints,
         "most cut writes lying about": tally.most_strays,
@@ -208,7 +239,7 @@ def main() -> int:
             one = trainer(number, random.choice((1, 2, 3)), window)
             left = (options.processes if whole_process else options.kills) - tally.kills
             kills = min(random.choice((1, 1, 2, 4)), left)
-            trial(one, kills, 1.1 * seconds[whole_process], whole_process, expected[window], tally)
+            trial(one, kills, seconds[whole_process], whole_process, expected[window], tally)
             shutil.rmtree(one.output.parent)
             if sys.stderr.isatty():
                 print(f"\r{tally.kills} kills, {len(tally.wrong)} wrong", end="", file=sys.stderr, flush=True)

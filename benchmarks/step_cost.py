@@ -6,8 +6,9 @@ Every loop runs in a process of its own, on the same network (benchmarks/network
 fewer channels, random weights). They take turns: `--window` steps of look-ahead DCO, so that each turn holds one call
 of phi, and `--steps` of each other loop; one round is one turn of each. The table gives medians over `--rounds` rounds
 of seconds a step, by the clock and of CPU time (which other programs on the machine disturb less), and their ratio to
-the plain step. Memory: the most that each loop held at once in steps, its network included, above what the process
-needs when everything is imported; from a second, untimed run. Wants COMFYUI_PATH or .dev/ComfyUI.
+the plain step; below it, what is to be reached. Memory: the most that each loop held at once in steps, its network
+included, above what the process needs when everything is imported; from a second, untimed run. Wants COMFYUI_PATH or
+.dev/ComfyUI.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pathlib import Path
 import torch
 
 from . import host
-from .variants import LOOK_AHEAD, PLAIN, Setting, variants
+from .variants import AS_SHIPPED, AUTHORS, LOOK_AHEAD, PLAIN, Setting, variants
 
 ROOT = Path(__file__).resolve().parent.parent
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -172,6 +173,26 @@ def table(found: Mapping[str, Sequence[Mapping[str, float]]], peaks: Mapping[str
     return "\n".join(lines)
 
 
+def goals(found: Mapping[str, Sequence[Mapping[str, float]]], peaks: Mapping[str, int]) -> str:
+    """What is to be reached beside what was: medians over rounds of the ratio of two loops in one round."""
+
+    def ratio(above: str, below: str) -> str:
+        pairs = list(zip(found[above], found[below], strict=True))
+        by = {key: statistics.median(a[key] / b[key] for a, b in pairs) for key in ("seconds", "cpu")}
+        return f"{by['seconds']:.2f} (CPU {by['cpu']:.2f})"
+
+    rows = [
+        ("DCO / plain, at most 1.15 (1.30 where compute-bound)", LOOK_AHEAD, PLAIN),
+        ("DCO / TrainLoraNode as it ships, at most 1.0", LOOK_AHEAD, AS_SHIPPED),
+        ("authors' DCO / DCO, at least 1.5", AUTHORS, LOOK_AHEAD),
+    ]
+    lines = ["| to reach | reached |", "|---|---|"]
+    lines += [f"| {what} | {ratio(a, b)} |" for what, a, b in rows if a in found and b in found]
+    if peaks.get(LOOK_AHEAD) and peaks.get(PLAIN):
+        lines.append(f"| peak memory, DCO / plain, at most 1.05 | {peaks[LOOK_AHEAD] / peaks[PLAIN]:.3f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -208,7 +229,7 @@ def main() -> None:
                 f"\n{family}: {channels} channels, {pixels} px, rank {options.rank}, {options.dtype}, batch 1, window "
                 f"{options.window}, {options.threads} threads, {options.rounds} rounds\n"
             )
-            print(table(found, peaks), flush=True)
+            print(table(found, peaks), goals(found, peaks), sep="\n\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import time
@@ -34,6 +33,7 @@ class Checkpoints:
     """The checkpoints of one run in `folder`, which runs may share: files are named by the run's key.
 
     every: a checkpoint after this many steps, 0 for none; minutes: also after this many minutes, 0 for none.
+    damaged: names of the files that `open` passed over.
     """
 
     def __init__(self, folder: Path | str, every: int = 0, minutes: float = 0.0):
@@ -43,12 +43,13 @@ class Checkpoints:
             )
         self.folder, self.every, self.minutes = Path(folder), every, minutes
         self.key = ""
+        self.damaged: list[str] = []
         self._last = time.monotonic()
 
     def open(self, key: str, steps: int) -> Saved | None:
         """Take the key of a run; its newest complete checkpoint of `steps` steps at most, or None. A damaged one is
         passed over."""
-        self.key = key[:16]
+        self.key, self.damaged = key[:16], []
         self._last = time.monotonic()
         for path in reversed(self._of_run()):
             if _step(path) > steps:
@@ -57,7 +58,7 @@ class Checkpoints:
             if saved is not None:
                 tensors, about = saved
                 return Saved(about.pop("step"), tensors, about)
-            logging.warning("DCO: the checkpoint %s is damaged and is passed over.", path.name)
+            self.damaged.append(path.name)
         return None
 
     def latest_other(self) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from . import lora_commands
+from . import held_out, lora_commands
 from .adapters import AdapterConfig
 from .checkpoints import Checkpoints
 from .config import TrainingConfig
@@ -101,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     recipe = train.add_argument_group("training")
     _add_fields(recipe, TrainingConfig, beta=None)
     made = train.add_argument_group("images by the base model, for baselines that need them")
-    made.add_argument("--class-data", type=Path, default=None, help="folder of class images, for dreambooth-prior")
+    made.add_argument(
+        "--class-data", type=Path, default=None, help="folder of class images, for dreambooth-prior"
+    )
     _add_fields(made, GenerationConfig)
     lora_commands.add_commands(commands)
     evidence_command.add_command(commands)
@@ -134,7 +136,8 @@ def _train(values: dict[str, Any]) -> int:
     output: Path = values["output"]
     if output.suffix != ".safetensors":
         raise DCOError(f"--output {output} is no .safetensors file: write FILE.safetensors.")
-    if output.is_dir() or not os.access(_existing(output.parent), os.W_OK):
+    folder = _existing(output.parent)
+    if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise DCOError(f"--output {output} cannot be written: choose a folder that can.")
     config = TrainingConfig(**_fields_of(TrainingConfig, values))
     config.check()
@@ -154,7 +157,9 @@ def _train(values: dict[str, Any]) -> int:
     print(f"beta {run.training.config.beta:g}" if config.objective == "dco" else config.objective, flush=True)
     _run(run.training, values["log_dir"])
     run.save()
-    print(f"Saved {output} after {run.training.step} steps.")
+    if run.training.scores:
+        print(held_out.summary(run.training.scores))
+    print(f"Saved {output} after {run.training.step} steps. Peak memory: {run.memory}.")
     return 0
 
 

@@ -43,6 +43,7 @@ class NetworkDenoiser(ABC):
 
     def __init__(self, network: nn.Module, schedule: Schedule, config: AdapterConfig | None):
         self.network, self.schedule = network, schedule
+        self.checkpointed = False
         self._dropout = config is not None and config.dropout > 0
         self._trainable = {} if config is None else add_adapter(network, config)
 
@@ -61,7 +62,9 @@ class NetworkDenoiser(ABC):
 
     def checkpoint_blocks(self) -> int:
         """Switch gradient checkpointing on, for the network's blocks; how many there are."""
-        return checkpoint_blocks(self.network)
+        found = checkpoint_blocks(self.network)
+        self.checkpointed = self.checkpointed or found > 0
+        return found
 
     def compile_blocks(self) -> int:
         """torch.compile the network's blocks, before they are checkpointed; how many there are."""

@@ -15,7 +15,7 @@ from .folder_examples import FolderExamples
 from .generation import GenerationConfig
 from .image_model import ImageModel
 from .lora import LoraWeights, write_lora
-from .memory import estimate
+from .memory import PeakMemory, estimate
 from .trained_header import TrainedHeader
 from .trainer import Training
 
@@ -27,8 +27,8 @@ class FolderTraining:
 
     resolution: in pixels, None for the model's own. square: a centred square of each picture instead of
     aspect-ratio buckets. compiled, gradient_checkpointing: of the network's blocks. generation, class_data: see
-    FolderExamples. say: told what takes time before the run. notes: what to tell the user before the run. Raises
-    DCOError for what cannot be trained, before anything is written.
+    FolderExamples. say: told what takes time before the run. notes: what to tell the user before the run; memory: its
+    peak, after it. Raises DCOError for what cannot be trained, before anything is written.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class FolderTraining:
             denoiser.compile_blocks()
         kept = checkpoints.folder / GENERATED if checkpoints is not None else None
         examples = self._data.examples(denoiser, kept, say)
+        self.memory = PeakMemory(examples[0].latent.device)
         if gradient_checkpointing:
             denoiser.checkpoint_blocks()
         self.training = Training(

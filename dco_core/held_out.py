@@ -31,6 +31,17 @@ class Score:
     distance: float
 
 
+def summary(scores: Sequence[Score]) -> str:
+    """`Held-out margin: best 1.234 at step 50, last 1.100; distance to the base 0.0123.`; "" without scores."""
+    if not scores:
+        return ""
+    best, last = max(scores, key=lambda score: score.margin), scores[-1]
+    return (
+        f"Held-out margin: best {best.margin:.3f} at step {best.step}, last {last.margin:.3f}; "
+        f"distance to the base {last.distance:.3g}."
+    )
+
+
 class HeldOut:
     """Scores the adapter on fixed draws; phi's side is computed once."""
 

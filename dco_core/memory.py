@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -75,6 +76,19 @@ def estimate(denoiser: Denoiser, examples: Sequence[Example], config: TrainingCo
 def _weights(denoiser: Denoiser) -> list[Tensor]:
     network = getattr(denoiser, "network", None)
     return [] if network is None else [*network.parameters(), *network.buffers()]
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a step can still take on a device; None where nothing tells."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        (available,) = (line for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError):
+        return None
+    return int(available.split()[1]) * 1024
 
 
 class PeakMemory:

@@ -231,7 +231,7 @@ class Training:
         if not look_ahead.possible(self.examples) or config.objective != "dco":
             window = 1
         elif window == 0:
-            window = look_ahead.automatic_window(self.denoiser, self.examples, config.batch_size)
+            window = look_ahead.automatic_window(self.denoiser, self.examples, config)
         return dataclasses.replace(config, look_ahead=window)
 
     # --- what it has made
@@ -284,6 +284,9 @@ class Training:
         """The checkpoint to go on from, and a note of what was found."""
         key = content_key(self._content, self._identity(), dict(self._copied()), self._words())
         saved = checkpoints.open(key, self._asked.steps)
+        self.notes += [
+            f"The checkpoint {name} is damaged and was passed over." for name in checkpoints.damaged
+        ]
         if saved is not None:
             done = "finished" if saved.step == self._asked.steps else "going on from there"
             self.notes.append(f"Found the checkpoint of step {saved.step}: {done}.")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ..dco_core import held_out
 from ..dco_core.adapters import AdapterConfig
 from ..dco_core.checkpoints import Checkpoints
 from ..dco_core.config import TrainingConfig
@@ -207,12 +208,7 @@ def _summary(run: Training) -> str:
     )
     if len(history) < run.step:
         said += f" {run.step - len(history)} steps were skipped because their numbers were not finite."
-    if run.best is not None:
-        said += (
-            f" Held-out margin: best {run.best.margin:.3f} at step {run.best.step}, last {run.scores[-1].margin:.3f}; "
-            f"distance to the base {run.scores[-1].distance:.3g}."
-        )
-    return said
+    return f"{said} {held_out.summary(run.scores)}".strip()
 
 
 NODES = [DCOLoRATrainer]

@@ -49,6 +49,7 @@ def whole(data, tmp_path_factory):
     done = run(command(data, output))
     assert done.returncode == 0, done.stderr
     assert f"Saved {output} after 12 steps." in done.stdout
+    assert re.search(r"Peak memory: \d.* [MG]B of the whole process", done.stdout)
     assert "step 12/12  loss " in done.stderr
     return output
 
@@ -143,6 +144,7 @@ def without_captions(folder):
         ({"model": "flux"}, "--model flux is unknown: use toy-world, or diffusers:FOLDER"),
         ({"data": "/nowhere"}, "/nowhere"),
         ({"output": "toy.pt"}, "write FILE.safetensors"),
+        ({"output": f"{__file__}/toy.safetensors"}, "cannot be written"),
         ({"steps": 0}, "steps is 0"),
         ({"objective": "sgd"}, "objective 'sgd' is unknown"),
         ({"rank": 0}, "rank is 0"),
@@ -178,6 +180,12 @@ def test_gradient_checkpointing_and_a_log_do_not_change_what_is_learned(whole, d
     curves = EventAccumulator(str(log))
     curves.Reload()
     assert [event.step for event in curves.Scalars("train/loss")] == list(range(1, 13))
+
+
+def test_scores_and_the_kept_adapter_are_reported(data, tmp_path, capsys):
+    options = ["--score-every", "2", "--keep", "best", "--ema", "0.9"]
+    assert main([*command(data, tmp_path / "toy.safetensors", steps=4)[3:], *options]) == 0
+    assert re.search(r"Held-out margin: best -?[\d.]+ at step [24], last ", capsys.readouterr().out)
 
 
 def test_compiled_blocks_are_asked_for(data, tmp_path, monkeypatch, capsys):
