@@ -20,13 +20,24 @@ from torch.nn import functional as F
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-LAYERS = (nn.Linear, *CONVOLUTIONS, *NORMS)
 _CONV = dict(zip(CONVOLUTIONS, (F.conv1d, F.conv2d, F.conv3d), strict=True))
 
 # gives a tensor of a part at the device and dtype of the rows at hand, kept for the run
 Place = Callable[[Tensor], Tensor]
 # (module, x, y, strength, place): adds to the rows y of the module's output what the rows x are due
 Part = Callable[[nn.Module, Tensor, Tensor, float, Place], None]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """nn.Linear, and the host's layers of quantised checkpoints, which are none."""
+    return isinstance(module, nn.Linear) or (
+        isinstance(module, comfy.ops.CastWeightBiasOp) and hasattr(module, "in_features")
+    )
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether its output can be told apart by rows."""
+    return isinstance(module, (*CONVOLUTIONS, *NORMS)) or is_linear(module)
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ class LowRank:
 
     def __call__(self, module: nn.Module, x: Tensor, y: Tensor, strength: float, place: Place) -> None:
         h, up, scale = convolve(module, x, place(self.down)), place(self.up), self.scale * strength
-        if isinstance(module, nn.Linear):
+        if is_linear(module):
             if y.is_contiguous() and y.dtype == h.dtype:  # no product of its own to keep
                 y.view(-1, y.shape[-1]).addmm_(h.reshape(-1, h.shape[-1]), up.t(), alpha=scale)
             else:
@@ -226,7 +237,7 @@ def _additive(p: Patch, module: nn.Module) -> Part | None:
     adapter = p.patch
     if isinstance(adapter, LoRAAdapter):
         return LowRank(adapter, p.strength, module.weight.shape)
-    if isinstance(adapter, LoKrAdapter) and isinstance(module, nn.Linear):
+    if isinstance(adapter, LoKrAdapter) and is_linear(module):
         return Kronecker(adapter, p.strength)
     return None
 
@@ -282,7 +293,7 @@ def _norm(p: Patch) -> Norm:
 
 def parts_of(patches: Sequence[Patch], module: nn.Module) -> tuple[list[Part], bool]:
     """The parts that do what merging `patches` into the module would do, in that order; and whether they are the
-    slower way (a weight made for each call). Every patch acts on the weight or bias of a layer of LAYERS."""
+    slower way (a weight made for each call). Every patch acts on the weight or bias of a layer (is_layer)."""
     if isinstance(module, NORMS):
         return [_norm(p) for p in patches], False
     biases: list[Part] = [Bias(p.patch[1][0], p.strength) for p in patches if p.name == "bias"]

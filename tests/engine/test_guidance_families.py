@@ -34,7 +34,7 @@ def test_slices_of_fused_layers(monkeypatch):
 def test_conditioning_of_another_model_is_refused_before_anything_runs(family):
     case = Case(family)
     case.positive = [[torch.zeros(1, 7, 40), {"pooled_output": torch.zeros(1, 8), "guidance": 3.5}]]
-    with pytest.raises(Exception, match=r"positive conditioning is 40 wide, this model \(\w+\) reads 24"):
+    with pytest.raises(Exception, match=r"positive conditioning is of another model: its text is 40 wide, this model \(\w+\) reads 24"):
         case.ours()
 
 

@@ -32,7 +32,7 @@ def test_rows_whose_coefficient_is_zero_are_not_run(w_rg, w_text, rows, low_memo
     case = Case()
     model = guided(case.phi, case.lora, w_rg, low_memory=low_memory, self_check=False)
     assert rows_of_each_step(case, model, w_text) == [rows] * 3
-    report = host.pack("nodes.guidance_inputs").report
+    report = host.pack("nodes.guidance_report").reward_report
     assert report(w_rg, w_text).startswith(f"{rows} UNet row{'s' * (rows > 1)} a step")
     case.check(w_rg, w_text, low_memory=low_memory) if w_rg else None
 
@@ -173,7 +173,7 @@ def test_the_self_check_names_the_module_that_leaks(monkeypatch):
 def test_a_module_that_mixes_rows_gets_a_call_of_its_own(caplog):
     """A batch of one for all rows: the layer cannot tell them apart."""
     case = Case()
-    host.pack("nodes.host.evaluation")._said.clear()
+    host.pack("nodes.host.notices")._said.clear()
 
     for model in (case.phi, case.theta):
         embed = model.model.diffusion_model.time_embed
