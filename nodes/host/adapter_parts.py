@@ -43,13 +43,15 @@ def is_layer(module: nn.Module) -> bool:
 @dataclass(frozen=True)
 class Patch:
     """One entry of a LoRA: `patch` is the host's adapter or ("diff" | "set", (tensor,)); it acts on the parameter
-    `module`.`name`, or on the slice (dim, start, length) of it (fused q-k-v layers)."""
+    `module`.`name`, or on the slice (dim, start, length) of it (fused q-k-v layers). function: what the host applies to
+    the change, where a file has the rows of a layer in another order than the model."""
 
     module: str
     name: str
     patch: Any
     strength: float
     offset: tuple[int, int, int] | None = None
+    function: Callable[[Tensor], Tensor] | None = None
 
     @property
     def key(self) -> str:
@@ -220,7 +222,7 @@ class Norm:
 
 def patched(patches: Sequence[Patch], weight: Tensor, strength: float = 1.0) -> Tensor:
     """The weight (a copy that may be written) with the patches merged, by the host."""
-    entries = [(p.strength * strength, p.patch, 1.0, p.offset, None) for p in patches]
+    entries = [(p.strength * strength, p.patch, 1.0, p.offset, p.function) for p in patches]
     return comfy.lora.calculate_weight(entries, weight, patches[0].key)
 
 
@@ -235,6 +237,8 @@ def current_weight(module: nn.Module, x: Tensor) -> Tensor:
 def _additive(p: Patch, module: nn.Module) -> Part | None:
     """The part by its factors, without DoRA; None where there is no such form."""
     adapter = p.patch
+    if p.function is not None:
+        return None
     if isinstance(adapter, LoRAAdapter):
         return LowRank(adapter, p.strength, module.weight.shape)
     if isinstance(adapter, LoKrAdapter) and is_linear(module):
@@ -267,7 +271,7 @@ def _fast(p: Patch, module: nn.Module, alone: bool) -> Part | None:
     """The part that does without the layer's own weight; None where W' depends on it in a way that has no such form.
     alone: nothing else acts on the weight."""
     adapter, scale = p.patch, dora_scale(p.patch)
-    alone = alone and p.offset is None
+    alone = alone and p.offset is None and p.function is None
     if isinstance(adapter, OFTAdapter):
         return Rotation(adapter, p.strength) if alone and scale is None else None
     if scale is not None:

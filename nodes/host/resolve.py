@@ -157,9 +157,9 @@ def resolve(model, lora: Mapping[str, Tensor], strength: float) -> list[Patch]:
         if key == _NO_KEY:
             say_once("bias differences on a part of a fused layer are left out, as ComfyUI's own loaders do.")
             continue
-        full, offset = (key, None) if isinstance(key, str) else (key[0], tuple(key[1]))
+        full, offset, function = (key, None, None) if isinstance(key, str) else (*key, None)[:3]
         module, _, parameter = full.rpartition(".")
-        found.append(Patch(module, parameter, patch, strength, offset))
+        found.append(Patch(module, parameter, patch, strength, offset and tuple(offset), function))
         why = _misfit(found[-1], parameters[full]) if full in parameters else f"{full} is not in this model"
         if why:
             misfits.append((key, why))
