@@ -172,7 +172,7 @@ class DCOLoRAGuidance(io.ComfyNode):
             category="advanced/guidance",
             description="Other ways to guide with a LoRA, on the engine of reward guidance, to compare with: "
             "AutoGuidance with the LoRA as the weak model (arXiv 2406.02507), Steering Guidance for personalised "
-            "models (arXiv 2508.00319), and the LoRA on the negative prompt only.",
+            "models (arXiv 2508.00319), and the LoRA on the negative prompt only (Diffusion-NPO, arXiv 2505.11245).",
             search_aliases=[
                 "autoguidance",
                 "steering guidance",

@@ -55,7 +55,9 @@ def _beside(
     text = ""
     if in_interval and (start_percent > 0 or end_percent < 1):
         outside = _BASE[:1] if w_text == 1 else _BASE
-        text += f". Outside of {start_percent:.0%} to {end_percent:.0%} of the noise schedule: {_rows(outside)}"
+        text += (
+            f". Outside of {start_percent:.0%} to {end_percent:.0%} of the noise schedule: {_rows(outside)}"
+        )
     if low_memory:
         text += ". One row at a time"
     elif self_check:

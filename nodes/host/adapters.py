@@ -127,7 +127,8 @@ def attached(model, patches: Sequence[Patch]) -> Iterator[Rows]:
             handles.append(modules[name].register_forward_hook(_hook(name, parts, rows)))
         if slow:
             say_once(
-                f"{len(slow)} LoRA layers, such as {slow[0]}, need their weight made anew in every step, which is slower."
+                f"{len(slow)} LoRA layers, such as {slow[0]}, need their weight made anew in every step, which is "
+                "slower."
             )
         yield rows
     finally:

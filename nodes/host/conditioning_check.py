@@ -19,8 +19,8 @@ def text_width(model) -> int | None:
     found = next((config[name] for name in _TEXT_WIDTHS if name in config), None)
     if found is None:
         modules = dict(model.diffusion_model.named_modules())
-        layers = (modules.get(name) for name in _TEXT_LAYERS)
-        found = next((layer.in_features for layer in layers if hasattr(layer, "in_features")), None)
+        widths = (getattr(modules.get(name), "in_features", None) for name in _TEXT_LAYERS)
+        found = next((width for width in widths if width is not None), None)
     return found if isinstance(found, int) else None
 
 
@@ -44,8 +44,9 @@ def check_conditioning(guider) -> None:
             for what, width in wanted.items():
                 found = read[what].shape[-1] if isinstance(read[what], Tensor) else None
                 if width is not None and found is not None and found != width:
+                    which = f" ({number} of {len(conds)})" if len(conds) > 1 else ""
                     raise DCOError(
-                        f"The {kind.removeprefix('dco_')} conditioning{f' ({number} of {len(conds)})' * (len(conds) > 1)} "
-                        f"is of another model: its {what or 'text '}is {found} wide, this model "
-                        f"({type(model).__name__}) reads {width}. Encode the prompt with the model's own text encoder."
+                        f"The {kind.removeprefix('dco_')} conditioning{which} is of another model: its "
+                        f"{what or 'text '}is {found} wide, this model ({type(model).__name__}) reads {width}. Encode "
+                        "the prompt with the model's own text encoder."
                     )

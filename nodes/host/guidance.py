@@ -36,7 +36,8 @@ _Wrappers = comfy.patcher_extension.WrappersMP
 @dataclass(frozen=True)
 class Method:
     """How LoRA rows enter a step. kind: "reward" (scale is w_rg), "auto" (AutoGuidance, scale is w), "personalization"
-    (Steering Guidance, scale is the LoRA's share in the weak model) or "negative" (LoRA on the negative only).
+    (Steering Guidance, scale is the LoRA's share in the weak model) or "negative" (LoRA on the negative only, as
+    Diffusion-NPO, Wang et al., arXiv 2505.11245, samples).
     start, end, schedule: where in the noise schedule w_rg or w holds."""
 
     kind: str = "reward"
@@ -81,7 +82,7 @@ class _Guidance:
         """Ask the host for the LoRA's own memory and for the row that is added."""
         if not self.runs:
             return executor(model, noise_shape, conds, **kwargs)
-        more = {_KEY: [{"control": Reserve(self.patches, model.model_dtype())}]}
+        more = {_KEY: [{"control": Reserve(self.patches, model.model.get_dtype_inference())}]}
         rows = 3 if self.method.kind in ("reward", "auto") and not self.method.low_memory else 2
         shape = [-(-noise_shape[0] * rows // 2), *noise_shape[1:]]
         real, found, models = executor(model, shape, conds | more, **kwargs)

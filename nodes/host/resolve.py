@@ -31,7 +31,9 @@ def _partners() -> dict[str, tuple[tuple[str, ...], ...]]:
         (".lokr_w1_a", ".lokr_w1_b"), (".lokr_w2_a", ".lokr_w2_b"), (".a1.weight", ".a2.weight"),
         (".b1.weight", ".b2.weight"),
     ]  # fmt: skip
-    found = {end: ((other,),) for one, two in pairs for end, other in ((one, two), (two, one))}
+    found: dict[str, tuple[tuple[str, ...], ...]] = {
+        end: ((other,),) for one, two in pairs for end, other in ((one, two), (two, one))
+    }
     hada = (".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b")
     found |= {end: tuple((other,) for other in hada if other != end) for end in hada}
     first, second = (".lokr_w1", ".lokr_w1_a"), (".lokr_w2", ".lokr_w2_a")
@@ -127,9 +129,9 @@ def _layer_of(key: str, key_map: Mapping[str, object]) -> str | None:
 
 
 def resolve(model, lora: Mapping[str, Tensor], strength: float) -> list[Patch]:
-    """What the LoRA patches in the MODEL; nothing for learned tokens alone and at strength 0. Raises DCOError when it
-    belongs to another model (less than half of its keys, or a shape, fits) or is not whole."""
-    if lora and all(key.startswith(BUNDLE) for key in lora):
+    """What the LoRA patches in the MODEL; nothing for an empty one, learned tokens alone and strength 0. Raises
+    DCOError when it belongs to another model (less than half of its keys, or a shape, fits) or is not whole."""
+    if all(key.startswith(BUNDLE) for key in lora):
         return []
     lora = {k: v for k, v in lora.items() if not k.startswith(BUNDLE)}
     _check_whole(lora)
@@ -164,11 +166,11 @@ def resolve(model, lora: Mapping[str, Tensor], strength: float) -> list[Patch]:
         if why:
             misfits.append((key, why))
     if misfits:
-        first, why = misfits[0]
-        named = [k for k, layer in layers.items() if layer is not None and _leads(key_map[layer], first)]
+        key, why = misfits[0]
+        named = [k for k, layer in layers.items() if layer is not None and _leads(key_map[layer], key)]
         raise DCOError(
             f"The LoRA does not belong to this model ({name}): {len(found) - len(misfits)} of its {len(found)} layers "
-            f'match, the first that does not is "{(named or [first])[0]}": {why}. {_REMEDY}'
+            f'match, the first that does not is "{(named or [key])[0]}": {why}. {_REMEDY}'
         )
     return found if strength != 0 else []
 
@@ -176,5 +178,7 @@ def resolve(model, lora: Mapping[str, Tensor], strength: float) -> list[Patch]:
 def _leads(mapped: object, key: object) -> bool:
     """Whether a name of the host's key map leads to the parameter (or slice) `key`; a bias belongs to its weight."""
     return mapped == key or (
-        isinstance(mapped, str) and isinstance(key, str) and mapped.removesuffix("weight") == key.removesuffix("bias")
+        isinstance(mapped, str)
+        and isinstance(key, str)
+        and mapped.removesuffix("weight") == key.removesuffix("bias")
     )

@@ -15,10 +15,14 @@ def refused(match: str, lora, family: str = "sd15") -> None:
         guided(small_model(family), lora)
 
 
-@pytest.mark.parametrize("family, other", [("sd15", "flux"), ("flux", "sdxl"), ("wan", "sd15"), ("qwen-image", "wan")])
+OTHERS = [("sd15", "flux"), ("flux", "sdxl"), ("wan", "sd15"), ("qwen-image", "wan")]
+
+
+@pytest.mark.parametrize("family, other", OTHERS)
 def test_a_lora_of_another_family(family, other):
     lora = lora_for(small_model(other))
-    refused(rf"does not belong to this model \(\w+\): 0 of its {len(lora)} keys match, .*\"{next(iter(lora))}\"", lora, family)
+    words = rf'does not belong to this model \(\w+\): 0 of its {len(lora)} keys match, .*"{next(iter(lora))}"'
+    refused(words, lora, family)
 
 
 def test_a_lora_most_of_whose_layers_the_model_lacks():
@@ -26,7 +30,9 @@ def test_a_lora_most_of_whose_layers_the_model_lacks():
     own, other = lora_for(small_model("sd15"), names=[QUERY]), lora_for(small_model("flux"))
     count = len(own) + len(other)
     first = next(iter(other))
-    refused(f"{len(own)} of its {count} keys match, the first that names no layer of it is \"{first}\"", own | other)
+    refused(
+        f'{len(own)} of its {count} keys match, the first that names no layer of it is "{first}"', own | other
+    )
 
 
 def test_a_few_layers_that_the_model_lacks_are_told_and_left_out(caplog):
@@ -42,8 +48,12 @@ def test_all_parts_of_a_lora_that_fits_count_as_its_own(caplog):
     """Biases, norms and text encoder keys are no strangers."""
     case = Case()
     name = "diffusion_model.out.2"
-    case.lora |= {f"{name}.diff_b": torch.ones(4), "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": torch.ones(())}
-    case.lora |= {"diffusion_model.out.0.w_norm": torch.ones(32), "diffusion_model.out.0.b_norm": torch.ones(32)}
+    case.lora |= {
+        f"{name}.diff_b": torch.ones(4),
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": torch.ones(()),
+    }
+    norm = "diffusion_model.out.0"
+    case.lora |= {f"{norm}.w_norm": torch.ones(32), f"{norm}.b_norm": torch.ones(32)}
     guided(case.phi, case.lora)
     assert "LoRA keys fit" not in caplog.text
 
@@ -53,10 +63,9 @@ def test_shapes_of_another_size():
     layers = len(lora) // 3
     for end, shape in (("down", (2, 48)), ("up", (48, 2))):
         lora[f"diffusion_model.{QUERY}.lora_{end}.weight"] = torch.zeros(shape)
-    refused(
-        f"{layers - 1} of its {layers} layers match, the first that does not is \"diffusion_model.{QUERY}.lora_down.weight\""
-        r": it has \(48, 2\) and \(2, 48\), and diffusion_model.*to_q.weight is \(64, 64\)", lora,
-    )  # fmt: skip
+    first = f'the first that does not is "diffusion_model.{QUERY}.lora_down.weight"'
+    words = f"{layers - 1} of its {layers} layers match, {first}"
+    refused(words + r": it has \(48, 2\) and \(2, 48\), and diffusion_model.*to_q.weight is \(64, 64\)", lora)
 
 
 def test_factors_of_two_ranks():
@@ -65,30 +74,30 @@ def test_factors_of_two_ranks():
     refused(r"0 of its 1 layers match.*\(64, 3\) and \(2, 64\)", lora)
 
 
+TUCKER = {"hada_t1": (2, 2, 3, 3)}
 HADA = {"hada_w1_a": (64, 2), "hada_w1_b": (2, 64), "hada_w2_a": (64, 2), "hada_w2_b": (2, 64)}
 LOKR = {"lokr_w1": (4, 4), "lokr_w2": (16, 16)}
 
 
 @pytest.mark.parametrize(
     "parts, lost",
-    [*((HADA, part) for part in HADA), *((LOKR, part) for part in LOKR), (HADA | {"hada_t1": (2, 2, 3, 3)}, "hada_t2")],
+    [*((HADA, part) for part in HADA), *((LOKR, part) for part in LOKR), (HADA | TUCKER, "hada_t2")],
 )
 def test_factors_that_are_missing(parts, lost):
     whole = lora_for(small_model("sd15"), names=["middle_block.1.transformer_blocks.0.attn1.to_k"])
-    lora = {f"diffusion_model.{QUERY}.{part}": torch.zeros(shape) for part, shape in parts.items() if part != lost}
-    refused(rf"not whole: it has \"diffusion_model.{QUERY}.\w+\" but not \"diffusion_model.{QUERY}.{lost}\"; \d+ of its keys",
-            lora | whole)  # fmt: skip
+    layer = f"diffusion_model.{QUERY}"
+    lora = {f"{layer}.{part}": torch.zeros(shape) for part, shape in parts.items() if part != lost}
+    refused(rf'not whole: it has "{layer}.\w+" but not "{layer}.{lost}"; \d+ of its keys', lora | whole)
 
 
 @pytest.mark.parametrize("lost, kept", [("up", "down"), ("down", "up")])
 def test_half_of_a_pair_is_missing(lost, kept):
     lora = lora_for(small_model("sd15"))
     pairs = len(lora) // 3
-    del lora[f"diffusion_model.{QUERY}.lora_{lost}.weight"]
-    refused(
-        f"it has \"diffusion_model.{QUERY}.lora_{kept}.weight\" but not \"diffusion_model.{QUERY}.lora_{lost}.weight\"; "
-        f"{2 * (pairs - 1)} of its keys have", lora,
-    )  # fmt: skip
+    layer = f"diffusion_model.{QUERY}"
+    del lora[f"{layer}.lora_{lost}.weight"]
+    words = f'it has "{layer}.lora_{kept}.weight" but not "{layer}.lora_{lost}.weight"'
+    refused(f"{words}; {2 * (pairs - 1)} of its keys have", lora)
 
 
 def test_a_bias_where_the_model_has_none():
@@ -109,7 +118,9 @@ def test_a_pooled_output_of_another_model(family):
     case = Case(family)
     other = [[torch.zeros(1, 7, 24), {"pooled_output": torch.zeros(1, 10), "guidance": 3.5}]]
     case.negative = case.negative + other
-    with pytest.raises(Exception, match=r"negative conditioning \(2 of 2\) .* pooled output is 10 wide, .* reads 8"):
+    with pytest.raises(
+        Exception, match=r"negative conditioning \(2 of 2\) .* pooled output is 10 wide, .* reads 8"
+    ):
         case.ours()
     case.negative = case.negative[:1]
     with pytest.raises(Exception, match="personalized conditioning is of another model"):

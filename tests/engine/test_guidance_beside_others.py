@@ -60,6 +60,35 @@ def test_a_step_cache_keeps_theta_and_phi_apart(monkeypatch):
     assert min(apart) > 1e-4  # and the LoRA counted in those, too
 
 
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_image_prompts_as_ip_adapter_patches_them_in(low_memory):
+    """Attention to two more keys, of the picture for the prompt and of none for the negative, looked up in a pair by
+    cond_or_uncond: a third index would be an IndexError."""
+    from comfy.ldm.modules.attention import optimized_attention
+
+    keys = [torch.randn(1, 2, 24, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    case, seen = Case(batch=2), []
+    to_k = torch.randn(64, 24, generator=torch.Generator().manual_seed(3)) / 5
+
+    def attention(q, k, v, options):
+        cond_or_uncond = options["cond_or_uncond"]
+        seen.append(tuple(cond_or_uncond))
+        batch = len(q) // len(cond_or_uncond)
+        picture = torch.cat([(keys[0], keys[1])[i].repeat(batch, 1, 1) for i in cond_or_uncond]) @ to_k.T
+        heads = options["n_heads"]
+        return optimized_attention(q, k, v, heads) + 0.5 * optimized_attention(q, picture, picture, heads)
+
+    without = case.ours()
+    for name in ("phi", "theta"):
+        setattr(case, name, getattr(case, name).clone())
+        getattr(case, name).set_model_attn2_replace(attention, "middle", 0, 0)
+    case.negative = text("sd15", 7, 2)
+    case.check(low_memory=low_memory)
+    assert difference(case.ours(), without) > 1e-3
+    rows = {tuple(sorted(indices)) for indices in seen}
+    assert rows <= {(0,), (1,), (0, 0), (0, 1), (0, 0, 1)} and (low_memory or (0, 0, 1) in rows)
+
+
 def test_the_host_is_asked_for_the_loras_memory_and_for_one_more_row(monkeypatch):
     import comfy.model_management as management
 
@@ -222,7 +251,10 @@ def test_loras_of_conditioning_hooks_are_part_of_the_base():
         case.positive, comfy.hooks.create_hook_lora(lora=user, strength_model=0.7, strength_clip=0.0)
     )
     ours = case.ours()
-    both = [comfy.sd.load_lora_for_models(m, None, dict(user), 0.7, 0)[0] for m in (small_model("sd15"), case.theta)]
+    both = [
+        comfy.sd.load_lora_for_models(m, None, dict(user), 0.7, 0)[0]
+        for m in (small_model("sd15"), case.theta)
+    ]
     guider = oracle(case.phi, case.theta, case.positive, case.negative, None)
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):

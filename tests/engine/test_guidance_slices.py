@@ -16,7 +16,12 @@ def adapter(kind: str, out: int, inner: int, seed: int) -> dict[str, torch.Tenso
     if kind == "dora":
         return adapter("lora", out, inner, seed) | {"dora_scale": 1 + _factor(seed + 2, out, 1).abs()}
     if kind == "loha":
-        parts = {"hada_w1_a": (out, 2), "hada_w1_b": (2, inner), "hada_w2_a": (out, 2), "hada_w2_b": (2, inner)}
+        parts = {
+            "hada_w1_a": (out, 2),
+            "hada_w1_b": (2, inner),
+            "hada_w2_a": (out, 2),
+            "hada_w2_b": (2, inner),
+        }
     else:
         parts = {"lokr_w1": (4, 4), "lokr_w2": (out // 4, inner // 4)}
     return {part: _factor(seed + i, *shape) for i, (part, shape) in enumerate(parts.items())}

@@ -54,7 +54,9 @@ def sampling(**changes):
 
 def doors(g, w_rg, w_text=2.0, **options):
     """The image through each of the three doors, and what they say: (latents, reports)."""
-    patch = g.add("DCORewardGuidance", model=g.base["model"], lora=g.lora, w_rg=w_rg, lora_strength=1.0, **options)
+    patch = g.add(
+        "DCORewardGuidance", model=g.base["model"], lora=g.lora, w_rg=w_rg, lora_strength=1.0, **options
+    )
     guider = g.add(
         "DCORewardGuider", **g.conditions(), w_rg=w_rg, w_text=w_text, **({"lora_strength": 1.0} | options)
     )
@@ -76,8 +78,8 @@ def doors(g, w_rg, w_text=2.0, **options):
         (0.0, {}, "2 UNet rows a step: base on the prompt, base on the negative. The LoRA takes no part."),
         (
             1.4, {"start_percent": 0.2, "end_percent": 0.8, "w_rg_schedule": "cosine", "low_memory": True},
-            "3 UNet rows a step: LoRA on the prompt, base on the prompt, base on the negative. Outside of 20% to 80% of "
-            "the noise schedule: 2 UNet rows a step: base on the prompt, base on the negative. One row at a time.",
+            "3 UNet rows a step: LoRA on the prompt, base on the prompt, base on the negative. Outside of 20% to 80% "
+            "of the noise schedule: 2 UNet rows a step: base on the prompt, base on the negative. One row at a time.",
         ),
     ],
 )  # fmt: skip
@@ -117,7 +119,9 @@ def test_interrupted_in_the_middle_the_next_plain_image_is_the_same_bit_for_bit(
     assert pressed.is_set()
 
     after = Toy()
-    again = after.ksample(after.base["model"], after.c, after.empty, after.start, 2.0, seed=21, denoise=0.99999)
+    again = after.ksample(
+        after.base["model"], after.c, after.empty, after.start, 2.0, seed=21, denoise=0.99999
+    )
     same = after.compare(again, again)
     weights = after.add("DCOTestWeightHash", model=after.base["model"], when=32, after=again)
     outputs = host.client.run(after.prompt)
