@@ -131,7 +131,8 @@ def host_model(shape: Shape, weights: Mapping[str, torch.Tensor] | None, dtype: 
     family.set_inference_dtype(dtype, cast, device=device)
     model = family.get_model({}, "", device=device)
     names = unet_to_diffusers(config)
-    model.load_model_weights({names[n]: w for n, w in weights.items()} if weights else {}, "")
+    if weights:
+        model.load_model_weights({names[n]: w for n, w in weights.items()}, "")
     model.eval().requires_grad_(False)
     patcher = ModelPatcher(model, load_device=device, offload_device=management.unet_offload_device())
     patcher.cached_patcher_init = (_again, (shape, model, dtype))

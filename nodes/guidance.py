@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import guidance_inputs as shared
+from .guidance_report import relative_report, reward_report
 from .host import sampling
 
 
@@ -48,7 +49,8 @@ class DCORewardGuidance(io.ComfyNode):
     ) -> io.NodeOutput:
         patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
         patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
-        return io.NodeOutput(patched, shared.report(w_rg, None, *shared.interval(options)))
+        adds = bool(patches) or personalized is not None
+        return io.NodeOutput(patched, reward_report(w_rg, None, adds, **options))
 
 
 class DCORewardGuider(io.ComfyNode):
@@ -86,7 +88,8 @@ class DCORewardGuider(io.ComfyNode):
         patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
         patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
         guider = sampling.cfg_guider(patched, positive, negative, w_text)
-        return io.NodeOutput(guider, shared.report(w_rg, w_text, *shared.interval(options)))
+        adds = bool(patches) or personalized is not None
+        return io.NodeOutput(guider, reward_report(w_rg, w_text, adds, **options))
 
 
 class DCORewardGuidanceSampler(io.ComfyNode):
@@ -129,21 +132,11 @@ class DCORewardGuidanceSampler(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
         patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
-        return io.NodeOutput(
-            sampling.ksample(
-                patched,
-                seed,
-                steps,
-                w_text,
-                sampler_name,
-                scheduler,
-                positive,
-                negative,
-                latent_image,
-                denoise,
-            ),
-            shared.report(w_rg, w_text, *shared.interval(options)),
+        samples = sampling.ksample(
+            patched, seed, steps, w_text, sampler_name, scheduler, positive, negative, latent_image, denoise
         )
+        adds = bool(patches) or personalized is not None
+        return io.NodeOutput(samples, reward_report(w_rg, w_text, adds, **options))
 
 
 _METHODS = {
@@ -179,7 +172,7 @@ class DCOLoRAGuidance(io.ComfyNode):
             category="advanced/guidance",
             description="Other ways to guide with a LoRA, on the engine of reward guidance, to compare with: "
             "AutoGuidance with the LoRA as the weak model (arXiv 2406.02507), Steering Guidance for personalised "
-            "models (arXiv 2508.00319), and the LoRA on the negative prompt only.",
+            "models (arXiv 2508.00319), and the LoRA on the negative prompt only (Diffusion-NPO, arXiv 2505.11245).",
             search_aliases=[
                 "autoguidance",
                 "steering guidance",
@@ -213,12 +206,8 @@ class DCOLoRAGuidance(io.ComfyNode):
         scale = {"auto": method.get("w_auto"), "personalization": method.get("weak_strength")}.get(kind, 1.0)
         patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
         patched = shared.patched(model, patches, kind, scale, personalized, **options)
-        rows = {
-            "auto": "3 UNet rows a step: base on the prompt, LoRA on the prompt, base on the negative. 2 at cfg 1.",
-            "personalization": "2 UNet rows a step: LoRA on the prompt, part of the LoRA on the negative.",
-            "negative": "2 UNet rows a step: base on the prompt, LoRA on the negative.",
-        }
-        return io.NodeOutput(patched, rows[kind])
+        adds = bool(patches) or personalized is not None
+        return io.NodeOutput(patched, relative_report(kind, scale, adds, **options))
 
 
 NODES = [DCORewardGuidance, DCORewardGuidanceSampler, DCORewardGuider, DCOLoRAGuidance]

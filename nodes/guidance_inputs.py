@@ -9,7 +9,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..dco_core.errors import DCOError
-from ..dco_core.guidance import SCHEDULES, rows_of
+from ..dco_core.guidance import SCHEDULES
 from ..dco_core.lora import from_bundle
 from .host import guidance, sampling
 from .host.adapter_parts import Patch
@@ -165,26 +165,3 @@ def patched(
         )
     method = guidance.Method(kind, scale, start_percent, end_percent, w_rg_schedule, low_memory, self_check)
     return guidance.patch(model, patches, method, personalized)
-
-
-def report(w_rg: float, w_text: float | None, start: float = 0.0, end: float = 1.0) -> str:
-    """Network rows per step. w_text: None where the sampler decides."""
-    if w_text is None:
-        names = rows_of(w_rg, w_rg + 2)  # where no coefficient but w_rg's can be 0
-        less = f"cfg is w_rg ({w_rg:g}) or 1" if w_rg else "cfg is 1"
-        text = f"{_rows(names)}; {len(names) - 1} where {less}"
-    else:
-        text = _rows(rows_of(w_rg, w_text))
-    if w_rg and (start > 0 or end < 1):
-        text += (
-            f"; from {start:.0%} to {end:.0%} of the noise schedule, and plain guidance of the base elsewhere"
-        )
-    return text + "."
-
-
-def _rows(names: list[str]) -> str:
-    return f"{len(names)} UNet row{'s' * (len(names) > 1)} a step: {', '.join(names)}"
-
-
-def interval(values: dict[str, Any]) -> tuple[float, float]:
-    return values.get("start_percent", 0.0), values.get("end_percent", 1.0)

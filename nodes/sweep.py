@@ -13,6 +13,7 @@ from comfy_api.latest import io
 from ..dco_core.contact_sheet import contact_sheet
 from ..dco_core.errors import DCOError
 from . import guidance_inputs as shared
+from .guidance_report import reward_report
 from .host import sampling
 from .host.progress import raise_if_interrupted, show_text
 
@@ -90,6 +91,7 @@ class DCORewardGuidanceSweep(io.ComfyNode):
                     is_output_list=True,
                     tooltip="What each picture was made with, for score nodes and contact sheets.",
                 ),
+                shared.REPORT,
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -110,6 +112,7 @@ class DCORewardGuidanceSweep(io.ComfyNode):
             )
         pictures: list[list[torch.Tensor]] = []
         stacks: dict[float, list] = {}
+        said = []
         for i, (label, cfg, strength) in enumerate(rows):
             if strength not in stacks:
                 stacks[strength] = shared.resolved(model, lora, strength, more_loras, personalized)
@@ -123,7 +126,9 @@ class DCORewardGuidanceSweep(io.ComfyNode):
                     patched, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise
                 )  # fmt: skip
                 pictures[-1].append(sampling.decode(vae, samples))
-                if w_rg:
+                adds = bool(stacks[strength]) or personalized is not None
+                said.append(f"{at}: {reward_report(w_rg, cfg, adds, **options)}")
+                if w_rg and adds:
                     options["self_check"] = False  # one picture proves it for all
         return io.NodeOutput(
             torch.cat(
@@ -136,6 +141,7 @@ class DCORewardGuidanceSweep(io.ComfyNode):
                 for _ in range(batch)
                 for value in columns
             ],
+            "\n".join(said),
         )
 
 

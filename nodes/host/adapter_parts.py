@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-LAYERS = (nn.Linear, *CONVOLUTIONS, *NORMS)
 _CONV = dict(zip(CONVOLUTIONS, (F.conv1d, F.conv2d, F.conv3d), strict=True))
 
 # gives a tensor of a part at the device and dtype of the rows at hand, kept for the run
@@ -29,16 +28,30 @@ Place = Callable[[Tensor], Tensor]
 Part = Callable[[nn.Module, Tensor, Tensor, float, Place], None]
 
 
+def is_linear(module: nn.Module) -> bool:
+    """nn.Linear, and the host's layers of quantised checkpoints, which are none."""
+    return isinstance(module, nn.Linear) or (
+        isinstance(module, comfy.ops.CastWeightBiasOp) and hasattr(module, "in_features")
+    )
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether its output can be told apart by rows."""
+    return isinstance(module, (*CONVOLUTIONS, *NORMS)) or is_linear(module)
+
+
 @dataclass(frozen=True)
 class Patch:
     """One entry of a LoRA: `patch` is the host's adapter or ("diff" | "set", (tensor,)); it acts on the parameter
-    `module`.`name`, or on the slice (dim, start, length) of it (fused q-k-v layers)."""
+    `module`.`name`, or on the slice (dim, start, length) of it (fused q-k-v layers). function: what the host applies to
+    the change, where a file has the rows of a layer in another order than the model."""
 
     module: str
     name: str
     patch: Any
     strength: float
     offset: tuple[int, int, int] | None = None
+    function: Callable[[Tensor], Tensor] | None = None
 
     @property
     def key(self) -> str:
@@ -84,7 +97,7 @@ class LowRank:
 
     def __call__(self, module: nn.Module, x: Tensor, y: Tensor, strength: float, place: Place) -> None:
         h, up, scale = convolve(module, x, place(self.down)), place(self.up), self.scale * strength
-        if isinstance(module, nn.Linear):
+        if is_linear(module):
             if y.is_contiguous() and y.dtype == h.dtype:  # no product of its own to keep
                 y.view(-1, y.shape[-1]).addmm_(h.reshape(-1, h.shape[-1]), up.t(), alpha=scale)
             else:
@@ -209,7 +222,7 @@ class Norm:
 
 def patched(patches: Sequence[Patch], weight: Tensor, strength: float = 1.0) -> Tensor:
     """The weight (a copy that may be written) with the patches merged, by the host."""
-    entries = [(p.strength * strength, p.patch, 1.0, p.offset, None) for p in patches]
+    entries = [(p.strength * strength, p.patch, 1.0, p.offset, p.function) for p in patches]
     return comfy.lora.calculate_weight(entries, weight, patches[0].key)
 
 
@@ -224,9 +237,11 @@ def current_weight(module: nn.Module, x: Tensor) -> Tensor:
 def _additive(p: Patch, module: nn.Module) -> Part | None:
     """The part by its factors, without DoRA; None where there is no such form."""
     adapter = p.patch
+    if p.function is not None:
+        return None
     if isinstance(adapter, LoRAAdapter):
         return LowRank(adapter, p.strength, module.weight.shape)
-    if isinstance(adapter, LoKrAdapter) and isinstance(module, nn.Linear):
+    if isinstance(adapter, LoKrAdapter) and is_linear(module):
         return Kronecker(adapter, p.strength)
     return None
 
@@ -256,7 +271,7 @@ def _fast(p: Patch, module: nn.Module, alone: bool) -> Part | None:
     """The part that does without the layer's own weight; None where W' depends on it in a way that has no such form.
     alone: nothing else acts on the weight."""
     adapter, scale = p.patch, dora_scale(p.patch)
-    alone = alone and p.offset is None
+    alone = alone and p.offset is None and p.function is None
     if isinstance(adapter, OFTAdapter):
         return Rotation(adapter, p.strength) if alone and scale is None else None
     if scale is not None:
@@ -282,7 +297,7 @@ def _norm(p: Patch) -> Norm:
 
 def parts_of(patches: Sequence[Patch], module: nn.Module) -> tuple[list[Part], bool]:
     """The parts that do what merging `patches` into the module would do, in that order; and whether they are the
-    slower way (a weight made for each call). Every patch acts on the weight or bias of a layer of LAYERS."""
+    slower way (a weight made for each call). Every patch acts on the weight or bias of a layer (is_layer)."""
     if isinstance(module, NORMS):
         return [_norm(p) for p in patches], False
     biases: list[Part] = [Bias(p.patch[1][0], p.strength) for p in patches if p.name == "bias"]

@@ -7,7 +7,6 @@ rows: then the LoRA's rows run in a call of their own, with that parameter excha
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .adapter_parts import LAYERS, NORMS, Magnitude, Part, Patch, parts_of, patched
+from .adapter_parts import NORMS, Magnitude, Part, Patch, is_layer, parts_of, patched
+from .notices import say_once
 
 
 class RowsNotSeparable(Exception):
@@ -25,7 +25,7 @@ class RowsNotSeparable(Exception):
 def separable(p: Patch, modules: Mapping[str, nn.Module]) -> bool:
     """Whether a hook on the module can give it to chosen rows only."""
     module = modules[p.module]
-    if not isinstance(module, LAYERS) or p.name not in ("weight", "bias"):
+    if not is_layer(module) or p.name not in ("weight", "bias"):
         return False
     plain = isinstance(p.patch, tuple) and p.patch[0] == "diff"
     return plain if p.name == "bias" or isinstance(module, NORMS) else True
@@ -126,10 +126,10 @@ def attached(model, patches: Sequence[Patch]) -> Iterator[Rows]:
             magnitudes += [part for part in parts if isinstance(part, Magnitude)]
             handles.append(modules[name].register_forward_hook(_hook(name, parts, rows)))
         if slow:
-            logging.warning(
-                "DCO: %d LoRA layers, such as %s, need their weight made anew in every step, which is slower.",
-                len(slow), slow[0],
-            )  # fmt: skip
+            say_once(
+                f"{len(slow)} LoRA layers, such as {slow[0]}, need their weight made anew in every step, which is "
+                "slower."
+            )
         yield rows
     finally:
         for handle in reversed(handles):

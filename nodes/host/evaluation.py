@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,20 +10,17 @@ from torch import Tensor
 
 from .adapter_parts import Patch
 from .adapters import Rows, RowsNotSeparable, exchanged
+from .notices import say_once
 from .self_check import check_base_rows
 
 _INDICES = "dco_indices"  # the host's own condition indices, where third parties are shown others
-_said: set[str] = set()
 
 # (conds) -> predictions: the host's evaluation with everything else given, options apart
 Evaluate = Callable[[list, dict[str, Any]], list[Tensor]]
 
 
 def say_two_calls(why: str) -> None:
-    """Once in a session of the host."""
-    if why not in _said:
-        _said.add(why)
-        logging.warning("DCO: the LoRA's row runs in a call of its own, which is slower, because %s.", why)
+    say_once(f"the LoRA's row runs in a call of its own, which is slower, because {why}.")
 
 
 @dataclass

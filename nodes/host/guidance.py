@@ -13,6 +13,7 @@ to the guider as one more kind of conditioning, which the host prepares like the
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,10 +21,10 @@ import comfy.patcher_extension
 import comfy.sampler_helpers
 from torch import Tensor
 
-from ...dco_core.errors import DCOError
 from ...dco_core.guidance import autoguidance, reward_guidance, scheduled
 from .adapter_parts import Patch
 from .adapters import Reserve, attached
+from .conditioning_check import check_conditioning
 from .evaluation import Run
 
 _KEY = "dco_reward_guidance"
@@ -35,7 +36,8 @@ _Wrappers = comfy.patcher_extension.WrappersMP
 @dataclass(frozen=True)
 class Method:
     """How LoRA rows enter a step. kind: "reward" (scale is w_rg), "auto" (AutoGuidance, scale is w), "personalization"
-    (Steering Guidance, scale is the LoRA's share in the weak model) or "negative" (LoRA on the negative only).
+    (Steering Guidance, scale is the LoRA's share in the weak model) or "negative" (LoRA on the negative only, as
+    Diffusion-NPO, Wang et al., arXiv 2505.11245, samples).
     start, end, schedule: where in the noise schedule w_rg or w holds."""
 
     kind: str = "reward"
@@ -68,7 +70,7 @@ class _Guidance:
         guider = executor.class_obj
         if self.personalized is not None:
             guider.conds[_PERSONALIZED] = _beside(guider.conds.get("positive", []), self.personalized)
-        _check_conditioning(guider)
+        check_conditioning(guider)
         with attached(guider.model_patcher, self.patches) as rows:
             self.runs.append(Run(guider, rows, self.patches, self.method.low_memory, self.method.self_check))
             try:
@@ -80,7 +82,7 @@ class _Guidance:
         """Ask the host for the LoRA's own memory and for the row that is added."""
         if not self.runs:
             return executor(model, noise_shape, conds, **kwargs)
-        more = {_KEY: [{"control": Reserve(self.patches, model.model_dtype())}]}
+        more = {_KEY: [{"control": Reserve(self.patches, model.model.get_dtype_inference())}]}
         rows = 3 if self.method.kind in ("reward", "auto") and not self.method.low_memory else 2
         shape = [-(-noise_shape[0] * rows // 2), *noise_shape[1:]]
         real, found, models = executor(model, shape, conds | more, **kwargs)
@@ -119,7 +121,7 @@ class _Guidance:
         if method.kind == "reward" and w_rg == w_text:  # phi(c) has coefficient 0: theta takes its place
             return evaluate(as_theta_reads, {positive: 1.0})
         extra = len(conds)
-        outputs = evaluate([*conds, prompt], {extra: 1.0}, {extra: positive})
+        outputs = evaluate([*conds, _told_apart(prompt)], {extra: 1.0}, {extra: positive})
         theta, phi = outputs.pop(), outputs[positive]
         if method.kind == "auto":
             outputs[positive] = autoguidance(phi, theta, 1 + (method.scale - 1) * share)
@@ -156,6 +158,14 @@ def _index_of(guider, kind: str, conds: list) -> int | None:
     return None
 
 
+def _told_apart(prompt: list[dict]) -> list[dict]:
+    """theta's entries under ids of their own, the same in every step: step caches (the host's EasyCache) keep what
+    the network said by the id of an entry, and phi reads the same ones."""
+    return [
+        {**entry, "uuid": uuid.uuid5(entry["uuid"], _KEY)} if "uuid" in entry else entry for entry in prompt
+    ]
+
+
 def _progress(guider, timestep: Tensor) -> float:
     """The share of the noise schedule that lies behind: the inverse of the host's percent_to_sigma, which falls."""
     sigma = float(timestep.max())
@@ -165,26 +175,6 @@ def _progress(guider, timestep: Tensor) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if float(percent_to_sigma(middle)) > sigma else (low, middle)
     return round(high, 6)  # so that both ends of an interval belong to it
-
-
-# what the families' configurations call the width of the text they read
-_TEXT_WIDTHS = ("context_dim", "context_in_dim", "cap_feat_dim", "joint_attention_dim", "text_dim")
-
-
-def _check_conditioning(guider) -> None:
-    """Conditioning of another model is refused before anything runs."""
-    config = guider.model_patcher.model.model_config.unet_config
-    embedder = (config.get("context_embedder_config") or {}).get("params", {})  # SD3
-    wanted = next((config[name] for name in _TEXT_WIDTHS if name in config), embedder.get("in_features"))
-    for kind, conds in guider.conds.items():
-        for cond in conds:
-            width = cond["cross_attn"].shape[-1] if isinstance(cond.get("cross_attn"), Tensor) else None
-            if isinstance(wanted, int) and width is not None and width != wanted:
-                raise DCOError(
-                    f"The {kind.removeprefix('dco_')} conditioning is {width} wide, this model "
-                    f"({type(guider.model_patcher.model).__name__}) reads {wanted}: encode the prompt with the model's "
-                    "own text encoder."
-                )
 
 
 def _beside(positive: list[dict], personalized: list) -> list[dict]:

@@ -10,46 +10,67 @@ import comfy.lora
 import comfy.lora_convert
 import comfy.weight_adapter
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...dco_core.errors import DCOError
 from ...dco_core.lora import BUNDLE
 from .adapter_parts import Patch
+from .notices import say_once
 
 _TEXT_ENCODERS = ("lora_te", "text_encoder", "te1", "te2", "clip")
-_PAIRS = {
-    ".lora_up.weight": ".lora_down.weight", ".lora_B.weight": ".lora_A.weight",
-    ".lora.up.weight": ".lora.down.weight", "_lora.up.weight": "_lora.down.weight",
-    ".lora_linear_layer.up.weight": ".lora_linear_layer.down.weight",
-}  # fmt: skip
+_NO_KEY = "().bias"  # what the host makes of a bias difference on a slice
 _REMEDY = "Load the checkpoint that it was trained on."
 
 
-def _check_pairs(lora: Mapping[str, Tensor]) -> None:
-    ends = [*_PAIRS.items(), *((down, up) for up, down in _PAIRS.items())]
-    whole = 0
-    missing = None
+def _partners() -> dict[str, tuple[tuple[str, ...], ...]]:
+    """{end of a key: what its layer must have too, each as alternatives}."""
+    pairs = [
+        (".lora_up.weight", ".lora_down.weight"), (".lora_B.weight", ".lora_A.weight"), (".lora_B", ".lora_A"),
+        (".lora.up.weight", ".lora.down.weight"), ("_lora.up.weight", "_lora.down.weight"),
+        (".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight"), (".hada_t1", ".hada_t2"),
+        (".lokr_w1_a", ".lokr_w1_b"), (".lokr_w2_a", ".lokr_w2_b"), (".a1.weight", ".a2.weight"),
+        (".b1.weight", ".b2.weight"),
+    ]  # fmt: skip
+    found: dict[str, tuple[tuple[str, ...], ...]] = {
+        end: ((other,),) for one, two in pairs for end, other in ((one, two), (two, one))
+    }
+    hada = (".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b")
+    found |= {end: tuple((other,) for other in hada if other != end) for end in hada}
+    first, second = (".lokr_w1", ".lokr_w1_a"), (".lokr_w2", ".lokr_w2_a")
+    for ends, others in ((first, second), (second, first)):
+        found |= {end: (*found.get(end, ()), others) for end in ends}
+    return found
+
+
+_PARTNERS = _partners()
+
+
+def _check_whole(lora: Mapping[str, Tensor]) -> None:
+    missing, whole = None, 0
     for key in lora:
-        for end, other in ends:
-            if key.endswith(end) and not (end == ".lora.up.weight" and "_lora" in key):
-                partner = key.removesuffix(end) + other
-                whole += partner in lora
-                missing = missing or (None if partner in lora else (key, partner))
+        end = next((end for end in _PARTNERS if key.endswith(end)), None)
+        if end is not None:
+            stem = key.removesuffix(end)
+            lacking = [
+                any_of[0] for any_of in _PARTNERS[end] if not any(stem + other in lora for other in any_of)
+            ]
+            whole += not lacking
+            missing = missing or (lacking and (key, stem + lacking[0]))
     if missing:
         raise DCOError(
-            f'The LoRA is not whole: it has "{missing[0]}" but not "{missing[1]}"; {whole // 2} of its pairs are '
-            "complete. Save or download the file again."
+            f'The LoRA is not whole: it has "{missing[0]}" but not "{missing[1]}"; {whole} of its keys have what '
+            "belongs to them. Save or download the file again."
         )
 
 
-def _check_shape(p: Patch, module: nn.Module, parameter: Tensor, fitting: int, total: int) -> None:
+def _misfit(p: Patch, parameter: Tensor) -> str:
+    """What does not fit the parameter; "" where all does."""
     shape = list(parameter.shape)
     if p.offset is not None:
         shape[p.offset[0]] = p.offset[2]
-    adapter, got = p.patch, ""
+    adapter, fits = p.patch, True
     if isinstance(adapter, tuple):
-        if list(adapter[1][0].shape) != shape:
-            got = str(tuple(adapter[1][0].shape))
+        fits = list(adapter[1][0].shape) == shape
     elif isinstance(adapter, comfy.weight_adapter.LoRAAdapter):
         up, down, _, mid, _, reshape = adapter.weights
         if reshape is not None:
@@ -58,22 +79,18 @@ def _check_shape(p: Patch, module: nn.Module, parameter: Tensor, fitting: int, t
                 "the LoRA side by side, so their layers must have one shape. Use a LoRA without reshape_weight."
             )
         inside = down.shape[1:].numel() if mid is None else down.shape[1] * mid.shape[2:].numel()
-        if up.shape[0] != shape[0] or inside != torch.Size(shape[1:]).numel():
-            got = f"{tuple(up.shape)} x {tuple(down.shape)}"
+        ranks = up.shape[1] == down.shape[0] if mid is None else True
+        fits = up.shape[0] == shape[0] and inside == torch.Size(shape[1:]).numel() and ranks
     else:
         try:
-            dummy = torch.zeros(shape)
             with _quiet():
-                change = adapter.calculate_weight(dummy, p.key, 1.0, 1.0, None, lambda a: a)
+                change = adapter.calculate_weight(torch.zeros(shape), p.key, 1.0, 1.0, None, lambda a: a)
             fits = change is not None and list(change.shape) == shape and _built(adapter, shape)
-        except RuntimeError:
+        except (RuntimeError, AttributeError, TypeError, IndexError):  # factors that do not go together
             fits = False
-        got = "" if fits else " and ".join(str(tuple(t.shape)) for t in p.tensors())
-    if got:
-        raise DCOError(
-            f"The LoRA does not belong to this model: for {p.key} it has {got}, the layer has {tuple(shape)}; "
-            f"{fitting} of its {total} layers before that one fit. {_REMEDY}"
-        )
+    if fits:
+        return ""
+    return f"it has {' and '.join(str(tuple(t.shape)) for t in p.tensors())}, and {p.key} is {tuple(shape)}"
 
 
 def _built(adapter, shape: Sequence[int]) -> bool:
@@ -100,40 +117,68 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+def _layer_of(key: str, key_map: Mapping[str, object]) -> str | None:
+    """The name under which the host knows the layer that a LoRA key is about; None for a layer of another model."""
+    parts = key.split(".")
+    for n in range(len(parts), 0, -1):
+        stem = ".".join(parts[:n])
+        for name in (stem, stem.removesuffix("_lora")):
+            if name in key_map:
+                return name
+    return None
+
+
 def resolve(model, lora: Mapping[str, Tensor], strength: float) -> list[Patch]:
-    """What the LoRA patches in the MODEL; nothing for learned tokens alone and at strength 0. Raises DCOError when it
-    belongs to another model (no key, or another shape, fits) or is not whole."""
-    if lora and all(key.startswith(BUNDLE) for key in lora):
+    """What the LoRA patches in the MODEL; nothing for an empty one, learned tokens alone and strength 0. Raises
+    DCOError when it belongs to another model (less than half of its keys, or a shape, fits) or is not whole."""
+    if all(key.startswith(BUNDLE) for key in lora):
         return []
     lora = {k: v for k, v in lora.items() if not k.startswith(BUNDLE)}
-    _check_pairs(lora)
+    _check_whole(lora)
+    name = type(model.model).__name__
     key_map = comfy.lora.model_lora_keys_unet(model.model, {})
     converted = comfy.lora_convert.convert_lora(dict(lora))
+    layers = {k: _layer_of(k, key_map) for k in converted if not k.startswith(_TEXT_ENCODERS)}
+    strangers = [k for k, layer in layers.items() if layer is None]
     patches = comfy.lora.load_lora(converted, key_map, log_missing=False)
-    if not patches:
-        example = next(iter(lora), "nothing")
+    if not patches or 2 * len(strangers) > len(layers):
+        first = next(iter(strangers or layers or lora), "nothing")
         raise DCOError(
-            f"The LoRA does not belong to this model ({type(model.model).__name__}): 0 of its {len(lora)} keys match; "
-            f'none names a layer of it, the first is "{example}". {_REMEDY}'
+            f"The LoRA does not belong to this model ({name}): {len(layers) - len(strangers)} of its "
+            f'{len(layers)} keys match, the first that names no layer of it is "{first}". {_REMEDY}'
         )
-    used = set().union(*(getattr(p, "loaded_keys", ()) for p in patches.values()))
-    left = [k for k in converted if used and k not in used and not k.startswith(_TEXT_ENCODERS)]
-    if left:
+    if strangers:
         logging.warning(
-            'DCO: %d of %d LoRA keys fit this model; the others are left out, the first is "%s".',
-            len(converted) - len(left), len(converted), left[0],
+            'DCO: %d of %d LoRA keys fit this model (%s); the others are left out, the first is "%s".',
+            len(layers) - len(strangers), len(layers), name, strangers[0],
         )  # fmt: skip
-    modules, parameters = dict(model.model.named_modules()), dict(model.model.named_parameters())
+    parameters = dict(model.model.named_parameters())
     found: list[Patch] = []
+    misfits: list[tuple[object, str]] = []
     for key, patch in patches.items():
-        full, offset = (key, None) if isinstance(key, str) else (key[0], tuple(key[1]))
-        module, _, name = full.rpartition(".")
-        if full not in parameters:
-            raise DCOError(
-                f"The LoRA changes {full}, which this model ({type(model.model).__name__}) does not have; "
-                f"{len(found)} of its {len(patches)} layers before that one fit. {_REMEDY}"
-            )
-        entry = Patch(module, name, patch, strength, offset)
-        _check_shape(entry, modules[module], parameters[full], len(found), len(patches))
-        found.append(entry)
+        if key == _NO_KEY:
+            say_once("bias differences on a part of a fused layer are left out, as ComfyUI's own loaders do.")
+            continue
+        full, offset, function = (key, None, None) if isinstance(key, str) else (*key, None)[:3]
+        module, _, parameter = full.rpartition(".")
+        found.append(Patch(module, parameter, patch, strength, offset and tuple(offset), function))
+        why = _misfit(found[-1], parameters[full]) if full in parameters else f"{full} is not in this model"
+        if why:
+            misfits.append((key, why))
+    if misfits:
+        key, why = misfits[0]
+        named = [k for k, layer in layers.items() if layer is not None and _leads(key_map[layer], key)]
+        raise DCOError(
+            f"The LoRA does not belong to this model ({name}): {len(found) - len(misfits)} of its {len(found)} layers "
+            f'match, the first that does not is "{(named or [key])[0]}": {why}. {_REMEDY}'
+        )
     return found if strength != 0 else []
+
+
+def _leads(mapped: object, key: object) -> bool:
+    """Whether a name of the host's key map leads to the parameter (or slice) `key`; a bias belongs to its weight."""
+    return mapped == key or (
+        isinstance(mapped, str)
+        and isinstance(key, str)
+        and mapped.removesuffix("weight") == key.removesuffix("bias")
+    )

@@ -28,8 +28,9 @@ def check_base_rows(
 
     call: strengths by condition index -> predictions, the network run in the same batches either way.
     """
-    outputs = call(strengths)
+    # The real call last: whoever keeps what the network said (step caches) keeps that of the LoRA.
     plain = call(dict.fromkeys(strengths, 0.0))
+    outputs = call(strengths)
     leaking = [
         i for i in range(len(outputs)) if i not in strengths and _differs(outputs[i], plain[i], rows.dtype)
     ]

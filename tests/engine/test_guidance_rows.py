@@ -32,7 +32,7 @@ def test_rows_whose_coefficient_is_zero_are_not_run(w_rg, w_text, rows, low_memo
     case = Case()
     model = guided(case.phi, case.lora, w_rg, low_memory=low_memory, self_check=False)
     assert rows_of_each_step(case, model, w_text) == [rows] * 3
-    report = host.pack("nodes.guidance_inputs").report
+    report = host.pack("nodes.guidance_report").reward_report
     assert report(w_rg, w_text).startswith(f"{rows} UNet row{'s' * (rows > 1)} a step")
     case.check(w_rg, w_text, low_memory=low_memory) if w_rg else None
 
@@ -120,6 +120,48 @@ def test_autoguidance_moves_away_from_the_lora(low_memory, own):
     case.check(2.5, 4.0, combine, kind="auto", low_memory=low_memory, personalized=personalized)
 
 
+def test_autoguidance_holds_in_its_interval():
+    """It is reward guidance at w_rg = w_text (1 - w), which the oracle has over time."""
+    case = Case()
+    sampling = case.phi.get_model_object("model_sampling")
+    first, last = sampling.percent_to_sigma(0.3), sampling.percent_to_sigma(0.75)
+    ours = case.ours(2.5, 4.0, kind="auto", start_percent=0.3, end_percent=0.75, sampling={"steps": 6})
+    expected = expected_over_time(case, lambda sigma: float(last <= sigma <= first), w_rg=4.0 * (1 - 2.5))
+    assert difference(expected, case.plain(steps=6)) > 1e-3
+    assert difference(ours, expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "kind, scale, rows, at_one",
+    [("auto", 2.5, 3, 2), ("auto", 1, 2, 1), ("personalization", 0.4, 2, 1), ("negative", 1.0, 2, 1)],
+)
+def test_relatives_run_the_rows_that_they_report(kind, scale, rows, at_one):
+    case = Case()
+    for w_text, expected in ((4.0, rows), (1.0, at_one)):
+        model = guided(case.phi, case.lora, scale, kind=kind, self_check=False)
+        assert rows_of_each_step(case, model, w_text) == [expected] * 3
+    report = host.pack("nodes.guidance_report").relative_report(kind, scale)
+    assert report.startswith(f"{rows} UNet rows a step") and f"; {at_one} where cfg is 1" in report
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_scale_that_falls_away_from_w_text_needs_all_rows(schedule):
+    case = Case()
+    model = guided(case.phi, case.lora, 4.0, w_rg_schedule=schedule, self_check=False)
+    assert rows_of_each_step(case, model, 4.0, steps=4) == [
+        2,
+        3,
+        3,
+        2,
+    ]  # w_rg is w_text at first, and 0 at last
+    report = host.pack("nodes.guidance_report").reward_report
+    assert report(4.0, 4.0, w_rg_schedule=schedule).startswith("3 UNet rows a step")
+    assert report(4.0, None, w_rg_schedule=schedule).startswith("3 UNet rows a step")
+    assert report(4.0, 1.0, w_rg_schedule=schedule).startswith(
+        "2 UNet rows a step: LoRA on the prompt, base on the"
+    )
+
+
 def three_models(case, weak_strength: float, combine):
     """combine(theta on the prompt, phi on the prompt, weak on the negative)."""
     weak = merged(small_model("sd15"), case.lora, weak_strength)
@@ -173,7 +215,7 @@ def test_the_self_check_names_the_module_that_leaks(monkeypatch):
 def test_a_module_that_mixes_rows_gets_a_call_of_its_own(caplog):
     """A batch of one for all rows: the layer cannot tell them apart."""
     case = Case()
-    host.pack("nodes.host.evaluation")._said.clear()
+    host.pack("nodes.host.notices")._said.clear()
 
     for model in (case.phi, case.theta):
         embed = model.model.diffusion_model.time_embed

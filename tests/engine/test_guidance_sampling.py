@@ -257,6 +257,12 @@ def test_a_wrapper_around_the_model_call_sees_positive_and_negative_only():
     assert seen and all(set(rows) <= {0, 1} for rows in seen)
 
 
+def test_no_lora_is_off_too():
+    case = Case()
+    model = guided(case.phi, {}, 4.0)
+    assert equal(sample(cfg(model, case.positive, case.negative, 4.0), case.start), case.plain())
+
+
 @pytest.mark.parametrize("w_rg, strength", [(0.0, 1.0), (2.0, 0.0), (4.0, 0.0)])
 def test_off_is_the_plain_sampler_bit_for_bit(w_rg, strength):
     case = Case(batch=2)

@@ -1,13 +1,14 @@
 """The doors to the guidance engine as nodes: guider, sweep, relatives; what they report and refuse."""
 
 import io
+import threading
 
 import numpy as np
 import pytest
 from host_graph import Graph, facts
 from PIL import Image
 
-from devtools.api import HostError
+from devtools.api import HostError, HostInterrupted
 
 
 class Toy(Graph):
@@ -51,23 +52,81 @@ def sampling(**changes):
     } | changes  # fmt: skip
 
 
-def test_the_guider_makes_the_samplers_image_and_tells_the_rows(host):
-    g = Toy()
-    guider = g.add("DCORewardGuider", **g.conditions(), w_rg=1.4, w_text=2.0, lora_strength=1.0)
-    sampler = g.guided(g.base["model"], g.lora, g.c, g.empty, g.start, 1.4, 2.0)
-    same = g.compare(g.advanced([guider, 0]), sampler)
-    said = [g.said([guider, 1]), g.said([sampler[0], 1])]
-    fewer = g.guided(g.base["model"], g.lora, g.c, g.empty, g.start, 2.0, 2.0)
-    fewer_said = g.said([fewer[0], 1])
-    outputs = host.client.run(g.prompt)
-    assert facts(outputs, same)["equal"]
-    for node in said:
-        assert outputs[node]["text"][0].startswith(
-            "3 UNet rows a step: LoRA on the prompt, base on the prompt"
-        )
-    assert outputs[fewer_said]["text"][0].startswith(
-        "2 UNet rows a step: LoRA on the prompt, base on the negative"
+def doors(g, w_rg, w_text=2.0, **options):
+    """The image through each of the three doors, and what they say: (latents, reports)."""
+    patch = g.add(
+        "DCORewardGuidance", model=g.base["model"], lora=g.lora, w_rg=w_rg, lora_strength=1.0, **options
     )
+    guider = g.add(
+        "DCORewardGuider", **g.conditions(), w_rg=w_rg, w_text=w_text, **({"lora_strength": 1.0} | options)
+    )
+    sampler = g.guided(g.base["model"], g.lora, g.c, g.empty, g.start, w_rg, w_text, **options)
+    core = g.add(
+        "CFGGuider", model=[patch, 0], positive=g.c, negative=g.empty, cfg=w_text
+    )  # any guider that takes a MODEL
+    latents = [
+        sampler, g.advanced([guider, 0]), g.ksample([patch, 0], g.c, g.empty, g.start, w_text), g.advanced([core, 0]),
+    ]  # fmt: skip
+    return latents, [g.said([sampler[0], 1]), g.said([guider, 1]), g.said([patch, 1])]
+
+
+@pytest.mark.parametrize(
+    "w_rg, options, rows",
+    [
+        (1.4, {}, "3 UNet rows a step: LoRA on the prompt, base on the prompt, base on the negative"),
+        (2.0, {}, "2 UNet rows a step: LoRA on the prompt, base on the negative"),
+        (0.0, {}, "2 UNet rows a step: base on the prompt, base on the negative. The LoRA takes no part."),
+        (
+            1.4, {"start_percent": 0.2, "end_percent": 0.8, "w_rg_schedule": "cosine", "low_memory": True},
+            "3 UNet rows a step: LoRA on the prompt, base on the prompt, base on the negative. Outside of 20% to 80% "
+            "of the noise schedule: 2 UNet rows a step: base on the prompt, base on the negative. One row at a time.",
+        ),
+    ],
+)  # fmt: skip
+def test_three_doors_make_one_image_bit_for_bit(host, w_rg, options, rows):
+    g = Toy()
+    (first, *others), said = doors(g, w_rg, **options)
+    same = [g.compare(other, first) for other in others]
+    plain = g.compare(first, g.ksample(g.base["model"], g.c, g.empty, g.start, 2.0))
+    outputs = host.client.run(g.prompt)
+    assert all(facts(outputs, node)["equal"] for node in same)
+    assert facts(outputs, plain)["equal"] == (w_rg == 0)
+    sampler, guider, patch = (outputs[node]["text"][0] for node in said)
+    assert sampler.startswith(rows) and guider.startswith(rows)
+    where = "1 where cfg is 1" if w_rg == 0 else f"2 where cfg is 1 or w_rg ({w_rg:g})"
+    assert ("2 where cfg is 1" if options else where) in patch
+
+
+def test_interrupted_in_the_middle_the_next_plain_image_is_the_same_bit_for_bit(host):
+    g = Toy()
+    first = g.ksample(g.base["model"], g.c, g.empty, g.start, 2.0, seed=21)
+    before = g.compare(first, first)
+    weights = g.add("DCOTestWeightHash", model=g.base["model"], when=31)
+    outputs = host.client.run(g.prompt)
+    sha, hashed = facts(outputs, before)["sha256"], facts(outputs, weights)
+
+    guided = g.guided(g.base["model"], g.lora, g.c, g.empty, g.start, 1.4, 2.0, seed=22, steps=60)
+    g.compare(guided, guided)
+    pressed = threading.Event()
+
+    def on_progress(kind, data):
+        if kind == "progress" and data["node"] == guided[0] and data["value"] >= 5 and not pressed.is_set():
+            pressed.set()
+            host.client.interrupt()
+
+    with pytest.raises(HostInterrupted):
+        host.client.run(g.prompt, on_progress)
+    assert pressed.is_set()
+
+    after = Toy()
+    again = after.ksample(
+        after.base["model"], after.c, after.empty, after.start, 2.0, seed=21, denoise=0.99999
+    )
+    same = after.compare(again, again)
+    weights = after.add("DCOTestWeightHash", model=after.base["model"], when=32, after=again)
+    outputs = host.client.run(after.prompt)
+    assert facts(outputs, same)["sha256"] == sha
+    assert facts(outputs, weights) == hashed and hashed["hooks"] == 0
 
 
 @pytest.mark.parametrize("across", ["w_rg alone", "and w_text", "and LoRA strength"])
@@ -87,8 +146,21 @@ def test_a_sweep_is_the_pictures_one_by_one(host, across):
     alone = g.guided(g.base["model"], g.lora, g.c, g.empty, g.start, 1.4, w_text, lora_strength=strength)
     decoded = g.add("VAEDecode", samples=alone, vae=g.base["vae"])
     expected = g.add("PreviewImage", images=[decoded, 0])
-    outputs = host.client.run(g.prompt)
+    said, told = g.said([node, 2]), []
+
+    def on_progress(kind, data):
+        if kind == "text":
+            told.append(data["raw"].decode(errors="replace"))
+
+    outputs = host.client.run(g.prompt, on_progress)
     pictures = [picture(host, image) for image in outputs[shown]["images"]]
+    for n in range(len(pictures)):
+        assert any(f"Picture {n + 1} of {len(pictures)}: w_rg {(0, 1.4)[n % 2]:g}" in text for text in told)
+    lines = outputs[said]["text"][0].splitlines()
+    assert len(lines) == len(pictures)
+    assert "w_rg 0" in lines[0] and "2 UNet rows a step" in lines[0]
+    assert "w_rg 1.4" in lines[1] and "3 UNet rows a step" in lines[1] and "self-check" in lines[1]
+    assert not any("self-check" in line for line in lines[2:])
     assert len(pictures) == (2 if across == "w_rg alone" else 4)
     assert np.array_equal(pictures[1], picture(host, outputs[expected]["images"][0]))
     assert not np.array_equal(pictures[0], pictures[1])
@@ -121,7 +193,7 @@ def test_bad_values_are_told_before_anything_is_sampled(host, changes, message):
 def test_relatives_run_in_any_sampler(host):
     g = Toy()
     plain = g.ksample(g.base["model"], g.c, g.empty, g.start, 2.0)
-    differ = []
+    differ, said = [], []
     for method, values in (
         ("AutoGuidance", {"method__w_auto": 2.0}),
         ("Personalization guidance", {"method__weak_strength": 0.5}),
@@ -131,7 +203,7 @@ def test_relatives_run_in_any_sampler(host):
             "DCOLoRAGuidance", model=g.base["model"], lora=g.lora, method=method, **values, lora_strength=1.0
         )
         differ.append(g.compare(g.ksample([node, 0], g.c, g.empty, g.start, 2.0), plain))
-        g.said([node, 1])
+        said.append(g.said([node, 1]))
     off = g.add(
         "DCOLoRAGuidance", model=g.base["model"], lora=g.lora, method="AutoGuidance", method__w_auto=1.0,
         lora_strength=1.0,
@@ -140,6 +212,14 @@ def test_relatives_run_in_any_sampler(host):
     outputs = host.client.run(g.prompt)
     assert all(facts(outputs, node)["relative"] > 1e-3 for node in differ)
     assert facts(outputs, same)["equal"]
+    for node, words in zip(
+        said,
+        ("3 UNet rows a step: LoRA on the prompt, base on the prompt, base on the negative; 2 where cfg is 1",
+         "2 UNet rows a step: LoRA on the prompt, part of the LoRA on the negative; 1 where cfg is 1",
+         "2 UNet rows a step: base on the prompt, LoRA on the negative; 1 where cfg is 1"),
+        strict=True,
+    ):  # fmt: skip
+        assert outputs[node]["text"][0].startswith(words)
 
 
 def test_a_stack_of_loras(host):
