@@ -17,7 +17,7 @@ from .study import BASE, PLAIN
 from .tables import Row
 
 Unit = tuple[Any, Any, Any]  # subject, style, seed
-SCORE_NAMES = ("likeness", "style_likeness", "alignment", "whole_prompt")
+SCORE_NAMES = ("likeness", "style_likeness", "alignment", "factors")
 _RESAMPLES, _LEVEL = 10_000, 0.95
 
 

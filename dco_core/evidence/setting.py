@@ -44,7 +44,7 @@ class Setting(Protocol):
         self, pictures: Tensor, prompts: Sequence[str], subject: str | None, style: str | None
     ) -> dict[str, list[float]]:
         """Pictures [B, H, W, 3] in 0..1 and their prompts -> {score: [B]}: `alignment`, and `likeness` and
-        `style_likeness` for what is named; where it can be told, `whole_prompt`: 1 if all of the prompt is obeyed."""
+        `style_likeness` for what is named; where it can be told, `factors`: the share of the prompt that is obeyed."""
         ...
 
 
@@ -54,6 +54,9 @@ def setting_for(study: Study, folder: Path, device: str | None) -> Setting:
 
 
 class ToySetting:
+    """alignment is 1 for a picture that obeys all of its prompt and 0 otherwise: one thing out of six that is wrong
+    spoils a picture, and a text-image model's score falls as sharply."""
+
     def __init__(self, study: Study, folder: Path):
         self._study, self._folder = study, folder
         for what in (*study.subjects, *study.styles):
@@ -72,8 +75,8 @@ class ToySetting:
         self, pictures: Tensor, prompts: Sequence[str], subject: str | None, style: str | None
     ) -> dict[str, list[float]]:
         cells = to_cells(pictures)
-        found = {"alignment": scorer.prompt_alignment(cells, prompts)}
-        found["whole_prompt"] = (found["alignment"] > 1 - 1e-6).float()
+        factors = scorer.prompt_alignment(cells, prompts)
+        found = {"alignment": (factors > 1 - 1e-6).float(), "factors": factors}
         if subject:
             found["likeness"] = scorer.subject_likeness(cells, render(toy_references(subject)[0]))
         if style:
