@@ -35,7 +35,7 @@ from safetensors import SafetensorError, safe_open
 from dco_core.checkpoints import KEPT
 from dco_core.command_line import main as command_line
 from dco_core.folder_training import checkpoint_folder
-from tests.toy_folder import write_references
+from dco_core.toy_world.references import write_toy_references
 
 ROOT = Path(__file__).resolve().parent.parent
 _CHECKPOINT = re.compile(r"[0-9a-f]{16}-(\d{8})\.safetensors")
@@ -210,7 +210,7 @@ def main() -> int:
     tally = Tally()
     with tempfile.TemporaryDirectory() as name:
         room = Path(name)
-        write_references(room / "data")
+        write_toy_references(room / "data", "toy")
 
         def trainer(number: int, every: int, look_ahead: int) -> Trainer:
             # the file's name is in its header: every trial has a folder instead

@@ -25,11 +25,10 @@ from .event_log import EventLog
 from .evidence import command as evidence_command
 from .folder_training import FolderTraining, checkpoint_folder
 from .generation import GenerationConfig
-from .image_model import ImageModel
+from .image_models import PRECISIONS, load_model
 from .reports import StepReport
 from .trainer import Training
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _HELP = {
     "steps": "training steps",
     "beta": "how strongly to stay close to the base model; left out: automatic",
@@ -192,21 +191,6 @@ def _existing(folder: Path) -> Path:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder
-
-
-def load_model(name: str, device: str | None = None, precision: str = "fp32") -> ImageModel:
-    """The ImageModel that --model names. Raises DCOError for a name that is none."""
-    if name == "toy-world":
-        from .toy_world.image_model import ToyWorldModel
-
-        return ToyWorldModel()
-    kind, _, folder = name.partition(":")
-    if kind == "diffusers" and folder:
-        from .diffusers_model import load
-
-        found = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return load(folder, found, PRECISIONS[precision])
-    raise DCOError(f"--model {name} is unknown: use toy-world, or diffusers:FOLDER.")
 
 
 class _Progress:

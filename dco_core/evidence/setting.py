@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ..captions import markers
-from ..command_line import load_model
 from ..dataset import load_folder
 from ..errors import DCOError
 from ..image_model import ImageModel
+from ..image_models import load_model
 from ..metrics import ImageEncoder, SiglipScorer, image_similarity, load_image_encoder, load_siglip
 from ..prompts import evaluation_prompts, fill
 from ..toy_world import scorer

@@ -15,16 +15,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy_folder import write_references
 
 from dco_core import compiling
 from dco_core.command_line import main
+from dco_core.toy_world.references import write_toy_references
 from devtools.environment import ROOT
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_references(tmp_path_factory.mktemp("toy") / "subject")
+    return write_toy_references(tmp_path_factory.mktemp("toy") / "subject", "toy")
 
 
 def command(data, output, **options):
@@ -196,7 +196,7 @@ def test_compiled_blocks_are_asked_for(data, tmp_path, monkeypatch, capsys):
 
 
 def test_pictures_without_captions_are_named(tmp_path):
-    folder = write_references(tmp_path / "subject")
+    folder = write_toy_references(tmp_path / "subject", "toy")
     without_captions(folder)
     done = run(command(folder, tmp_path / "toy.safetensors"))
     assert done.returncode == 1

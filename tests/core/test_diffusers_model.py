@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 from tiny_pipelines import sd15, sdxl
-from toy_folder import write_references
 
 from dco_core import command_line
 from dco_core.adapters import AdapterConfig
@@ -16,6 +15,7 @@ from dco_core.buckets import Fitted
 from dco_core.diffusers_model import load
 from dco_core.errors import DCOError
 from dco_core.lora import read_lora
+from dco_core.toy_world.references import write_toy_references
 
 KINDS = {"sd15": sd15, "sdxl": sdxl}
 CAPTION = "a photo of a <toy> on the beach, seen from above"
@@ -30,7 +30,7 @@ def written(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_references(tmp_path_factory.mktemp("references") / "subject")
+    return write_toy_references(tmp_path_factory.mktemp("references") / "subject", "toy")
 
 
 def loaded(folder, dtype=torch.float32):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from tiny_pipelines import sd15, sdxl
-from toy_folder import write_references
 
 from dco_core import folder_examples
 from dco_core.adapters import AdapterConfig
@@ -24,13 +23,14 @@ from dco_core.lora import read_lora
 from dco_core.toy_world.image_model import ToyWorldModel
 from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder, load_unet
 from dco_core.toy_world.model import sample as toy_sample
+from dco_core.toy_world.references import write_toy_references
 
 FEW = GenerationConfig(class_images=6, rejected_images=2, generation_steps=4)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_references(tmp_path_factory.mktemp("toy") / "subject")
+    return write_toy_references(tmp_path_factory.mktemp("toy") / "subject", "toy")
 
 
 def of(objective):
@@ -214,7 +214,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(data, tmp_path, capsys
 
 @pytest.mark.parametrize("objective", ["dreambooth-prior", "output-preservation"])
 def test_captions_without_marker_need_a_class_prompt(data, tmp_path, capsys, objective):
-    plain = write_references(tmp_path / "plain")
+    plain = write_toy_references(tmp_path / "plain", "toy")
     for path in plain.glob("*.txt"):
         path.write_text(path.read_text().replace("<", "").replace(">", ""))
     output = tmp_path / "lora.safetensors"
