@@ -13,7 +13,7 @@ from .analysis import averages
 from .jobs import PICTURES, Bench, Job
 from .pareto_plot import Curve, pareto_plot
 from .setting import Setting
-from .study import BASE, PLAIN, Study
+from .study import BASE, METHODS, PLAIN, Study
 from .tables import Row
 
 _BETAS = ("DCO, half beta", "DCO", "DCO, double beta")
@@ -46,10 +46,14 @@ def frontiers(means: Sequence[Row]) -> dict[str, np.ndarray]:
     """{name: picture} of the Pareto curves that the table has methods for."""
     subjects = [r for r in means if r["subject"] and not r["style"]]
     styles = [r for r in means if r["style"] and not r["subject"]]
+    own = tuple(dict.fromkeys(r["method"] for r in subjects if r["method"] not in (*METHODS, BASE)))
     pictures = {}
-    for name, (title, methods) in FRONTIERS.items():
+    for name, (title, methods) in {
+        **FRONTIERS,
+        "own_methods": ("Methods of this study", ("DCO", *own)),
+    }.items():
         curves = _curves(subjects, methods, "likeness")
-        if len(curves) > 2:  # the base model and more than one to compare
+        if len(curves) > 2 and (own or name != "own_methods"):  # the base model and more than one to compare
             pictures[name] = pareto_plot(curves, title, "subject likeness", "prompt alignment")
     curves = _curves(styles, tuple(dict.fromkeys(r["method"] for r in styles)), "style_likeness")
     if len(curves) > 1:

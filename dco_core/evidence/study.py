@@ -181,7 +181,7 @@ class Study:
 
 
 def load_study(name: str) -> Study:
-    """A study by name (a file in studies/: toy-world, toy-world-quick) or from a JSON file of the fields of Study.
+    """A study by name (a file in studies/) or from a JSON file of the fields of Study.
     DCOError for what is neither, and for a study that cannot be run."""
     path = BUILT_IN / f"{name}.json" if (BUILT_IN / f"{name}.json").is_file() else Path(name)
     try:

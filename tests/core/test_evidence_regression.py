@@ -1,0 +1,47 @@
+"""The paper's claims that are robust here, on the quick study: a few minutes of training and sampling on one core."""
+
+from __future__ import annotations
+
+import pytest
+
+from dco_core.evidence.analysis import frontier_areas, interval, mean_distance, paired, score_at
+from dco_core.evidence.jobs import Bench
+from dco_core.evidence.report import collect
+from dco_core.evidence.runner import run
+from dco_core.evidence.setting import setting_for
+from dco_core.evidence.study import load_study
+
+pytestmark = pytest.mark.timeout(1800)
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quick")
+    study = load_study("toy-world-quick")
+    assert run(study, folder, [None], lambda text: None) == []
+    found, _ = collect(study, Bench(study, setting_for(study, folder / "references", None), folder))
+    return study, found
+
+
+def test_a_larger_beta_stays_closer_to_the_base_model_than_a_smaller_one_and_than_dreambooth(evidence):
+    study, found = evidence
+    distance = mean_distance(found.distances)
+    order = ("DCO, double beta", "DCO", "DCO, half beta", "DreamBooth")
+    for near, far in zip(order, order[1:], strict=False):
+        difference = interval(paired(distance[near], distance[far]))
+        assert difference.n == len(study.seeds) and difference.sign == -1, f"{near} - {far}: {difference}"
+
+
+def test_a_larger_beta_obeys_more_of_the_prompt(evidence):
+    study, found = evidence
+    strongest = max(study.w_rg)
+    obeyed = {m: score_at(found.means, m, strongest, "factors") for m in ("DCO, double beta", "DreamBooth")}
+    difference = interval(paired(obeyed["DCO, double beta"], obeyed["DreamBooth"]))
+    assert difference.sign == 1, str(difference)
+
+
+def test_the_frontier_of_dco_is_better_than_dreambooths(evidence):
+    _, found = evidence
+    areas = frontier_areas(found.means, "likeness")
+    difference = interval(paired(areas["DCO"], areas["DreamBooth"]))
+    assert difference.sign == 1, str(difference)
