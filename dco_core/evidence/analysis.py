@@ -111,6 +111,30 @@ def frontier_areas(means: Iterable[Row], x: str, y: str = "alignment") -> dict[s
     }
 
 
+def gap_at_equal_x(a: Sequence[tuple[float, float]], b: Sequence[tuple[float, float]]) -> float | None:
+    """How much higher the curve through the points a lies than that through b: the mean of y_a(x) - y_b(x) over the x
+    that both reach, linear between points. None where they reach no x in common, or have fewer than two points."""
+    (xa, ya), (xb, yb) = (np.array(sorted(points)).reshape(-1, 2).T for points in (a, b))
+    if len(xa) < 2 or len(xb) < 2:
+        return None
+    low, high = max(xa[0], xb[0]), min(xa[-1], xb[-1])
+    if not low < high:
+        return None
+    grid = np.linspace(low, high, 101)
+    return float((np.interp(grid, xa, ya) - np.interp(grid, xb, yb)).mean())
+
+
+def gaps(means: Iterable[Row], a: str, b: str, x: str, y: str = "alignment") -> list[float]:
+    """gap_at_equal_x of two methods' reward guidance curves, for each unit that has both: how much more of the prompt
+    a obeys than b at equal likeness."""
+    curves: dict[str, dict[Unit, list[tuple[float, float]]]] = {a: {}, b: {}}
+    for row in means:
+        if row["method"] in curves and row["guidance"] != PLAIN and row.get(x) is not None:
+            curves[row["method"]].setdefault(unit_of(row), []).append((row[x], row[y]))
+    found = (gap_at_equal_x(curves[a][unit], curves[b][unit]) for unit in curves[a] if unit in curves[b])
+    return [gap for gap in found if gap is not None]
+
+
 def paired(a: Mapping[Unit, float], b: Mapping[Unit, float]) -> list[float]:
     """a - b on the units that both have."""
     return [a[unit] - b[unit] for unit in a if unit in b]

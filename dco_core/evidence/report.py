@@ -23,10 +23,11 @@ from .tables import Row, markdown, read_table, write_table, write_text
 _INTRODUCTION = """\
 A *unit* is one subject (or style, or both) with one seed. Within a unit every method has the same references and the
 same noise, in training and in the pictures, so that methods are compared in pairs; intervals are 95 % bootstrap
-intervals of the mean difference over units. The area under the frontier is the share of the square (likeness,
-alignment) that a method's points dominate, over all its guidance scales. A verdict is mechanical: *holds here* if
-every interval of the claim excludes 0 on the predicted side, *does not hold here* if one excludes it on the other
-side, *not shown here* otherwise."""
+intervals of the mean difference over units. *Alignment at equal likeness* is how much higher one method's curve over
+w_rg lies than another's, over the likenesses that both reach: where the frontier is. The *area under the frontier* is
+the share of the square (likeness, alignment) that a method's points dominate: how far it reaches, which also depends
+on how far training went. A verdict is mechanical: *holds here* if every interval of the claim excludes 0 on the
+predicted side, *does not hold here* if one excludes it on the other side, *not shown here* otherwise."""
 
 
 def collect(study: Study, bench: Bench) -> tuple[Evidence, list[Row]]:

@@ -11,6 +11,8 @@ from dco_core.evidence.analysis import (
     area_under_frontier,
     averages,
     frontier_areas,
+    gap_at_equal_x,
+    gaps,
     interval,
     paired,
     unit_means,
@@ -82,6 +84,29 @@ def test_frontiers_are_of_a_unit_and_compared_in_pairs():
     assert paired(areas["B"], areas["A"]) == pytest.approx([0.4, -0.15])
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "gap"),
+    [
+        ([(0, 1), (1, 1)], [(0, 0.5), (1, 0.5)], 0.5),
+        ([(0, 1), (1, 0)], [(0, 0.5), (1, 0.5)], 0.0),
+        ([(0, 1), (1, 0)], [(0.5, 0.5), (2, 0.5)], -0.25),  # from 0.5 to 1: 0.25 on average against 0.5
+        ([(1, 0), (0, 1)], [(2, 0.5), (0.5, 0.5)], -0.25),  # in any order
+        ([(0, 1), (0.2, 1)], [(0.3, 1), (0.5, 1)], None),
+        ([(0.4, 1)], [(0.3, 1), (0.5, 1)], None),
+    ],
+)
+def test_the_gap_between_two_curves_at_equal_likeness(a, b, gap):
+    found = gap_at_equal_x(a, b)
+    assert found is None if gap is None else found == pytest.approx(gap, abs=1e-9)
+
+
+def test_gaps_are_of_reward_guidance_in_each_unit():
+    rows = [row("A", seed, w, w, 0.8) for seed in (0, 1) for w in (0.2, 0.6)]
+    rows += [row("B", seed, w, w, 0.5 + 0.1 * seed) for seed in (0, 1, 2) for w in (0.2, 0.6)]
+    rows += [row("A", 0, "plain", 0.4, 0.0)]
+    assert gaps(unit_means(rows), "A", "B", "likeness") == pytest.approx([0.3, 0.2])
+
+
 def comparison(low, high, predicted):
     return Comparison("", Interval((low + high) / 2, low, high, 5), predicted)
 
@@ -110,6 +135,7 @@ def test_claims_read_the_scores_of_their_methods():
             ("DreamBooth", 0.5, 0.7), ("DCO", 0.5, 0.9), ("DCO, half beta", 0.6, 0.8), ("DCO, double beta", 0.4, 0.95),
         ):  # fmt: skip
             rows += [row(method, seed, g, likeness + noise, alignment) for g in ("plain", 1.0)]
+            rows.append(row(method, seed, 2.0, 0.8 + noise, alignment))
         for method, distance in (("DreamBooth", 0.1), ("DCO", 0.2)):
             distances.append(
                 {"method": method, "subject": "toy", "style": None, "seed": seed, "epsilon": distance + noise}
