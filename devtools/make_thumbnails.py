@@ -4,8 +4,8 @@
     .dev/venv/bin/python -m devtools.make_thumbnails [NUMBER ...]
 
 Templates 0 to 3 show cells of the demo's contact sheet, which also becomes docs/contact_sheet.jpg, the picture at the
-top of the README. Template 4 is run, which takes some minutes, and shows its plot above some of its pictures. NUMBER:
-the templates to make one for; all of them where none is given. 4 needs no demo.
+top of the README. Template 4 is run, which takes some minutes, and shows its plot above pictures of both methods; it
+needs no demo. NUMBER: the templates to make one for; all of them where none is given.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from collections.abc import Sequence
 from PIL import Image
 
 from .contact_sheet import CELL, GAP, HEADER, LABEL, MARGIN, SECTION, TITLES
+from .demo_graph import find
 from .environment import ROOT
 from .host_server import HostServer
 from .layouts import WORKFLOWS
 from .workflow_prompt import to_prompt
 
-SIDE, _GUTTER = 400, 4  # pixels
+SIDE, GUTTER = 400, 4  # pixels
 # (section, row, column) of four cells: what each template is about. Sections: references, places, style.
 CELLS = (
     ((0, 0, 1), (1, 0, 1), (1, 5, 1), (2, 1, 5)),
@@ -45,34 +46,41 @@ def _top(section: int) -> int:
 
 def from_sheet(sheet: Image.Image, cells: Sequence[tuple[int, int, int]]) -> Image.Image:
     """Four cells of the demo's contact sheet."""
-    thumbnail, side = Image.new("RGB", (SIDE, SIDE), "white"), (SIDE - _GUTTER) // 2
+    thumbnail, side = Image.new("RGB", (SIDE, SIDE), "white"), (SIDE - GUTTER) // 2
     for i, (section, row, column) in enumerate(cells):
         x, y = MARGIN + LABEL + column * (CELL + GAP), _top(section) + row * (CELL + GAP)
         cell = sheet.crop((x, y, x + CELL, y + CELL)).resize((side, side), Image.Resampling.BICUBIC)
-        thumbnail.paste(cell, ((side + _GUTTER) * (i % 2), (side + _GUTTER) * (i // 2)))
+        thumbnail.paste(cell, ((side + GUTTER) * (i % 2), (side + GUTTER) * (i // 2)))
     return thumbnail
 
 
 def from_comparison(name: str) -> Image.Image:
-    """A run of the template as it is: its plot, and below it the first prompt's pictures of the last sweep."""
+    """A run of the template as it is: its plot, and below it the second row of each method's sheet."""
     prompt = to_prompt(json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8")))
-    sweep = [n for n, content in prompt.items() if content["class_type"] == "DCORewardGuidanceSweep"][-1]
-    (saved,) = (n for n, content in prompt.items() if content["class_type"] == "SaveImage")
-    prompt["pictures"] = {"class_type": "PreviewImage", "inputs": {"images": [sweep, 0]}}
+    sweeps = find(prompt, "DCORewardGuidanceSweep")
+    columns = len(prompt[sweeps[0]]["inputs"]["w_rg_values"].split(","))
+    (saved,) = find(prompt, "SaveImage")
+    for sweep in sweeps:
+        prompt[f"of {sweep}"] = {"class_type": "PreviewImage", "inputs": {"images": [sweep, 0]}}
     with tempfile.TemporaryDirectory() as folder, HostServer(folder) as host:
         outputs = host.client.run(prompt, timeout=3600)
-        plot, *pictures = (
-            Image.open(io.BytesIO(host.client.download(**image))).convert("RGB")
-            for image in (*outputs[saved]["images"], *outputs["pictures"]["images"])
-        )
-    count = len(prompt[sweep]["inputs"]["w_rg_values"].split(","))
-    thumbnail = Image.new("RGB", (SIDE, SIDE), "white")
-    side = (SIDE - _GUTTER * (count - 1)) // count
-    plot.thumbnail((SIDE, SIDE - side - _GUTTER), Image.Resampling.LANCZOS)
-    thumbnail.paste(plot, ((SIDE - plot.width) // 2, (SIDE - side - plot.height) // 2))
-    for i, picture in enumerate(pictures[:count]):
-        small = picture.resize((side, side), Image.Resampling.LANCZOS)
-        thumbnail.paste(small, ((side + _GUTTER) * i, SIDE - side))
+
+        def pictures(node: str) -> list[Image.Image]:
+            return [
+                Image.open(io.BytesIO(host.client.download(**image))).convert("RGB")
+                for image in outputs[node]["images"]
+            ]
+
+        (plot,) = pictures(saved)
+        rows = [pictures(f"of {sweep}")[columns : 2 * columns] for sweep in sweeps]
+    side = (SIDE - GUTTER * (columns - 1)) // columns
+    plot.thumbnail((SIDE, SIDE - len(rows) * (side + GUTTER)), Image.Resampling.LANCZOS)
+    thumbnail, y = Image.new("RGB", (SIDE, SIDE), "white"), SIDE
+    for row in reversed(rows):
+        y -= side + GUTTER
+        for i, picture in enumerate(row):
+            thumbnail.paste(picture.resize((side, side), Image.Resampling.LANCZOS), ((side + GUTTER) * i, y))
+    thumbnail.paste(plot, ((SIDE - plot.width) // 2, (y - plot.height) // 2))
     return thumbnail
 
 

@@ -54,23 +54,23 @@ def test_the_comparison_ends_in_a_plot_with_a_curve_a_method(host):
         return node
 
     trainers = [prompt[n]["inputs"] for n in find(prompt, "DCOLoRATrainer")]
-    apart = ("objective", "objective.beta", "objective.reduction", "filename_prefix")
-    settings = [{k: v for k, v in inputs.items() if k not in apart} for inputs in trainers]
-    assert [inputs["objective"] for inputs in trainers] == ["DreamBooth", "DCO"] and settings[0] == settings[
-        1
-    ]
+    assert [inputs["objective"] for inputs in trainers] == ["DreamBooth", "DCO"]
+    dreambooth, dco = (
+        {k: v for k, v in i.items() if not k.startswith("objective") and k != "filename_prefix"}
+        for i in trainers
+    )
+    assert dreambooth == dco  # nothing else differs
     sweeps = [prompt[n]["inputs"] for n in find(prompt, "DCORewardGuidanceSweep")]
-    assert len(sweeps) == 2 and [i["lora"] for i in sweeps] == [
-        [n, 0] for n in find(prompt, "DCOLoRATrainer")
-    ]
+    assert [i["lora"] for i in sweeps] == [[n, 0] for n in find(prompt, "DCOLoRATrainer")]
     assert {**sweeps[0], "lora": None} == {**sweeps[1], "lora": None}
     values = [f"w_rg {value.strip()}" for value in sweeps[0]["w_rg_values"].split(",")]
 
     outputs = host.client.run(prompt)
     (saved,) = outputs[only("SaveImage")]["images"]
     plot = np.asarray(Image.open(io.BytesIO(host.client.download(**saved))).convert("RGB")).reshape(-1, 3)
-    for i in range(2):  # both curves are drawn in their colours
-        assert (plot == COLOURS[i]).all(1).sum() > 50
+    for colour in COLOURS[:2]:  # both curves, at least in the legend: after four steps they may coincide
+        assert (np.abs(plot.astype(int) - colour).max(1) < 30).sum() > 20
+    assert not (np.abs(plot.astype(int) - COLOURS[2]).max(1) < 30).any()
     said = outputs[only("PreviewAny")]["text"][0]
     dreambooth, dco = said.removeprefix("DreamBooth\n\n").split("\n\nDCO\n\n")
     batch = prompt[only("EmptyLatentImage")]["inputs"]["batch_size"]
