@@ -1,19 +1,31 @@
-"""Cut the templates' thumbnails out of the demo's contact sheet.
+"""Make the templates' thumbnails out of pictures that they really made.
 
     python dev.py demo
-    .dev/venv/bin/python -m devtools.make_thumbnails
+    .dev/venv/bin/python -m devtools.make_thumbnails [NUMBER ...]
 
-Also writes docs/contact_sheet.jpg, the picture at the top of the README.
+Templates 0 to 3 show cells of the demo's contact sheet, which also becomes docs/contact_sheet.jpg, the picture at the
+top of the README. Template 4 is run, which takes some minutes, and shows its plot above pictures of both methods; it
+needs no demo. NUMBER: the templates to make one for; all of them where none is given.
 """
 
 from __future__ import annotations
 
+import argparse
+import io
+import json
+import tempfile
+from collections.abc import Sequence
+
 from PIL import Image
 
 from .contact_sheet import CELL, GAP, HEADER, LABEL, MARGIN, SECTION, TITLES
+from .demo_graph import find
 from .environment import ROOT
-from .workflow_layouts import WORKFLOWS
+from .host_server import HostServer
+from .layouts import WORKFLOWS
+from .workflow_prompt import to_prompt
 
+SIDE, GUTTER = 400, 4  # pixels
 # (section, row, column) of four cells: what each template is about. Sections: references, places, style.
 CELLS = (
     ((0, 0, 1), (1, 0, 1), (1, 5, 1), (2, 1, 5)),
@@ -22,6 +34,7 @@ CELLS = (
     ((0, 0, 1), (0, 0, 4), (2, 1, 1), (2, 1, 5)),
 )
 _ROWS = (1, 8, 3)
+COMPARE = 4
 
 
 def _top(section: int) -> int:
@@ -31,16 +44,62 @@ def _top(section: int) -> int:
     return y + SECTION + (TITLES if section else 0)
 
 
+def from_sheet(sheet: Image.Image, cells: Sequence[tuple[int, int, int]]) -> Image.Image:
+    """Four cells of the demo's contact sheet."""
+    thumbnail, side = Image.new("RGB", (SIDE, SIDE), "white"), (SIDE - GUTTER) // 2
+    for i, (section, row, column) in enumerate(cells):
+        x, y = MARGIN + LABEL + column * (CELL + GAP), _top(section) + row * (CELL + GAP)
+        cell = sheet.crop((x, y, x + CELL, y + CELL)).resize((side, side), Image.Resampling.BICUBIC)
+        thumbnail.paste(cell, ((side + GUTTER) * (i % 2), (side + GUTTER) * (i // 2)))
+    return thumbnail
+
+
+def from_comparison(name: str) -> Image.Image:
+    """A run of the template as it is: its plot, and below it the second row of each method's sheet."""
+    prompt = to_prompt(json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8")))
+    sweeps = find(prompt, "DCORewardGuidanceSweep")
+    columns = len(prompt[sweeps[0]]["inputs"]["w_rg_values"].split(","))
+    (saved,) = find(prompt, "SaveImage")
+    for sweep in sweeps:
+        prompt[f"of {sweep}"] = {"class_type": "PreviewImage", "inputs": {"images": [sweep, 0]}}
+    with tempfile.TemporaryDirectory() as folder, HostServer(folder) as host:
+        outputs = host.client.run(prompt, timeout=3600)
+
+        def pictures(node: str) -> list[Image.Image]:
+            return [
+                Image.open(io.BytesIO(host.client.download(**image))).convert("RGB")
+                for image in outputs[node]["images"]
+            ]
+
+        (plot,) = pictures(saved)
+        rows = [pictures(f"of {sweep}")[columns : 2 * columns] for sweep in sweeps]
+    side = (SIDE - GUTTER * (columns - 1)) // columns
+    plot.thumbnail((SIDE, SIDE - len(rows) * (side + GUTTER)), Image.Resampling.LANCZOS)
+    thumbnail, y = Image.new("RGB", (SIDE, SIDE), "white"), SIDE
+    for row in reversed(rows):
+        y -= side + GUTTER
+        for i, picture in enumerate(row):
+            thumbnail.paste(picture.resize((side, side), Image.Resampling.LANCZOS), ((side + GUTTER) * i, y))
+    thumbnail.paste(plot, ((SIDE - plot.width) // 2, (y - plot.height) // 2))
+    return thumbnail
+
+
 def main() -> None:
-    sheet = Image.open(ROOT / "demo_output" / "contact_sheet.png").convert("RGB")
-    for name, cells in zip(WORKFLOWS, CELLS, strict=True):
-        thumbnail = Image.new("RGB", (400, 400), "white")
-        for i, (section, row, column) in enumerate(cells):
-            x, y = MARGIN + LABEL + column * (CELL + GAP), _top(section) + row * (CELL + GAP)
-            cell = sheet.crop((x, y, x + CELL, y + CELL)).resize((198, 198), Image.Resampling.BICUBIC)
-            thumbnail.paste(cell, (202 * (i % 2), 202 * (i // 2)))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("numbers", nargs="*", type=int, choices=range(len(WORKFLOWS)), metavar="NUMBER")
+    numbers = parser.parse_args().numbers or range(len(WORKFLOWS))
+    for number, name in enumerate(WORKFLOWS):
+        if number not in numbers:
+            continue
+        if number == COMPARE:
+            thumbnail = from_comparison(name)
+        else:
+            sheet = Image.open(ROOT / "demo_output" / "contact_sheet.png").convert("RGB")
+            sheet.save(ROOT / "docs" / "contact_sheet.jpg", quality=88)
+            thumbnail = from_sheet(sheet, CELLS[number])
         thumbnail.save(ROOT / "workflows" / f"{name}.jpg", quality=88)
-    sheet.save(ROOT / "docs" / "contact_sheet.jpg", quality=88)
 
 
 if __name__ == "__main__":

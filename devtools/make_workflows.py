@@ -1,4 +1,4 @@
-"""Write workflows/*.json with the real frontend, from devtools/workflow_layouts.py.
+"""Write workflows/*.json with the real frontend, from devtools/layouts.
 
     .dev/venv/bin/python -m devtools.make_workflows [--screenshots DIR]
 
@@ -16,7 +16,7 @@ from typing import Any
 from . import browser
 from .environment import ROOT
 from .host_server import HostServer
-from .workflow_layouts import SDXL, WORKFLOWS, Layout
+from .layouts import SDXL, WORKFLOWS, Layout
 
 OWN_NODES, OWN_PACK, OWN_VERSION = "DCO", "dco-lora", "0.1.0"
 
@@ -97,28 +97,32 @@ def build(page: Any, layout: Layout) -> dict[str, Any]:
     return workflow
 
 
+def screenshots(page: Any, workflow: dict[str, Any], path: Path) -> None:
+    """PATH.png of the whole workflow, and "PATH near.png" of its beginning."""
+    browser.load_workflow(page, workflow)
+    page.screenshot(path=f"{path}.png")
+    page.evaluate("() => { const d = window.app.canvas.ds; d.scale = 1; d.offset = [520, 60]; }")
+    page.evaluate("() => window.app.canvas.setDirty(true, true)")
+    page.wait_for_timeout(800)
+    page.screenshot(path=f"{path} near.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--screenshots", type=Path, help="folder for a picture of each workflow")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, HostServer(folder) as host:
         with browser.open_frontend(f"http://{host.address}") as page:
-            for name, make in WORKFLOWS.items():
-                workflow = build(page, make())
+            workflows = {name: build(page, make()) for name, make in WORKFLOWS.items()}
+            for name, workflow in workflows.items():
                 path = ROOT / "workflows" / f"{name}.json"
                 path.parent.mkdir(exist_ok=True)
                 path.write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
                 print(f"wrote {path.relative_to(ROOT)}: {len(workflow['nodes'])} nodes", flush=True)
-                if args.screenshots:
-                    args.screenshots.mkdir(parents=True, exist_ok=True)
-                    browser.load_workflow(page, workflow)
-                    page.screenshot(path=str(args.screenshots / f"{name[0]}.png"))
-                    page.evaluate(
-                        "() => { const d = window.app.canvas.ds; d.scale = 1; d.offset = [520, 60]; }"
-                    )
-                    page.evaluate("() => window.app.canvas.setDirty(true, true)")
-                    page.wait_for_timeout(800)
-                    page.screenshot(path=str(args.screenshots / f"{name[0]} near.png"))
+            if args.screenshots:  # after all of them: a moved view would stay for the next one's file
+                args.screenshots.mkdir(parents=True, exist_ok=True)
+                for name, workflow in workflows.items():
+                    screenshots(page, workflow, args.screenshots / name[0])
 
 
 if __name__ == "__main__":

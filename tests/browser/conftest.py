@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from devtools import browser
 from devtools.host_server import HostServer
-from devtools.workflow_layouts import SDXL
+from devtools.layouts import SDXL
 
 
 def put_template_files(base: Path) -> None:

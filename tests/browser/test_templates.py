@@ -12,8 +12,8 @@ from PIL import Image
 from devtools import browser
 from devtools.environment import ROOT
 from devtools.host_server import PACK_FOLDER
+from devtools.layouts import WORKFLOWS
 from devtools.make_workflows import OWN_PACK
-from devtools.workflow_layouts import WORKFLOWS
 from devtools.workflow_prompt import to_prompt
 
 # What the page itself says without any workflow, on a machine that reaches nothing but loopback.

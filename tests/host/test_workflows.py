@@ -1,10 +1,16 @@
-"""The SDXL templates run as they are, on a small checkpoint and few steps."""
+"""The templates run as they are, with few steps; those for SDXL on a small checkpoint."""
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 
+import numpy as np
+from PIL import Image
+
+from dco_core.evidence.pareto_plot import COLOURS
+from devtools.demo_graph import find
 from devtools.environment import ROOT
 from devtools.workflow_prompt import to_prompt
 
@@ -14,11 +20,14 @@ SMALL = {
 }  # fmt: skip
 
 
-def small_prompt(name):
-    """The template's prompt with the settings of SMALL, and nothing else changed."""
+FEW = {"steps": 2, "count": 2}
+
+
+def small_prompt(name, settings=SMALL):
+    """The template's prompt with these settings and 4 steps of training, and nothing else changed."""
     prompt = to_prompt(json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8")))
     for content in prompt.values():
-        content["inputs"] |= {k: v for k, v in SMALL.items() if k in content["inputs"]}
+        content["inputs"] |= {k: v for k, v in settings.items() if k in content["inputs"]}
         if content["class_type"] == "DCOLoRATrainer":
             content["inputs"]["steps"] = 4
     return prompt
@@ -34,4 +43,45 @@ def test_subject_guidance_and_merge_templates_run_one_after_the_other(host, sdxl
         assert all(outputs[n]["images"] for n in saves), name
     for stem in ("my_subject", "my_style", "my_subject_my_style"):
         assert list(loras.glob(f"{stem}_0*.safetensors")), stem
+    shutil.rmtree(host.base_dir / "output" / "dco")
+
+
+def test_the_comparison_ends_in_a_plot_with_a_curve_a_method(host):
+    prompt = small_prompt("4 - Compare methods (Toy World, CPU)", FEW)
+
+    def only(class_type):
+        (node,) = find(prompt, class_type)
+        return node
+
+    trainers = [prompt[n]["inputs"] for n in find(prompt, "DCOLoRATrainer")]
+    assert [inputs["objective"] for inputs in trainers] == ["DreamBooth", "DCO"]
+    dreambooth, dco = (
+        {k: v for k, v in i.items() if not k.startswith("objective") and k != "filename_prefix"}
+        for i in trainers
+    )
+    assert dreambooth == dco  # nothing else differs
+    sweeps = [prompt[n]["inputs"] for n in find(prompt, "DCORewardGuidanceSweep")]
+    assert [i["lora"] for i in sweeps] == [[n, 0] for n in find(prompt, "DCOLoRATrainer")]
+    assert {**sweeps[0], "lora": None} == {**sweeps[1], "lora": None}
+    values = [f"w_rg {value.strip()}" for value in sweeps[0]["w_rg_values"].split(",")]
+
+    outputs = host.client.run(prompt)
+    (saved,) = outputs[only("SaveImage")]["images"]
+    plot = np.asarray(Image.open(io.BytesIO(host.client.download(**saved))).convert("RGB")).reshape(-1, 3)
+    for colour in COLOURS[:2]:  # both curves, at least in the legend: after four steps they may coincide
+        assert (np.abs(plot.astype(int) - colour).max(1) < 30).sum() > 20
+    assert not (np.abs(plot.astype(int) - COLOURS[2]).max(1) < 30).any()
+    said = outputs[only("PreviewAny")]["text"][0]
+    dreambooth, dco = said.removeprefix("DreamBooth\n\n").split("\n\nDCO\n\n")
+    batch = prompt[only("EmptyLatentImage")]["inputs"]["batch_size"]
+    for table in (dreambooth, dco):
+        head, _, *lines = [
+            [cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()
+        ]
+        assert head == ["label", "pictures", "likeness", "alignment"]
+        assert [line[:2] for line in lines] == [[value, str(2 * batch)] for value in values]
+        assert all(0 <= float(cell) <= 1 for line in lines for cell in line[2:])
+    for sheet in find(prompt, "DCOContactSheet"):
+        (shown,) = find(prompt, "PreviewImage", images=[sheet, 0])
+        assert len(outputs[shown]["images"]) == 1
     shutil.rmtree(host.base_dir / "output" / "dco")
