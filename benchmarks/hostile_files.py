@@ -46,7 +46,7 @@ def seeds() -> dict[str, bytes]:
     full = {f"{LINEAR}.diff": r(6, 8), f"{LINEAR}.diff_b": r(6)}
     alpha = {f"{LINEAR}.alpha": torch.tensor(3.0)}
     return {
-        "kohya": save(kohya, {"modelspec.title": "a", "dco.tokens": '{"cat": "cat"}'}),
+        "kohya": titled(save(kohya), {"modelspec.title": "a", "dco.tokens": '{"cat": "cat"}'}),
         "diffusers": save(diffusers, {"lora_adapter_metadata": '{"unet.r": 2, "unet.lora_alpha": 3}'}),
         "loha": save(loha | alpha), "lokr": save(lokr | alpha), "full": save(full),
     }  # fmt: skip
@@ -66,6 +66,12 @@ def split(data: bytes) -> tuple[dict, bytes]:
 def joined(header: dict | str, body: bytes) -> bytes:
     text = (header if isinstance(header, str) else json.dumps(header)).encode("utf-8", "surrogatepass")
     return struct.pack("<Q", len(text)) + text + body
+
+
+def titled(data: bytes, metadata: dict[str, str]) -> bytes:
+    """The file with this header; safetensors itself writes the entries in another order each time."""
+    header, body = split(data)
+    return joined({"__metadata__": metadata, **header}, body)
 
 
 class Payload:
