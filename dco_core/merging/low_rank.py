@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,23 +13,37 @@ from torch import Tensor
 from ..lora import LoraLayer
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """LAPACK's factorisations of some hundred columns with one thread: more of them wait for each other at every
+    column, which on a busy machine takes 20 to 40 times the work itself."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class SmallSVD(NamedTuple):
-    """dW = u diag(s) vh: u [out, r], s [r] descending, vh [r, in * kernel]; r the rank of the pair or less, fp32."""
+    """dW = u diag(s) vh: u [out, r], s [r] descending, vh [r, in * kernel]; r the rank of the pair or less, fp32. u and vh
+    may hold the first directions alone."""
 
     u: Tensor
     s: Tensor
     vh: Tensor
 
 
-def small_svd(layer: LoraLayer) -> SmallSVD:
+def small_svd(layer: LoraLayer, most: int | None = None) -> SmallSVD:
     """The singular values of scale * up @ down by QR of both factors and the SVD of the r x r core (Golub and Van Loan,
-    Matrix Computations, 5.4). Nothing is clamped or cut."""
+    Matrix Computations, 5.4). Nothing is clamped or cut, but of the directions only the first `most` are made."""
     up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
-    q_up, r_up = torch.linalg.qr(up)
-    q_down, r_down = torch.linalg.qr(down.T)
-    core = layer.scale * (r_up.double() @ r_down.double().T)
-    u, s, vh = torch.linalg.svd(core, full_matrices=False)
-    return SmallSVD(q_up @ u.float(), s.float(), vh.float() @ q_down.T)
+    with one_thread():
+        q_up, r_up = torch.linalg.qr(up)
+        q_down, r_down = torch.linalg.qr(down.T)
+        core = layer.scale * (r_up.double() @ r_down.double().T)
+        u, s, vh = torch.linalg.svd(core, full_matrices=False)
+    return SmallSVD(q_up @ u[:, :most].float(), s.float(), vh[:most].float() @ q_down.T)
 
 
 def from_svd(svd: SmallSVD, rank: int, kernel: tuple[int, ...]) -> LoraLayer:

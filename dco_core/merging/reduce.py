@@ -63,7 +63,7 @@ def reduce_layer(
             error, whole = (0.0, 0.0) if same else rounding_error(layer, made)
             report.note(key, error, whole, layer.rank, layer.rank)
         return made
-    svd = small_svd(layer)
+    svd = small_svd(layer, size.rank)
     whole, kernel = float(svd.s.double().norm()), tuple(layer.down.shape[1:])
     most = min(len(svd.s), size.rank or len(svd.s))
     rank = most if size.max_error is None else min(most, rank_by_energy(svd.s, size.max_error))
