@@ -33,6 +33,7 @@ from .merging import (
     compare,
     compatibility_plot,
     merge_with,
+    parse_file_weight,
     reduce,
 )
 from .merging.blocks import block_order
@@ -121,21 +122,6 @@ def _size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-error", type=float, metavar="E", help="|error| / |dW| of no layer above this")
 
 
-def parse_input(text: str) -> tuple[Path, float]:
-    """ "a.safetensors=-0.5" -> path and weight; 1 without one. DCOError for a weight that is no number."""
-    if Path(text).is_file():
-        return Path(text), 1.0
-    path, found, weight = text.rpartition("=")
-    if not found:
-        return Path(text), 1.0
-    try:
-        return Path(path), float(weight)
-    except ValueError:
-        if Path(path).is_file():
-            raise DCOError(f'{text}: "{weight}" is no weight: write FILE=NUMBER.') from None
-        raise DCOError(f"There is no file {text}: write FILE or FILE=NUMBER.") from None
-
-
 def _check_output(path: Path) -> Path:
     if path.suffix != ".safetensors" or path.is_dir():
         raise DCOError(f"--output {path} is no .safetensors file: write FILE.safetensors.")
@@ -150,7 +136,8 @@ def _write(path: Path, lora: LoraWeights, keys: str, dtype: str, report: ErrorRe
 
 def _merge(values: Mapping[str, Any]) -> int:
     output = _check_output(values["output"])
-    inputs = [parse_input(text) for text in values["inputs"]]
+    named = [parse_file_weight(text, lambda name: Path(name).is_file()) for text in values["inputs"]]
+    inputs = [(Path(name), weight) for name, weight in named]
     size, method = Size(values["rank"], values["max_error"]), METHODS[values["method"]](values)
     weights = [weight for _, weight in inputs]
     if not any(weights):

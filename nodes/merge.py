@@ -26,7 +26,7 @@ from ..dco_core.merging import (
 )
 from ..dco_core.merging.report import carried
 from . import merge_inputs
-from .host import files
+from .host.files import new_lora_path, shown_name
 from .host.progress import raise_if_interrupted
 
 
@@ -50,13 +50,20 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, files="", **_) -> str:
+        return merge_inputs.state_of_files(files or "")
+
+    @classmethod
     def execute(
         cls, loras, weights, filename_prefix, size=None, block_weights="", method=None, save_dtype="fp32",
-        save_keys="kohya", compare=True,
+        save_keys="kohya", compare=True, files="",
     ) -> io.NodeOutput:  # fmt: skip
         inputs = [from_tensors(lora, name) for name, lora in loras.items() if lora is not None]
         factors = merge_inputs.parse_weights(weights, len(inputs))
-        path = files.new_lora_path(filename_prefix) if filename_prefix.strip() else None
+        named, more = merge_inputs.read_files(files)
+        inputs, factors = inputs + named, factors + more
+        merge_inputs.check_terms(factors)
+        path = new_lora_path(filename_prefix) if filename_prefix.strip() else None
         blocks = blocks_for(block_weights, inputs)
         wanted, chosen = merge_inputs.parse_size(size), merge_inputs.parse_method(method)
         dtype, said = DTYPES[save_dtype], []
@@ -80,7 +87,7 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
         )
         if path is not None:
             write_lora(path, merged, keys=save_keys, dtype=dtype)
-            said.append(f"Saved {files.shown_name(path)}. Press R to see it in the LoRA lists.")
+            said.append(f"Saved {shown_name(path)}. Press R to see it in the LoRA lists.")
         said += [report.text(), *carried(merged)]
         text = "\n".join(said)
         return io.NodeOutput(to_tensors(merged, dtype=dtype), text, picture, table, ui={"text": [text]})

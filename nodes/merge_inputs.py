@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..dco_core.errors import DCOError
+from ..dco_core.lora import LoraWeights, read_lora
 from ..dco_core.lora.state_dict import DTYPES
-from ..dco_core.merging import PRESETS, Dare, Exact, Method, NPLora, Size, Ties
+from ..dco_core.merging import PRESETS, Dare, Exact, Method, NPLora, Size, Ties, parse_file_weight
+from .host import files
 
 EXACT_SIZE, BY_RANK, BY_ERROR = "exact", "by rank", "by error"
 EXACT, ZIP, TIES, DARE, NP = "exact sum", "ZipLoRA", "TIES", "DARE", "NP-LoRA"
 
 
 def parse_weights(text: str, count: int) -> list[float]:
-    """ "1, -0.5" -> [1.0, -0.5]; DCOError unless it holds `count` finite numbers."""
+    """ "1, -0.5" -> [1.0, -0.5]; DCOError unless it holds `count` finite numbers. Without a connected LoRA, whose
+    weights they would be, they mean nothing."""
+    if not count:
+        return []
     parts = [part for part in text.replace(";", ",").split(",") if part.strip()]
     try:
         weights = [float(part) for part in parts]
@@ -27,15 +32,62 @@ def parse_weights(text: str, count: int) -> list[float]:
         ) from None
     if not all(map(math.isfinite, weights)):
         raise DCOError(f'weights "{text}" are not all finite: write numbers such as "1, 0.8".')
-    if weights and not any(weights):
-        raise DCOError(
-            f'weights "{text}" are all 0: the sum would be empty. Give at least one LoRA a weight.'
-        )
     if len(weights) != count:
         raise DCOError(
             f'weights "{text}" are {len(weights)}, but {count} LoRAs are connected: write one number for each.'
         )
     return weights
+
+
+def check_terms(weights: Sequence[float]) -> None:
+    """DCOError unless there is something to add up: weights of all LoRAs, connected or named."""
+    if not weights:
+        raise DCOError("There is no LoRA to merge: connect one to loras, or name one in files.")
+    if not any(weights):
+        raise DCOError(
+            f"The weights {', '.join(f'{w:g}' for w in weights)} are all 0: the sum would be empty. Give at least one "
+            "LoRA a weight."
+        )
+
+
+def parse_files(text: str) -> list[tuple[str, str, float]]:
+    """The input `files` -> [(what an error calls the line, name, weight)], empty lines left out.
+
+    Raises DCOError for a weight that is no finite number. Whether a name is one of a file is for `files.named_lora`."""
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"files, line {number}"
+        try:
+            name, weight = parse_file_weight(line.strip(), lambda part: files.is_lora(part.strip()))
+        except DCOError as error:
+            raise DCOError(f"{where}: {error}") from None
+        if not math.isfinite(weight):
+            raise DCOError(f'{where}: the weight of "{name}" is {weight}: write a finite number such as 0.8.')
+        found.append((where, name.strip(), weight))
+    return found
+
+
+def read_files(text: str) -> tuple[list[LoraWeights], list[float]]:
+    """The LoRAs that the input `files` names, and their weights. DCOError, with the line, for one that cannot be."""
+    loras, weights = [], []
+    for where, name, weight in parse_files(text):
+        try:
+            loras.append(read_lora(files.named_lora(name)))
+        except DCOError as error:
+            raise DCOError(f"{where}: {error}") from error
+        weights.append(weight)
+    return loras, weights
+
+
+def state_of_files(text: str) -> str:
+    """Changes with the files that are named. Mistakes are for read_files to tell."""
+    try:
+        stats = [files.named_lora(name).stat() for _, name, _ in parse_files(text)]
+    except (DCOError, OSError):
+        return "unknown"
+    return " ".join(f"{stat.st_mtime_ns} {stat.st_size}" for stat in stats)
 
 
 def parse_size(size: Mapping[str, Any] | None) -> Size:
@@ -131,7 +183,7 @@ def inputs() -> list[Any]:
     loras = io.Autogrow.TemplatePrefix(
         io.LoraModel.Input("lora", tooltip="A LoRA for the same base model."),
         prefix="lora_",
-        min=1,
+        min=0,  # files may be all there is
         max=20,
     )
     return [
@@ -139,7 +191,7 @@ def inputs() -> list[Any]:
         io.String.Input(
             "weights",
             default="1, 1",
-            tooltip="One weight per LoRA, separated by commas; negative ones subtract.",
+            tooltip="One weight per connected LoRA, separated by commas; negative ones subtract.",
         ),
         io.String.Input(
             "filename_prefix",
@@ -189,6 +241,14 @@ def inputs() -> list[Any]:
             optional=True,
             advanced=True,
             tooltip="Measure whether the LoRAs get along: compatibility and compatibility_report.",
+        ),
+        io.String.Input(
+            "files",
+            default="",
+            multiline=True,
+            optional=True,
+            tooltip="LoRA files to add up after the connected LoRAs, one a line, by their name in the LoRA lists, each "
+            "with its weight: my_style.safetensors=0.8. Without a weight it is 1.",
         ),
     ]
 

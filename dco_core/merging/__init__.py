@@ -3,6 +3,7 @@
 from .blocks import PRESETS, BlockWeights, block_of, blocks_for, kind_of_layer, parse_blocks
 from .compatibility import Compatibility, compare
 from .compatibility_plot import compatibility_plot
+from .file_weights import parse_file_weight
 from .methods import Dare, Exact, Method, NPLora, Ties, ZipLora, merge_with
 from .reduce import Size, reduce
 from .report import ErrorReport
@@ -30,5 +31,6 @@ __all__ = [
     "merge_with",
     "optimise",
     "parse_blocks",
+    "parse_file_weight",
     "reduce",
 ]

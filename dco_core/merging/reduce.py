@@ -11,7 +11,7 @@ from ..errors import DCOError
 from ..lora import LazyLayers, LoraLayer, LoraWeights
 from ..lora.arithmetic import rank_header
 from ..lora.state_dict import cast
-from .low_rank import from_svd, rounding_error, small_svd
+from .low_rank import from_svd, rounding_error, sampled_rounding_error, small_svd
 from .report import ErrorReport
 
 
@@ -53,17 +53,19 @@ def reduce_layer(
     report: ErrorReport | None = None,
 ) -> LoraLayer:
     """`layer` at a smaller rank by the truncated SVD, which has the least error of all of that rank (Eckart and Young).
-    dtype: what it is rounded to; None is fp32. The error counts the rounding.
+    dtype: what it is rounded to; None is fp32. The error counts the rounding; where a large layer is rounded and no
+    more, it is an estimate (sampled_rounding_error), and the report says so.
 
     Raises DCOError for values beyond the range of dtype, and where rounding alone misses max_error."""
     if size.exact:
         made = layer if dtype is None else rounded(key, layer, dtype)
         same = made.up is layer.up and made.down is layer.down
         if report is not None:
-            error, whole = (0.0, 0.0) if same else rounding_error(layer, made)
-            report.note(key, error, whole, layer.rank, layer.rank)
+            sampled = None if same else sampled_rounding_error(layer, made)
+            error, whole = sampled or ((0.0, 0.0) if same else rounding_error(layer, made))
+            report.note(key, error, whole, layer.rank, layer.rank, estimated=sampled is not None)
         return made
-    svd = small_svd(layer)
+    svd = small_svd(layer, size.rank)
     whole, kernel = float(svd.s.double().norm()), tuple(layer.down.shape[1:])
     most = min(len(svd.s), size.rank or len(svd.s))
     rank = most if size.max_error is None else min(most, rank_by_energy(svd.s, size.max_error))

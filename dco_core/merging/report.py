@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from ..lora import BUNDLE, LoraWeights
 from .blocks import block_of, block_order
+from .low_rank import SAMPLED
 
 
 @dataclass
@@ -15,10 +16,14 @@ class ErrorReport:
     """|error| / |dW| of layers that were made smaller, by layer; layers note themselves when they are made."""
 
     layers: dict[str, tuple[float, float, int, int]] = field(default_factory=dict)
+    estimated: bool = False  # whether some error is an estimate
 
-    def note(self, key: str, error: float, norm: float, before: int, after: int) -> None:
+    def note(
+        self, key: str, error: float, norm: float, before: int, after: int, estimated: bool = False
+    ) -> None:
         """error, norm: Frobenius norms of the error and of dW; before, after: ranks."""
         self.layers[key] = (error, norm, before, after)
+        self.estimated |= estimated
 
     @property
     def total(self) -> float:
@@ -51,6 +56,8 @@ class ErrorReport:
         lines = [
             f"|error| / |dW| {_shown(self.total)} in total; ranks {ranks[0]} to {ranks[-1]}, before up to {before}."
         ]
+        if self.estimated:
+            lines.append(f"Of large layers it is estimated, from one in {SAMPLED} of their rows and columns.")
         width = max(map(len, self.blocks()))
         lines += [f"  {block:{width}}  {_shown(error)}" for block, error in self.blocks().items()]
         return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 
@@ -21,6 +22,41 @@ def lora_path(name: str) -> Path:
     if path is None:
         raise DCOError(f'The LoRA file "{name}" is not in the loras folders: press R to refresh the list.')
     return Path(path)
+
+
+def is_lora(name: str) -> bool:
+    """Whether named_lora finds a file of this name."""
+    return _listed(name) is not None
+
+
+def named_lora(name: str) -> Path:
+    """Full path of a LoRA file that somebody wrote down: as the lists have it, or as nodes tell what they saved,
+    `loras/my_dog_00001_.safetensors`. DCOError, with the names that come near it, for anything else; only names of the
+    host's lists count, so that none leads out of its folders."""
+    listed = _listed(name)
+    if listed is not None:
+        return lora_path(listed)
+    names = lora_names()
+    stem = Path(name.replace("\\", "/")).name
+    near = difflib.get_close_matches(name, names, 3, 0.5) or difflib.get_close_matches(stem, names, 3, 0.5)
+    hint = f"the nearest names are {', '.join(near)}" if near else f"there are {len(names)} LoRA files"
+    folders = ", ".join(folder_paths.get_folder_paths("loras"))
+    raise DCOError(f'The LoRA file "{name}" is not in the loras folders ({folders}): {hint}.')
+
+
+def _listed(name: str) -> str | None:
+    """The name in the host's list, which has the slashes of the system; None for one that is not there."""
+    names = {listed.replace("\\", "/"): listed for listed in lora_names()}
+    if name in names.values():
+        return name
+    shown = name.replace("\\", "/")
+    if shown in names:
+        return names[shown]
+    inside = shown.removeprefix("loras/")
+    saved = Path(folder_paths.get_output_directory()) / "loras" / inside
+    found = names.get(inside)
+    # the file below the output folder, not one of that name in another loras folder
+    return found if found and inside != shown and lora_path(found) == saved else None
 
 
 def new_lora_path(prefix: str) -> Path:

@@ -94,6 +94,28 @@ def test_full_rank_is_lossless_and_nothing_is_clamped():
         assert (delta(layer) - delta(whole.layers[key])).norm() <= 1e-6 * delta(whole.layers[key]).norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["random", "falling", "twice the same", "underflow", "outliers"])
+def test_the_rounding_of_large_layers_is_estimated_and_the_report_says_so(kind, dtype):
+    generator = torch.Generator().manual_seed(3)
+    up, down = torch.randn(1280, 32, generator=generator), torch.randn(32, 640, generator=generator)
+    if kind == "falling":
+        up = up * 0.7 ** torch.arange(32)
+    elif kind == "twice the same":
+        up, down = torch.cat([up[:, :16]] * 2, 1), torch.cat([down[:16]] * 2)
+    elif kind == "underflow":
+        up = up * 1e-7
+    elif kind == "outliers":
+        up[:3] *= 1000
+    whole, report = LoraWeights({UP: LoraLayer(down, up, 8.0)}), ErrorReport()
+    small = reduce(whole, Size(), dtype, report)
+    target = delta(whole.layers[UP])
+    error = (delta(small.layers[UP]) - target).norm() / target.norm()
+    assert report.total == pytest.approx(error.item(), rel=0.08 if report.estimated else 0.005)
+    # a few rows are most of it: measured in full
+    assert report.estimated == (kind != "outliers") == ("estimated" in report.text())
+
+
 def test_sizes_that_cannot_be_are_refused():
     for bad in ({"rank": 0}, {"max_error": -0.1}, {"max_error": 1.0}):
         with pytest.raises(DCOError):
