@@ -150,7 +150,7 @@ def _short(prompt: str, length: int = 34) -> str:
     return prompt if len(prompt) <= length else prompt[: length - 1].rstrip() + "..."
 
 
-def _picture(path: Path, side: int = 128) -> np.ndarray | None:
+def _picture(path: Path, side: int = 96) -> np.ndarray | None:
     """The picture, small: a sheet has hundreds."""
     if not path.is_file():
         return None

@@ -23,28 +23,23 @@ def evidence(tmp_path_factory):
     return study, found
 
 
-def test_a_larger_beta_stays_closer_to_the_base_model_than_a_smaller_one_and_than_dreambooth(evidence):
+def test_a_larger_beta_stays_closer_to_the_base_model(evidence):
     study, found = evidence
     distance = mean_distance(found.distances)
-    pairs = [
-        ("DCO, double beta", "DCO"),
-        ("DCO", "DCO, half beta"),
-        ("DCO", "DreamBooth, compact captions"),
-    ]
-    for near, far in pairs:
+    for near, far in (("DCO, double beta", "DCO"), ("DCO", "DCO, half beta")):
         difference = interval(paired(distance[near], distance[far]))
         assert difference.n == len(study.seeds) and difference.sign == -1, f"{near} - {far}: {difference}"
 
 
 def test_a_larger_beta_obeys_more_of_the_prompt(evidence):
-    """At the strongest guidance: at weak guidance every model obeys."""
+    """Where guidance is pushed beyond what one would use: before that every model obeys."""
     study, found = evidence
     strongest = max(study.w_rg)
     double, half = (
         score_at(found.means, m, strongest, "factors") for m in ("DCO, double beta", "DCO, half beta")
     )
     difference = interval(paired(double, half))
-    assert difference.n == len(study.seeds) and difference.mean > 0, str(difference)
+    assert difference.n == len(study.seeds) and difference.sign == 1, str(difference)
 
 
 def test_the_frontier_of_dco_is_better_than_that_of_dreambooth_as_published(evidence):
