@@ -188,7 +188,7 @@ def _cosine(e: Evidence) -> Iterator[Comparison]:
     found: dict[str, dict[Unit, float]] = {}
     for row in e.cosines:
         found.setdefault(row["method"], {})[row["subject"], row["style"], row["seed"]] = abs(row["all"])
-    yield from _compare(found, "|column cosine|", [("DCO merge", "DreamBooth merge", 0)])
+    yield from _compare(found, "absolute column cosine", [("DCO merge", "DreamBooth merge", 0)])
 
 
 def _long_training(e: Evidence) -> Iterator[Comparison]:

@@ -193,6 +193,6 @@ def _cosines(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         groups.setdefault(row["method"], []).append(abs(row["all"]))
     return [
-        {"pairs": method, "|column cosine|": sum(values) / len(values), "units": len(values)}
+        {"pairs": method, "absolute column cosine": sum(values) / len(values), "units": len(values)}
         for method, values in groups.items()
     ]
