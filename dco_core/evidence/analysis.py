@@ -88,14 +88,22 @@ def unit_of(row: Mapping[str, Any]) -> Unit:
     return row.get("subject"), row.get("style"), row["seed"]
 
 
+def frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other dominates, from left to right."""
+    kept: list[tuple[float, float]] = []
+    for x, y in sorted(points, reverse=True):
+        if not kept or y > kept[-1][1]:
+            kept.append((x, y))
+    return kept[::-1]
+
+
 def area_under_frontier(points: Iterable[tuple[float, float]]) -> float:
     """The part of the unit square that a set of points dominates: the area of all (x, y) with x <= p_x and y <= p_y
     for some point p (the hypervolume of Zitzler and Thiele 1998 with reference point 0, 0)."""
     area, height = 0.0, 0.0
-    for x, y in sorted(points, reverse=True):
-        if y > height:
-            area += (y - height) * max(0.0, x)
-            height = y
+    for x, y in reversed(frontier(points)):
+        area += (max(y, 0.0) - height) * max(0.0, x)
+        height = max(y, 0.0)
     return area
 
 
@@ -112,16 +120,18 @@ def frontier_areas(means: Iterable[Row], x: str, y: str = "alignment") -> dict[s
 
 
 def gap_at_equal_x(a: Sequence[tuple[float, float]], b: Sequence[tuple[float, float]]) -> float | None:
-    """How much higher the curve through the points a lies than that through b: the mean of y_a(x) - y_b(x) over the x
-    that both reach, linear between points. None where they reach no x in common, or have fewer than two points."""
-    (xa, ya), (xb, yb) = (np.array(sorted(points)).reshape(-1, 2).T for points in (a, b))
-    if len(xa) < 2 or len(xb) < 2:
+    """How much higher the frontier of the points a lies than that of b: the mean of y_a(x) - y_b(x) over the x that
+    both curves reach, linear between frontier points and level left of the first. None where the curves reach no x in
+    common, or have fewer than two points."""
+    if len(a) < 2 or len(b) < 2:
         return None
-    low, high = max(xa[0], xb[0]), min(xa[-1], xb[-1])
+    low = max(min(x for x, _ in points) for points in (a, b))
+    high = min(max(x for x, _ in points) for points in (a, b))
     if not low < high:
         return None
     grid = np.linspace(low, high, 101)
-    return float((np.interp(grid, xa, ya) - np.interp(grid, xb, yb)).mean())
+    heights = [np.interp(grid, *np.array(frontier(points)).T) for points in (a, b)]
+    return float((heights[0] - heights[1]).mean())
 
 
 def gaps(means: Iterable[Row], a: str, b: str, x: str, y: str = "alignment") -> list[float]:
