@@ -118,18 +118,13 @@ class Bench:
         if of != BASE:
             kinds = (False, True) if job.method in MERGES else (style,)
             for kind in kinds:
-                parts += [
-                    study.config(of, job.seed, kind).as_dict(),
-                    study.adapter_config(of, job.seed, kind),
-                ]
-            parts += [study.method(of).captions]
-            parts += [
-                study.w_rg,
-                study.class_images,
-                study.zip_steps,
-                study.distance_timesteps,
-                study.distance_draws,
-            ]
+                configs = study.config(of, job.seed, kind), study.adapter_config(of, job.seed, kind)
+                parts += [_not_default(config) for config in configs]
+            parts += [study.method(of).captions, study.w_rg, study.distance_timesteps, study.distance_draws]
+            if study.config(of, job.seed).objective == "dreambooth-prior":
+                parts.append(study.class_images)
+            if job.method in MERGES and MERGES[job.method][1] == "zip-lora":
+                parts.append(study.zip_steps)
         return content_key(*parts)
 
     def _train(self, job: Job, path: Path, tick: Callable[[], None]) -> None:

@@ -103,6 +103,7 @@ def test_a_changed_setting_does_its_jobs_again_and_no_others(finished):
         "DCO",
         "DCO merge",
     }
+    assert open_jobs(dataclasses.replace(study, zip_steps=3)) == {"DreamBooth ZipLoRA"}
     more = dataclasses.replace(study, methods=(*study.methods, "MaPO"))
     assert open_jobs(more) == {"MaPO"}
     assert open_jobs(dataclasses.replace(study, seeds=(0, 1))) == {
