@@ -146,7 +146,7 @@ def test_a_sweep_is_the_pictures_one_by_one(host, across):
     alone = g.guided(g.base["model"], g.lora, g.c, g.empty, g.start, 1.4, w_text, lora_strength=strength)
     decoded = g.add("VAEDecode", samples=alone, vae=g.base["vae"])
     expected = g.add("PreviewImage", images=[decoded, 0])
-    said, told = g.said([node, 2]), []
+    said, told = g.said([node, 3]), []
 
     def on_progress(kind, data):
         if kind == "text":
