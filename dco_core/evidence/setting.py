@@ -17,6 +17,7 @@ from ..dataset import load_folder
 from ..errors import DCOError
 from ..image_model import ImageModel
 from ..image_models import load_model
+from ..lora.atomic import whole_folder
 from ..metrics import ImageEncoder, SiglipScorer, image_similarity, load_image_encoder, load_siglip
 from ..prompts import evaluation_prompts, fill
 from ..toy_world import scorer
@@ -109,11 +110,11 @@ class FolderSetting:
         compact = self._folder / f"{Path(what).name}-compact"
         style = what in self._study.styles
         text = f"in <{self._words[what]}> style" if style else f"a photo of a <{self._words[what]}>"
-        compact.mkdir(parents=True, exist_ok=True)
-        for picture in load_folder(what):
-            copy = compact / picture.name.replace("/", "_")
-            shutil.copyfile(Path(what) / picture.name, copy)
-            copy.with_suffix(".txt").write_text(text, encoding="utf-8")
+        with whole_folder(compact) as made:
+            for picture in load_folder(what):
+                copy = made / picture.name.replace("/", "_")
+                shutil.copyfile(Path(what) / picture.name, copy)
+                copy.with_suffix(".txt").write_text(text, encoding="utf-8")
         return compact
 
     def prompts(self, subject: str | None, style: str | None) -> list[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -78,6 +79,21 @@ def _replacing(path: Path) -> Iterator[Path]:
         raise DCOError(
             f"Cannot write {path} ({error}): check free space and permissions of the folder."
         ) from error
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends well. One that another process has filled meanwhile,
+    or that was there before, is taken as it is: nobody ever sees half of it."""
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if not (folder.is_dir() and any(folder.iterdir())):
+            with suppress(OSError):  # the other process was faster
+                os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import DCOError
+from ..lora.atomic import whole_folder
 from .renderer import PIXELS_PER_CELL, render
 from .world import EAR_KINDS, Scenes, sample_scenes, style_reference, subject_references
 
@@ -44,15 +45,14 @@ def write_toy_references(folder: Path, what: str, captions: str = "comprehensive
     or the style and nothing else ("a <toy>", "in <print> style"). Written once: a folder that is there is taken as it
     is."""
     scenes, texts = toy_references(what)
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, (image, text) in enumerate(zip(render(scenes), texts, strict=True)):
-        pixels = ((image.movedim(0, -1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        side = image.shape[-1] * PIXELS_PER_CELL
-        picture = Image.fromarray(pixels.numpy()).resize((side, side), Image.Resampling.NEAREST)
-        if not (folder / f"{i}.png").exists():
-            picture.save(folder / f"{i}.png")
-        text = compact(text) if captions == "compact" else text
-        (folder / f"{i}.txt").write_text(text, encoding="utf-8")
+    with whole_folder(folder) as made:
+        for i, (image, text) in enumerate(zip(render(scenes), texts, strict=True)):
+            pixels = ((image.movedim(0, -1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+            side = image.shape[-1] * PIXELS_PER_CELL
+            picture = Image.fromarray(pixels.numpy()).resize((side, side), Image.Resampling.NEAREST)
+            picture.save(made / f"{i}.png")
+            text = compact(text) if captions == "compact" else text
+            (made / f"{i}.txt").write_text(text, encoding="utf-8")
     return folder
 
 

@@ -258,3 +258,13 @@ def test_a_study_may_have_methods_of_its_own():
     ):
         with pytest.raises(DCOError, match=said):
             small(methods=["DreamBooth", "DCO", "mine"], own_methods={"mine": wrong})
+
+
+def test_references_that_another_job_has_written_are_taken_as_they_are(tmp_path):
+    """Jobs start side by side: none may see, or leave, half a folder."""
+    setting = setting_for(small(), tmp_path, None)
+    folder = setting.references("toy", "comprehensive")
+    (folder / "0.txt").write_text("a <toy>, by the other job", encoding="utf-8")
+    assert setting.references("toy", "comprehensive") == folder
+    assert (folder / "0.txt").read_text(encoding="utf-8") == "a <toy>, by the other job"
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
