@@ -89,8 +89,9 @@ class Bench:
         return run
 
 
-def variants(bench: Bench) -> dict[str, Callable[[], None]]:
-    return {
+def variants(bench: Bench, chosen: list[str] | None) -> dict[str, Callable[[], None]]:
+    """Every run, or CFG and those whose name holds one of `chosen`."""
+    runs = {
         CFG: bench.sampler(None),
         "reward guidance (three rows)": bench.sampler(W_RG),
         "reward guidance on half the schedule": bench.sampler(W_RG, start_percent=0.0, end_percent=0.5),
@@ -98,6 +99,11 @@ def variants(bench: Bench) -> dict[str, Callable[[], None]]:
         "w_rg = 0 (off)": bench.sampler(0.0),
         "reward guidance, low memory": bench.sampler(W_RG, low_memory=True),
         "reward guidance with its self-check": bench.sampler(W_RG, self_check=True),
+    }
+    return {
+        name: run
+        for name, run in runs.items()
+        if name == CFG or chosen is None or any(part in name for part in chosen)
     }
 
 
@@ -114,8 +120,8 @@ def peak(run: Callable[[], None]) -> int:
     return most
 
 
-def measure(bench: Bench, rounds: int) -> None:
-    runs = variants(bench)
+def measure(bench: Bench, rounds: int, chosen: list[str] | None) -> None:
+    runs = variants(bench, chosen)
     for run in runs.values():
         run()
     clock: dict[str, list[float]] = {name: [] for name in runs}
@@ -157,6 +163,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1, help="more suffer when others compute")
+    parser.add_argument(
+        "--only", nargs="+", metavar="PART", help="runs whose name holds one of these; CFG always runs"
+    )
     values = parser.parse_args()
     torch.set_num_threads(values.threads)
     host.start()
@@ -166,7 +175,7 @@ def main() -> None:
             f"\n{family}: {', '.join(map(str, bench.shape.channels))} channels, {values.pixels} px, rank {values.rank}"
             f", fp32, batch 1, {values.threads} threads, {values.rounds} rounds of {values.steps} steps"
         )
-        measure(bench, values.rounds)
+        measure(bench, values.rounds, values.only)
 
 
 if __name__ == "__main__":
