@@ -174,5 +174,12 @@ def guidances(means: Iterable[Row]) -> list[float]:
     return sorted({r["guidance"] for r in means if r["method"] != BASE and r["guidance"] != PLAIN})
 
 
+def mean_over_w_rg(rows: Sequence[Row], method: str, score: str) -> dict[Unit, float]:
+    """{unit: mean score over all w_rg} of a method, for the units that have every w_rg."""
+    by_scale = [score_at(rows, method, w, score) for w in guidances(rows)]
+    shared = set.intersection(*(set(units) for units in by_scale)) if by_scale else set()
+    return {unit: _mean(units[unit] for units in by_scale) for unit in sorted(shared, key=str)}
+
+
 def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))

@@ -13,6 +13,7 @@ from .analysis import (
     guidances,
     interval,
     mean_distance,
+    mean_over_w_rg,
     paired,
     score_at,
 )
@@ -142,16 +143,10 @@ def _every_beta(e: Evidence) -> Iterator[Comparison]:
 def _beta(e: Evidence) -> Iterator[Comparison]:
     """The whole curve moves, so scores are means over w_rg."""
     for score, predicted in (("likeness", -1), ("alignment", 1)):
-        values = {method: _mean_over_w_rg(_subjects(e), method, score) for method in _BETAS}
+        values = {method: mean_over_w_rg(_subjects(e), method, score) for method in _BETAS}
         yield from _compare(
             values, f"{score}, mean over w_rg", [("DCO, double beta", "DCO, half beta", predicted)]
         )
-
-
-def _mean_over_w_rg(rows: Sequence[Row], method: str, score: str) -> dict[Unit, float]:
-    by_scale = [score_at(rows, method, w, score) for w in guidances(rows)]
-    shared = set.intersection(*(set(units) for units in by_scale)) if by_scale else set()
-    return {unit: sum(units[unit] for units in by_scale) / len(by_scale) for unit in sorted(shared, key=str)}
 
 
 def _noise(e: Evidence) -> Iterator[Comparison]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dco_core.evidence.analysis import gaps, interval, mean_distance, paired, score_at
+from dco_core.evidence.analysis import gaps, interval, mean_distance, mean_over_w_rg, paired
 from dco_core.evidence.jobs import Bench
 from dco_core.evidence.report import collect
 from dco_core.evidence.runner import run
@@ -26,25 +26,23 @@ def evidence(tmp_path_factory):
 def test_a_larger_beta_stays_closer_to_the_base_model(evidence):
     study, found = evidence
     distance = mean_distance(found.distances)
-    for near, far in (("DCO, double beta", "DCO"), ("DCO", "DCO, half beta")):
-        difference = interval(paired(distance[near], distance[far]))
-        assert difference.n == len(study.seeds) and difference.sign == -1, f"{near} - {far}: {difference}"
+    difference = interval(paired(distance["DCO, double beta"], distance["DCO"]))
+    assert difference.n == len(study.seeds) and difference.sign == -1, str(difference)
 
 
 def test_a_larger_beta_obeys_more_of_the_prompt(evidence):
-    """Where guidance is pushed beyond what one would use: before that every model obeys."""
     study, found = evidence
-    strongest = max(study.w_rg)
-    double, half = (
-        score_at(found.means, m, strongest, "factors") for m in ("DCO, double beta", "DCO, half beta")
+    double, single = (
+        mean_over_w_rg(found.means, method, "alignment") for method in ("DCO, double beta", "DCO")
     )
-    difference = interval(paired(double, half))
+    difference = interval(paired(double, single))
     assert difference.n == len(study.seeds) and difference.sign == 1, str(difference)
 
 
 def test_the_frontier_of_dco_is_better_than_that_of_dreambooth_as_published(evidence):
-    """DCO with comprehensive captions, DreamBooth with compact ones (paper, Fig. 1): more of the prompt at equal
-    likeness, with its interval."""
+    """DCO with comprehensive captions, DreamBooth with compact ones (paper, Fig. 1 and 16): more of the prompt at equal
+    likeness, in pairs over seeds, with its interval. With equal captions the gain is smaller than seeds differ: see the
+    study toy-world-frontier in docs/evidence.md."""
     _, found = evidence
     difference = interval(gaps(found.means, "DCO", "DreamBooth, compact captions", "likeness"))
-    assert difference.sign == 1 and difference.n >= 3, str(difference)
+    assert difference.n >= 3 and difference.sign == 1, str(difference)
