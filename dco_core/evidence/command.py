@@ -17,7 +17,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--study",
         default="toy-world",
-        help="toy-world (up to an hour on two cores), toy-world-quick, or a JSON file",
+        help="toy-world (up to an hour on two cores), toy-world-frontier, -defaults, -quick, or a JSON file",
     )
     parser.add_argument(
         "--output", type=Path, required=True, help="folder for jobs, tables, figures and evidence.md"
