@@ -47,13 +47,17 @@ def frontiers(means: Sequence[Row]) -> dict[str, np.ndarray]:
     subjects = [r for r in means if r["subject"] and not r["style"]]
     styles = [r for r in means if r["style"] and not r["subject"]]
     own = tuple(dict.fromkeys(r["method"] for r in subjects if r["method"] not in (*METHODS, BASE)))
-    pictures = {}
+    pictures: dict[str, np.ndarray] = {}
+    drawn: list[list[str]] = []
     for name, (title, methods) in {
         **FRONTIERS,
         "own_methods": ("Methods of this study", ("DCO", *own)),
     }.items():
         curves = _curves(subjects, methods, "likeness")
-        if len(curves) > 2 and (own or name != "own_methods"):  # the base model and more than one to compare
+        named = [curve.label for curve in curves]
+        # the base model and more than one to compare, which no other title has already
+        if len(curves) > 2 and named not in drawn and (own or name != "own_methods"):
+            drawn.append(named)
             pictures[name] = pareto_plot(curves, title, "subject likeness", "prompt alignment")
     curves = _curves(styles, tuple(dict.fromkeys(r["method"] for r in styles)), "style_likeness")
     if len(curves) > 1:

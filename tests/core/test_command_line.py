@@ -21,6 +21,8 @@ from dco_core.command_line import main
 from dco_core.toy_world.references import write_toy_references
 from devtools.environment import ROOT
 
+STEPS = 60  # enough that a signal within 0.2 s of the first checkpoint comes in the middle
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -28,7 +30,7 @@ def data(tmp_path_factory):
 
 
 def command(data, output, **options):
-    values = {"model": "toy-world", "data": data, "output": output, "steps": 12, "seed": 3, "learning-rate": 1e-3,
+    values = {"model": "toy-world", "data": data, "output": output, "steps": STEPS, "seed": 3, "learning-rate": 1e-3,
               "rank": 4, "checkpoint-every": 2, "threads": 1, **options}  # fmt: skip
     arguments = [x for name, value in values.items() for x in (f"--{name.replace('_', '-')}", str(value))]
     return [sys.executable, "-m", "dco_core", "train", *arguments]
@@ -48,16 +50,16 @@ def whole(data, tmp_path_factory):
     output = tmp_path_factory.mktemp("whole") / "toy.safetensors"
     done = run(command(data, output))
     assert done.returncode == 0, done.stderr
-    assert f"Saved {output} after 12 steps." in done.stdout
+    assert f"Saved {output} after {STEPS} steps." in done.stdout
     assert re.search(r"Peak memory: \d.* [MG]B of the whole process", done.stdout)
-    assert "step 12/12  loss " in done.stderr
+    assert f"step {STEPS}/{STEPS}  loss " in done.stderr
     return output
 
 
 def test_the_file_is_a_lora_with_its_header(whole):
     with safe_open(whole, "pt") as file:
         header, keys = file.metadata(), list(file.keys())
-    assert header["ss_steps"] == "12"
+    assert header["ss_steps"] == str(STEPS)
     assert header["ss_base_model_version"] == "ToyWorld"
     assert header["modelspec.trigger_phrase"] == "toy"
     assert float(header["dco.w_rg"]) == 1.4
@@ -81,7 +83,7 @@ def test_stopped_and_run_again_it_ends_with_the_same_bytes(whole, data, tmp_path
     ) as process:
         while process.poll() is None and not (folder.is_dir() and list(folder.glob("*.safetensors"))):
             time.sleep(0.002)
-        time.sleep(random.random() * 0.3)
+        time.sleep(random.random() * 0.2)
         process.send_signal(number)
         error = process.stderr.read()
     if process.returncode == 0:
@@ -179,7 +181,7 @@ def test_gradient_checkpointing_and_a_log_do_not_change_what_is_learned(whole, d
         torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-5)
     curves = EventAccumulator(str(log))
     curves.Reload()
-    assert [event.step for event in curves.Scalars("train/loss")] == list(range(1, 13))
+    assert [event.step for event in curves.Scalars("train/loss")] == list(range(1, STEPS + 1))
 
 
 def test_scores_and_the_kept_adapter_are_reported(data, tmp_path, capsys):
