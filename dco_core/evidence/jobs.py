@@ -113,6 +113,7 @@ class Bench:
             dataclasses.asdict(job), study.model, study.w_text, study.sampling_steps, study.pictures,
             self._setting.prompts(job.subject, job.style), study.resolution, study.precision, study.likeness_model,
             study.text_model, study.seeds[0] == job.seed,
+            self._setting.fingerprint(*(what for what in (job.subject, job.style) if what)),
         ]  # fmt: skip
         of = MERGES[job.method][0] if job.method in MERGES else job.method
         if of != BASE:

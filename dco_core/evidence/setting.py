@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..captions import markers
+from ..content import files_fingerprint
 from ..dataset import load_folder
 from ..errors import DCOError
 from ..image_model import ImageModel
@@ -21,6 +22,7 @@ from ..lora.atomic import whole_folder
 from ..metrics import ImageEncoder, SiglipScorer, image_similarity, load_image_encoder, load_siglip
 from ..prompts import evaluation_prompts, fill
 from ..toy_world import scorer
+from ..toy_world.model import WEIGHTS
 from ..toy_world.references import to_cells, toy_references, write_toy_references
 from ..toy_world.renderer import render
 from .study import Study
@@ -31,6 +33,11 @@ class Setting(Protocol):
 
     def model(self, device: str | None) -> ImageModel:
         """The base model, loaded anew."""
+        ...
+
+    def fingerprint(self, *shown: str) -> str:
+        """Tells what results are made from besides the study's own fields: the contents of the base model, of the
+        scorers, and of the references of what is shown."""
         ...
 
     def references(self, what: str, captions: str) -> Path:
@@ -65,6 +72,9 @@ class ToySetting:
 
     def model(self, device: str | None) -> ImageModel:
         return load_model("toy-world")
+
+    def fingerprint(self, *shown: str) -> str:
+        return files_fingerprint(WEIGHTS, scorer.WEIGHTS)
 
     def references(self, what: str, captions: str) -> Path:
         return write_toy_references(self._folder / f"{what}-{captions}", what, captions)
@@ -103,6 +113,12 @@ class FolderSetting:
 
     def model(self, device: str | None) -> ImageModel:
         return load_model(self._study.model, device, self._study.precision)
+
+    def fingerprint(self, *shown: str) -> str:
+        study = self._study
+        places = [Path(study.model.partition(":")[2]), Path(study.likeness_model), Path(study.text_model)]
+        # a model of the hub has no files here: its name, which the study has, must do
+        return files_fingerprint(*(place for place in places if place.exists()), *map(Path, shown))
 
     def references(self, what: str, captions: str) -> Path:
         if captions != "compact":

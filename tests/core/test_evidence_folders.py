@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from tiny_pipelines import sd15, sdxl
 
 from dco_core.dataset import load_folder
 from dco_core.errors import DCOError
-from dco_core.evidence.jobs import Bench, Job
+from dco_core.evidence.jobs import Bench, Job, jobs_of
 from dco_core.evidence.runner import run
 from dco_core.evidence.setting import setting_for
 from dco_core.evidence.study import Study
@@ -72,6 +75,37 @@ def test_a_study_of_folders(study, tmp_path):
     for row in merged:
         assert all(-1 <= row[name] <= 1 for name in ("likeness", "style_likeness"))
         assert 0 <= row["alignment"] <= 1 and "dog" in row["prompt"] and "ink" in row["prompt"]
+
+
+def test_changed_captions_and_changed_models_open_the_jobs_they_concern_again(study, tmp_path):
+    room = tmp_path / "room"
+    shutil.copytree(Path(study.subjects[0]).parent, room)
+    dog, ink = str(room / "dog"), str(room / "ink")
+    study = dataclasses.replace(
+        study, model=f"diffusers:{room / 'model' / 'pipeline'}", subjects=(dog,), styles=(ink,), categories={},
+        methods=("DCO",), style_methods=("DCO",), merges=("DCO merge",),
+        likeness_model=str(room / "dinov2"), text_model=str(room / "siglip"),
+    )  # fmt: skip
+    output = tmp_path / "output"
+    assert run(study, output, ["cpu"], lambda text: None) == []
+    bench = Bench(study, setting_for(study, output / "references", "cpu"), output, "cpu")
+    jobs = [job for jobs in jobs_of(study) for job in jobs]
+
+    def open_jobs():
+        return {job.name for job in jobs if not bench.done(job)}
+
+    assert open_jobs() == set()
+    (room / "dog" / "0.txt").write_text("a photo of a <dog> on snow", encoding="utf-8")
+    assert open_jobs() == {job.name for job in jobs if job.subject}
+    (room / "dog" / "0.txt").write_text("a photo of a <dog> on grass", encoding="utf-8")
+    assert open_jobs() == set()
+    (weights,) = (room / "model" / "pipeline" / "unet").glob("*.safetensors")
+    with weights.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    assert open_jobs() == {job.name for job in jobs}
 
 
 def test_scores_are_those_of_the_metrics(study, tmp_path):

@@ -14,6 +14,7 @@ from dco_core.adapters import AdapterConfig
 from dco_core.command_line import main
 from dco_core.errors import DCOError
 from dco_core.evidence import jobs as jobs_module
+from dco_core.evidence import setting as setting_module
 from dco_core.evidence.jobs import LORA, Bench, Job, jobs_of
 from dco_core.evidence.pictures import draw, with_lora
 from dco_core.evidence.runner import devices, run
@@ -77,9 +78,11 @@ def test_the_command_does_every_job_and_writes_tables_figures_and_verdicts(finis
     assert all(0 <= r[s] <= 1 for r in merged for s in ("likeness", "style_likeness", "alignment"))
     with Image.open(output / "figures" / "sheet_subject.jpg") as sheet:
         assert min(sheet.size) > 200
-    for name in ("beta", "captions", "style", "noise_distance"):
-        if name in ("beta", "style", "noise_distance"):
-            assert np.asarray(Image.open(output / "figures" / f"{name}.png").convert("L")).std() > 1
+    figures = sorted((output / "figures").glob("*.png"))
+    # two methods make one picture of frontiers: that of beta, of captions and of steps would be the same
+    assert [figure.stem for figure in figures] == ["frontier", "noise_distance", "style"]
+    for figure in figures:
+        assert np.asarray(Image.open(figure).convert("L")).std() > 1
 
 
 def test_a_finished_study_is_not_run_again(finished, monkeypatch):
@@ -111,6 +114,18 @@ def test_a_changed_setting_does_its_jobs_again_and_no_others(finished):
         *study.methods,
         *study.merges,
     }
+
+
+def test_other_weights_of_the_base_model_do_every_job_again(finished, tmp_path, monkeypatch):
+    _, output, _ = finished
+    study = small()
+    bench = Bench(study, setting_for(study, output / "references", None), output)
+    jobs = [job for jobs in jobs_of(study) for job in jobs]
+    assert all(map(bench.done, jobs))
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(setting_module.WEIGHTS.read_bytes()[:-1] + b"\x01")
+    monkeypatch.setattr(setting_module, "WEIGHTS", weights)
+    assert not any(map(bench.done, jobs))
 
 
 def test_a_stopped_job_goes_on_and_ends_as_if_it_had_not_been(finished, tmp_path):
