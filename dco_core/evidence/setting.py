@@ -116,9 +116,10 @@ class FolderSetting:
 
     def fingerprint(self, *shown: str) -> str:
         study = self._study
-        places = [Path(study.model.partition(":")[2]), Path(study.likeness_model), Path(study.text_model)]
+        names = (study.model.partition(":")[2], study.likeness_model, study.text_model)
         # a model of the hub has no files here: its name, which the study has, must do
-        return files_fingerprint(*(place for place in places if place.exists()), *map(Path, shown))
+        files = (Path(name) for name in names if name and Path(name).exists())
+        return files_fingerprint(*files, *map(Path, shown))
 
     def references(self, what: str, captions: str) -> Path:
         if captions != "compact":
