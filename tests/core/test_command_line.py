@@ -111,7 +111,10 @@ def test_finished_it_is_there_at_once_and_changed_it_starts_anew(whole, data, tm
     longer = run(command(data, output))
     assert "Found the checkpoint of step 4: going on from there." in longer.stdout
     assert digest(output) == digest(whole)
-    other = run(command(data, output, seed=4))
+    refused = run(command(data, output, seed=4))
+    assert refused.returncode == 1 and f"{output} is of another run and would be lost" in refused.stderr
+    assert digest(output) == digest(whole)
+    other = run([*command(data, output, seed=4), "--overwrite"])
     assert "Starting anew: the earlier run had seed 3 (now 4)" in other.stdout
     assert digest(output) != digest(whole)
 
