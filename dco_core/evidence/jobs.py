@@ -223,9 +223,10 @@ class Bench:
 
 
 def _folder_name(what: str) -> str:
-    """A name of the Toy World as it is; of a folder its last part, and a few letters that tell it from others."""
+    """A name of the Toy World as it is; of a folder its last part, and a few letters that tell it from others, also
+    where capitals do not."""
     name = re.sub(r"[^\w.-]+", "_", Path(what).name)
-    return name if name == what else f"{name}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
+    return name if name == what.lower() else f"{name}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
 
 
 def _not_default(config: Any) -> Row:
