@@ -49,6 +49,19 @@ class AdapterConfig:
     def effective_alpha(self) -> float:
         return float(self.rank if self.alpha is None else self.alpha)
 
+    def check(self) -> None:
+        """Raise DCOError for what no network could take."""
+        if self.rank < 1:
+            raise DCOError(
+                f"rank is {self.rank}: it must be at least 1 (the paper uses 32 for a subject, 64 for a style)."
+            )
+        if self.effective_alpha == 0:
+            raise DCOError("alpha is 0: the LoRA would have no effect. Use alpha = rank.")
+        if not 0 <= self.dropout < 1:
+            raise DCOError(f"dropout is {self.dropout:g}: it must be from 0 to below 1.")
+        _compiled("layers", LAYERS.get(self.layers, self.layers))
+        _compiled("name_filter", self.name_filter)
+
 
 def target_modules(network: nn.Module, layers: str, name_filter: str = "") -> list[str]:
     """Names of the linear (and, if asked for, convolution) modules that `layers` and `name_filter` choose,
@@ -104,15 +117,9 @@ def _started_modules(network: nn.Module, start: Mapping[str, LoraLayer]) -> list
 def add_adapter(network: nn.Module, config: AdapterConfig) -> dict[str, nn.Parameter]:
     """Inject LoRA layers into `network` in place, freeze everything else, and return the trainable parameters by
     name. down ~ N(0, (1/rank)^2) drawn from the seed in name order, up = 0 (the authors' code), both in fp32
-    whatever the network's precision. Raises DCOError for a rank below 1 and for a choice without layers."""
-    if config.rank < 1:
-        raise DCOError(
-            f"rank is {config.rank}: it must be at least 1 (the paper uses 32 for a subject, 64 for a style)."
-        )
-    if config.effective_alpha == 0:
-        raise DCOError("alpha is 0: the LoRA would have no effect. Use alpha = rank.")
-    if not 0 <= config.dropout < 1:
-        raise DCOError(f"dropout is {config.dropout:g}: it must be from 0 to below 1.")
+    whatever the network's precision. Raises DCOError for what AdapterConfig.check
+    refuses and for a choice without layers."""
+    config.check()
     start = config.start or {}
     if config.start is not None:
         names = _started_modules(network, start)

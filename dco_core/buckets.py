@@ -73,15 +73,16 @@ def bucket_size(
     best: tuple[Fraction, int] | None = None
     long, short = 1, 1
     side = math.isqrt(area)
-    shapes = [(columns, rows) for columns in range(side, area + 1) for rows in range(1, columns + 1)]
-    for columns, rows in shapes:
-        wasteful = (columns + 1) * rows <= area and columns * (rows + 1) <= area
-        if columns * rows > area or columns > limit * rows or (wasteful and not columns == rows == side):
-            continue
-        found = Fraction(columns, rows)
-        distance = max(found / ratio, ratio / found)
-        if best is None or (distance, -columns * rows) < best:
-            best, long, short = (distance, -columns * rows), columns, rows
+    for columns in range(side, min(area, math.isqrt(math.floor(limit * area))) + 1):
+        # only the shapes that cannot grow on either edge, and the square: a handful for each number of columns
+        most = min(columns, area // columns)
+        for rows in range(min(most, area // (columns + 1) + 1), most + 1):
+            if columns > limit * rows:
+                continue
+            found = Fraction(columns, rows)
+            distance = max(found / ratio, ratio / found)
+            if best is None or (distance, -columns * rows) < best:
+                best, long, short = (distance, -columns * rows), columns, rows
     return (long * step, short * step) if width >= height else (short * step, long * step)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,16 @@ def is_calibrated(config: TrainingConfig, denoiser: Denoiser) -> bool:
 def probe_steps(config: TrainingConfig) -> int:
     """How many plain steps the calibration tries: a tenth of the run, 8 to 50."""
     return max(8, min(50, config.steps // 10))
+
+
+def identity(config: TrainingConfig, denoiser: Denoiser) -> dict[str, Any]:
+    """The configuration as far as steps depend on it: a run may be asked for more of them and stays the same run."""
+    values = config.as_dict()
+    if config.rate_schedule == "constant" and not config.score_every:
+        del values["steps"]
+        if is_calibrated(config, denoiser):
+            values["probe_steps"] = probe_steps(config)
+    return values
 
 
 def beta_T_for(difference: Tensor, open_gates: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import os
 import signal
 import sys
@@ -17,24 +18,51 @@ from typing import Any
 import torch
 
 from . import held_out, lora_commands
-from .adapters import AdapterConfig
+from .adapters import LAYERS, AdapterConfig
 from .checkpoints import Checkpoints
-from .config import TrainingConfig
-from .errors import DCOError, printable
-from .event_log import EventLog
+from .config import OBJECTIVE_NAMES, TrainingConfig
+from .errors import DCOError, printable, printable_lines
+from .event_log import EventLog, summary_writer
 from .evidence import command as evidence_command
-from .folder_training import FolderTraining, checkpoint_folder
+from .folder_examples import FolderPictures
+from .folder_training import FolderTraining, check_replaceable, check_resolution, checkpoint_folder
 from .generation import GenerationConfig
-from .image_models import PRECISIONS, load_model
+from .image_models import PRECISIONS, load_model, usable_device
+from .losses import REDUCTIONS, WEIGHTINGS
+from .optimizers import OPTIMIZERS, SCHEDULES, check_optimizer
 from .reports import StepReport
 from .trainer import Training
 
+_NO_TOKENS = ("token_learning_rate",)  # of learned tokens, which need the host's text encoders
 _HELP = {
     "steps": "training steps",
+    "batch_size": "pictures in a batch",
+    "learning_rate": "of the LoRA",
+    "reduction": f"of a batch's gates: {' or '.join(REDUCTIONS)}",
+    "offset_noise": "strength of noise that is the same all over a picture; the paper has 0.1 for a style",
+    "weight_decay": "of the optimizer",
+    "clip_norm": "largest norm of the gradient",
+    "accumulation": "batches in a step",
+    "weighting": f"of timesteps: {' or '.join(WEIGHTINGS)}",
+    "snr_gamma": "of min-snr",
+    "caption_dropout": "share of steps with the empty caption",
+    "open_gates": "share of full rate that a beta found on the images aims at",
+    "prior_weight": "of class images, for dreambooth-prior",
+    "preservation_weight": "of output-preservation",
+    "mapo_beta": "weight of the margin, for mapo",
+    "mapo_snr": "scale of the margin, for mapo",
+    "optimizer": f"{', '.join(OPTIMIZERS)} (the last two need the packages bitsandbytes and prodigyopt);",
+    "rate_schedule": f"of the learning rate: {', '.join(SCHEDULES)}",
+    "warmup": "steps in which the learning rate grows from 0",
+    "ema": "decay of a moving average of the LoRA, which is saved in its place; 0 is none",
+    "score_every": "score on held-out draws after this many steps; 0: never",
+    "rank": "of the LoRA; the paper has 32 for a subject, 64 for a style",
+    "name_filter": "a regular expression that names of modules must match too; left out: all",
+    "dropout": "of the LoRA's input",
     "beta": "how strongly to stay close to the base model; left out: automatic",
     "automatic_beta": "paper: 1 for epsilon models, found on the images for others; images: always found",
     "seed": "seed of the LoRA's start, the noise, the timesteps and the order of the images",
-    "objective": "dco, dreambooth, dreambooth-prior, mapo or output-preservation",
+    "objective": ", ".join(OBJECTIVE_NAMES),
     "class_prompt": "of the subject's class, such as \"a photo of a dog\"; left out: from the captions' marker",
     "class_images": "how many the base model makes first, for dreambooth-prior without --class-data",
     "rejected_images": "how many the base model makes of every caption first, for mapo",
@@ -42,7 +70,7 @@ _HELP = {
     "generation_w_text": "text guidance of these images; left out: the model's own",
     "look_ahead": "batches that the base model looks at in one call; 1 is one a step, 0 automatic",
     "keep": "which adapter to save: last, or best (by --score-every)",
-    "layers": "a preset such as attention, or a regular expression on module names",
+    "layers": ", ".join(f'"{name}"' for name in LAYERS) + ", or a regular expression on module names",
     "alpha": "LoRA alpha; left out: the same as rank",
 }
 
@@ -51,10 +79,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status: 0 done, 1 an error, 130 stopped (the same command goes on)."""
     parser = _parser()
     values = vars(parser.parse_args(arguments))
+    for stream in (sys.stdout, sys.stderr):  # a console that has no such character shows its number
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return values["run"](values)
     except DCOError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError:
+        print(
+            "error: The GPU has too little free memory: add --gradient-checkpointing, lower --resolution, --batch-size "
+            "or --rank, or close other programs. The same command goes on from the last checkpoint.",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print(values["stopped"], file=sys.stderr)
@@ -77,14 +115,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     needed.add_argument("--data", required=True, type=Path, help="folder of pictures with .txt captions")
     needed.add_argument("--output", required=True, type=Path, help="the LoRA file to write, FILE.safetensors")
+    needed.add_argument(
+        "--overwrite", action="store_true", help="replace --output even where it is another run's or another file"
+    )
     how = train.add_argument_group("how")
     how.add_argument("--resolution", type=int, help="in pixels; left out: the model's own")
     how.add_argument("--square", action="store_true", help="centred squares instead of aspect-ratio buckets")
     how.add_argument("--device", default=None, help="cuda or cpu; left out: the GPU if there is one")
     how.add_argument(
-        "--precision", choices=PRECISIONS, default="fp32", help="of the model's weights (diffusers)"
+        "--precision", choices=PRECISIONS, default="fp32", help="of the model's weights (fp32)"
     )
-    how.add_argument("--threads", type=int, default=None, help="CPU threads")
+    how.add_argument("--threads", type=int, default=None, help="CPU threads; left out: torch's choice")
     how.add_argument(
         "--gradient-checkpointing", action="store_true", help="less memory, a third more time for a step"
     )
@@ -98,7 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     lora = train.add_argument_group("LoRA")
     _add_fields(lora, AdapterConfig, skip=("seed", "start"))
     recipe = train.add_argument_group("training")
-    _add_fields(recipe, TrainingConfig, beta=None)
+    _add_fields(recipe, TrainingConfig, skip=_NO_TOKENS, beta=None)
+    for name in _NO_TOKENS:
+        recipe.add_argument(f"--{name.replace('_', '-')}", dest=f"no_{name}", default=None, help=argparse.SUPPRESS)
     made = train.add_argument_group("images by the base model, for baselines that need them")
     made.add_argument(
         "--class-data", type=Path, default=None, help="folder of class images, for dreambooth-prior"
@@ -130,40 +173,61 @@ def _add_fields(group: Any, config: type, skip: Sequence[str] = (), **defaults: 
 
 
 def _train(values: dict[str, Any]) -> int:
-    if values["threads"]:
-        torch.set_num_threads(values["threads"])
+    _check_options(values)
     output: Path = values["output"]
     if output.suffix != ".safetensors":
         raise DCOError(f"--output {output} is no .safetensors file: write FILE.safetensors.")
     folder = _existing(output.parent)
     if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise DCOError(f"--output {output} cannot be written: choose a folder that can.")
+    check_replaceable(output, values["overwrite"])
     config = TrainingConfig(**_fields_of(TrainingConfig, values))
     config.check()
+    check_optimizer(config.optimizer)
     adapter = AdapterConfig(**_fields_of(AdapterConfig, values))
+    adapter.check()
     checkpoints = Checkpoints(
         checkpoint_folder(output), values["checkpoint_every"], values["checkpoint_minutes"]
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what systems send before they kill
+    generation = GenerationConfig(**_fields_of(GenerationConfig, values))
+    pictures = FolderPictures(values["data"], config, generation, values["class_data"])
     model = load_model(values["model"], values["device"], values["precision"])
     run = FolderTraining(
-        model, values["data"], output, config, adapter, checkpoints, values["resolution"], values["square"],
-        values["compile"], values["gradient_checkpointing"],
-        GenerationConfig(**_fields_of(GenerationConfig, values)), values["class_data"], say=_say,
+        model, pictures, output, adapter, checkpoints, values["resolution"], values["square"], values["compile"],
+        values["gradient_checkpointing"], values["overwrite"], say=_say,
     )  # fmt: skip
     for note in run.notes:
-        print(note)
-    print(f"beta {run.training.config.beta:g}" if config.objective == "dco" else config.objective, flush=True)
+        _say(note)
+    _say(f"beta {run.training.config.beta:g}" if config.objective == "dco" else config.objective)
     _run(run.training, values["log_dir"])
     run.save()
     if run.training.scores:
-        print(held_out.summary(run.training.scores))
-    print(f"Saved {output} after {run.training.step} steps. Peak memory: {run.memory}.")
+        _say(held_out.summary(run.training.scores))
+    _say(f"Saved {output} after {run.training.step} steps. Peak memory: {run.memory}.")
     return 0
 
 
+def _check_options(values: dict[str, Any]) -> None:
+    """Refuse what needs no model to be refused, and set the threads."""
+    for name in _NO_TOKENS:
+        if values[f"no_{name}"] is not None:
+            raise DCOError(
+                f"--{name.replace('_', '-')} is for learned tokens, which the command line does not train (<dog> is "
+                "read as the word dog): leave it out, or learn tokens with the trainer node in ComfyUI."
+            )
+    if values["threads"] is not None:
+        if values["threads"] < 1:
+            raise DCOError(f"--threads is {values['threads']}: use at least 1, or leave it out.")
+        torch.set_num_threads(values["threads"])
+    check_resolution(values["resolution"])
+    usable_device(values["device"])
+    if values["log_dir"] is not None:
+        summary_writer()
+
+
 def _say(text: str) -> None:
-    print(text, flush=True)
+    print(printable_lines(text), flush=True)
 
 
 def _run(training: Training, log_folder: Path | None) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import os
 import re
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +17,12 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .errors import DCOError
+from .errors import DCOError, printable
 
 MAX_PICTURES = 1000
 MAX_REPEATS = 1000
+MAX_PIXELS = 2**25  # of a picture in memory, twice 4096 x 4096: what has more is made smaller as it is decoded
+MAX_FILE_PIXELS = 178_956_970  # of a picture in a file, Pillow's own limit: what has more is not decoded
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTION_EXTENSIONS = (".txt", ".caption")
 
@@ -35,6 +40,7 @@ class Picture:
     alpha: [H, W] float32 in 0..1 where the file is transparent anywhere, else None.
     caption: one line, or "" where there is none.
     repeats: how often it counts per epoch, 10 in a subfolder `10_dog`.
+    full_size: (width, height) in the file of a picture that was made smaller when it was read, else None.
     """
 
     name: str
@@ -42,6 +48,7 @@ class Picture:
     alpha: Tensor | None
     caption: str
     repeats: int
+    full_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,9 +81,22 @@ def load_folder(folder: Path | str, *, require_captions: bool = False) -> list[P
             f"{len(bare)} of {len(entries)} pictures in {folder} have no caption ({names}): "
             f"write each caption into a .txt file with the name of its picture."
         )
+    pictures = []
+    for entry, text in zip(entries, texts, strict=True):
+        image, alpha, full_size = read_picture(entry.path)
+        pictures.append(Picture(entry.name, image, alpha, text, entry.repeats, full_size))
+    return pictures
+
+
+def made_smaller(pictures: Sequence[Picture]) -> list[str]:
+    """A sentence for each picture that was made smaller when it was read."""
     return [
-        Picture(entry.name, *read_picture(entry.path), text, entry.repeats)
-        for entry, text in zip(entries, texts, strict=True)
+        printable(
+            f"{p.name} has {p.full_size[0]} x {p.full_size[1]} px and was read at {p.image.shape[1]} x "
+            f"{p.image.shape[0]} px."
+        )
+        for p in pictures
+        if p.full_size is not None
     ]
 
 
@@ -88,11 +108,12 @@ def read_caption(path: Path | str) -> str:
     return _one_line(_read_text(Path(path)))
 
 
-def read_picture(path: Path | str) -> tuple[Tensor, Tensor | None]:
-    """The first frame of a picture file as (image, alpha), see Picture.
+def read_picture(path: Path | str) -> tuple[Tensor, Tensor | None, tuple[int, int] | None]:
+    """The first frame of a picture file as (image, alpha, full_size), see Picture. More than MAX_PIXELS are averaged
+    down to about as many, by the JPEG decoder itself where it can.
 
-    Raises DCOError for a file that is missing, empty, truncated, no picture, or so large that Pillow takes it for
-    a decompression bomb.
+    Raises DCOError for a file that is missing, empty, truncated, no picture, or has more than MAX_FILE_PIXELS (or
+    so many that Pillow takes it for a decompression bomb), before it is decoded.
     """
     path = Path(path)
     try:
@@ -100,9 +121,17 @@ def read_picture(path: Path | str) -> tuple[Tensor, Tensor | None]:
             if not file.read(1):
                 raise DCOError(f"{path} is an empty file: remove it or save it again.")
             file.seek(0)
-            with Image.open(file, formats=_FORMATS) as picture:
-                picture.load()
-                return _to_tensors(ImageOps.exif_transpose(picture))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is another one
+                picture = Image.open(file, formats=_FORMATS)
+            with picture:
+                size = picture.size
+                if size[0] * size[1] > MAX_FILE_PIXELS:
+                    raise _too_large(path, f"{size[0]} x {size[1]} px")
+                upright = ImageOps.exif_transpose(_decoded(picture))
+                turned = (upright.width < upright.height) != (size[0] < size[1])
+                full_size = None if upright.width * upright.height == size[0] * size[1] else size
+                return *_to_tensors(upright), full_size[::-1] if full_size and turned else full_size
     except (DCOError, MemoryError):
         raise
     except FileNotFoundError as error:
@@ -110,16 +139,46 @@ def read_picture(path: Path | str) -> tuple[Tensor, Tensor | None]:
     except UnidentifiedImageError as error:
         raise DCOError(f"{path} is no picture: remove it or save it again as PNG or JPEG.") from error
     except Image.DecompressionBombError as error:
-        raise DCOError(f"{path} is too large ({error}): remove it or save it again smaller.") from error
+        raise _too_large(path, str(error)) from error
     except Exception as error:  # on broken bytes, Pillow's readers raise nearly anything
         raise DCOError(
             f"{path} is damaged or cannot be read ({error}): remove it or save it again."
         ) from error
 
 
+def _too_large(path: Path, what: str) -> DCOError:
+    return DCOError(
+        f"{path} is too large ({what}; {MAX_FILE_PIXELS // 10**6} million pixels are read): remove it or save it "
+        "again smaller, such as with edges of 4096 px."
+    )
+
+
+def _decoded(picture: Image.Image) -> Image.Image:
+    """The picture in memory, with MAX_PIXELS at most."""
+    scale = math.sqrt(MAX_PIXELS / (picture.width * picture.height))
+    if scale >= 1:
+        picture.load()
+        return picture
+    size = max(1, int(picture.width * scale)), max(1, int(picture.height * scale))
+    picture.draft(picture.mode, size)  # a JPEG decodes to a half, a quarter or an eighth by itself
+    picture.load()
+    if _is_deep(picture):
+        floats = Image.fromarray(np.asarray(picture).astype(np.float32)).resize(size, reducing_gap=2.0)
+        smaller = Image.fromarray(np.asarray(floats).round().clip(0, 65535).astype(np.uint16))
+    else:
+        mode = "RGBA" if picture.has_transparency_data else "RGB"
+        smaller = picture.convert(mode).resize(size, reducing_gap=2.0)
+    smaller.getexif().update(picture.getexif())
+    return smaller
+
+
+def _is_deep(picture: Image.Image) -> bool:
+    """Whether it has 16 bits a pixel: Pillow's own conversions would clip at 255. Only PNGs come in these modes."""
+    return picture.mode == "I" or picture.mode.startswith("I;16")
+
+
 def _to_tensors(picture: Image.Image) -> tuple[Tensor, Tensor | None]:
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
-        # Pillow's own conversion would clip at 255; only 16-bit PNGs come in these modes
+    if _is_deep(picture):
         grey = np.asarray(picture).astype(np.float32) / 65535
         return torch.from_numpy(grey)[..., None].repeat(1, 1, 3).clamp(0, 1), None
     if not picture.has_transparency_data:

@@ -5,12 +5,26 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 from .errors import DCOError
 from .reports import StepReport
 from .trainer import Training
 
 _NOT_CURVES = ("step", "steps", "skipped")
+_OF_MARGIN = ("margin", "gate")
+
+
+def summary_writer() -> Any:
+    """The class that writes logs. Raises DCOError without the package."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise DCOError(
+            "A TensorBoard log needs the package tensorboard, which is not installed: run `pip install "
+            "tensorboard` with the same Python, or leave the log away."
+        ) from error
+    return SummaryWriter
 
 
 class EventLog:
@@ -22,14 +36,7 @@ class EventLog:
 
     def __init__(self, folder: Path, run: Training):
         try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise DCOError(
-                "A TensorBoard log needs the package tensorboard, which is not installed: run `pip install "
-                "tensorboard` with the same Python, or leave the log away."
-            ) from error
-        try:
-            self._writer = SummaryWriter(str(folder), purge_step=0)
+            self._writer = summary_writer()(str(folder), purge_step=0)
         except OSError as error:
             raise DCOError(
                 f"The log cannot be written to {folder} ({error}): choose another folder."
@@ -40,8 +47,9 @@ class EventLog:
 
     def __call__(self, report: StepReport) -> None:
         curves = dataclasses.asdict(report)
+        left_out = _NOT_CURVES if report.has_margin else (*_NOT_CURVES, *_OF_MARGIN)
         for name, value in curves.items():
-            if name not in _NOT_CURVES and not math.isnan(value):
+            if name not in left_out and not math.isnan(value):
                 self._writer.add_scalar(f"train/{name}", value, report.step)
         for score in self._run.scores[self._scores :]:
             self._writer.add_scalar("held-out/margin", score.margin, score.step)

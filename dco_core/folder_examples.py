@@ -15,7 +15,7 @@ from .buckets import Fitted, bucket_size, bucket_step, fit, latent_mask
 from .captions import base_caption, class_prompt
 from .config import TrainingConfig
 from .content import content_key
-from .dataset import Picture, load_folder
+from .dataset import Picture, load_folder, made_smaller
 from .denoiser import Denoiser
 from .errors import DCOError
 from .examples import Example
@@ -26,35 +26,62 @@ from .sealed_file import read_sealed, write_sealed
 _NEED_CLASS = ("dreambooth-prior", "output-preservation")
 
 
-class FolderExamples:
-    """Reads and encodes everything once when it is made; `examples` then needs the network alone.
+class FolderPictures:
+    """What a run learns from, read from folders and checked before there is a model.
 
-    class_data: a folder of class images, in place of generated ones; their captions do not matter. resolution in
-    pixels; square: a centred square of each picture instead of aspect-ratio buckets.
-    captions: of the pictures. content: tells these examples from all others of the same model.
-    Raises DCOError for what cannot be trained.
+    class_data: a folder of class images, in place of generated ones; their captions do not matter.
+    pictures, captions: what is learned. class_images: of class_data. prompt: of the class, "" where the objective needs
+    none. Raises DCOError for what cannot be trained.
     """
 
     def __init__(
-        self, model: ImageModel, data: Path, config: TrainingConfig, generation: GenerationConfig,
-        class_data: Path | None, resolution: int, square: bool,
+        self, data: Path, config: TrainingConfig, generation: GenerationConfig | None = None,
+        class_data: Path | None = None,
     ):  # fmt: skip
-        generation.check()
+        self.config, self.generation = config, generation or GenerationConfig()
+        config.check()
+        self.generation.check()
+        if class_data is not None and config.objective != "dreambooth-prior":
+            raise DCOError(
+                f"Class images are for the objective dreambooth-prior, not {config.objective}: leave --class-data out."
+            )
+        self.pictures = load_folder(data, require_captions=True)
+        self.captions = [picture.caption for picture in self.pictures]
+        self.prompt = self._class_prompt()
+        self.class_images = [] if class_data is None else load_folder(class_data)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was read otherwise than it is in the files."""
+        return made_smaller([*self.pictures, *self.class_images])
+
+    def _class_prompt(self) -> str:
+        if self.config.objective not in _NEED_CLASS:
+            return ""
+        prompt = base_caption(self.generation.class_prompt.strip() or class_prompt(self.captions))
+        if not prompt:
+            raise DCOError(
+                f"The objective {self.config.objective} needs a class prompt and no caption marks the subject: give "
+                '--class-prompt "a photo of a dog", or mark <dog>.'
+            )
+        return prompt
+
+
+class FolderExamples:
+    """Encodes everything once when it is made; `examples` then needs the network alone.
+
+    resolution in pixels; square: a centred square of each picture instead of aspect-ratio buckets.
+    content: tells these examples from all others of the same model.
+    Raises DCOError for what cannot be trained.
+    """
+
+    def __init__(self, model: ImageModel, folder: FolderPictures, resolution: int, square: bool):
+        config, generation = folder.config, folder.generation
         self._model, self._config, self._generation = model, config, generation
         self._resolution, self._square = resolution, square
-        self._pictures = load_folder(data, require_captions=True)
-        self.captions = [picture.caption for picture in self._pictures]
-        self._prompt = self._class_prompt()
-        given = []
-        if class_data is not None:
-            if config.objective != "dreambooth-prior":
-                raise DCOError(
-                    f"Class images are for the objective dreambooth-prior, not {config.objective}: leave --class-data "
-                    "out."
-                )
-            given = load_folder(class_data)
+        self._pictures, self.captions, self._prompt = folder.pictures, folder.captions, folder.prompt
         self._fitted = [self._fit(picture) for picture in self._pictures]
-        self._given = [self._fit(picture) for picture in given for _ in range(picture.repeats)]
+        self._given = [self._fit(picture) for picture in folder.class_images for _ in range(picture.repeats)]
         made = generation if config.objective in ("dreambooth-prior", "mapo") and not self._given else None
         self.content = content_key(
             self._fitted, self.captions, [p.repeats for p in self._pictures], self._given, self._prompt, made
@@ -99,18 +126,7 @@ class FolderExamples:
             examples.append(Example(latent, self._model.with_size(self._class, self._canvas()), prior=True))
         return examples
 
-    # --- reading and encoding
-
-    def _class_prompt(self) -> str:
-        if self._config.objective not in _NEED_CLASS:
-            return ""
-        prompt = base_caption(self._generation.class_prompt.strip() or class_prompt(self.captions))
-        if not prompt:
-            raise DCOError(
-                f"The objective {self._config.objective} needs a class prompt and no caption marks the subject: give "
-                '--class-prompt "a photo of a dog", or mark <dog>.'
-            )
-        return prompt
+    # --- encoding
 
     def _fit(self, picture: Picture) -> Fitted:
         height, width = picture.image.shape[:2]

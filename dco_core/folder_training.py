@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from .adapters import AdapterConfig
+from .buckets import MIN_SIDE
+from .calibration import identity
 from .caption_check import check_captions, report
+from .captions import markers
 from .checkpoints import Checkpoints
-from .config import TrainingConfig
 from .content import content_key
 from .errors import DCOError
-from .folder_examples import FolderExamples
-from .generation import GenerationConfig
+from .folder_examples import FolderExamples, FolderPictures
 from .image_model import ImageModel
 from .lora import LoraWeights, write_lora
 from .memory import PeakMemory, estimate
 from .trained_header import TrainedHeader
 from .trainer import Training
 
+RUN = "dco.run"  # in the header: which run the file is of
 GENERATED = "generated.safetensors"  # beside the checkpoints: what the base model made for an objective
 
 
@@ -26,40 +30,40 @@ class FolderTraining:
     """A Training on a folder's pictures, encoded once, with the file it is to become.
 
     resolution: in pixels, None for the model's own. square: a centred square of each picture instead of
-    aspect-ratio buckets. compiled, gradient_checkpointing: of the network's blocks. generation, class_data: see
-    FolderExamples. say: told what takes time before the run. notes: what to tell the user before the run; memory: its
-    peak, after it. Raises DCOError for what cannot be trained, before anything is written.
+    aspect-ratio buckets. compiled, gradient_checkpointing: of the network's blocks. overwrite: whether `output` may be
+    replaced where it is not of this run. say: told what takes time before the run. notes: what to tell the user before
+    the run; memory: its peak, after it. Raises DCOError for what cannot be trained, before anything is written.
     """
 
     def __init__(
         self,
         model: ImageModel,
-        data: Path,
+        folder: FolderPictures,
         output: Path,
-        config: TrainingConfig,
         adapter: AdapterConfig,
         checkpoints: Checkpoints | None = None,
         resolution: int | None = None,
         square: bool = False,
         compiled: bool = False,
         gradient_checkpointing: bool = False,
-        generation: GenerationConfig | None = None,
-        class_data: Path | None = None,
+        overwrite: bool = False,
         say: Callable[[str], None] = lambda text: None,
     ):
         self._model, self._adapter, self._output = model, adapter, output
-        self._resolution = resolution or model.default_resolution
+        config = folder.config
+        check_resolution(resolution)
+        self._resolution = model.default_resolution if resolution is None else resolution
         self._square = square or model.square
         if model.square and self._resolution != model.default_resolution:
             raise DCOError(
                 f"This model draws {model.default_resolution} px, not {self._resolution}: leave the resolution out."
             )
-        self._data = FolderExamples(
-            model, data, config, generation or GenerationConfig(), class_data, self._resolution, self._square
-        )
+        self._data = FolderExamples(model, folder, self._resolution, self._square)
         content = content_key(model.content(), adapter, self._data.content, compiled)
         model.offload_encoders()
         denoiser = model.denoiser(adapter)
+        self._run = content_key(content, identity(config, denoiser))[:16]
+        check_replaceable(output, overwrite, self._run)
         if compiled:
             denoiser.compile_blocks()
         kept = checkpoints.folder / GENERATED if checkpoints is not None else None
@@ -76,8 +80,10 @@ class FolderTraining:
             watch_speed=True,
         )
         self.notes = [
+            *folder.notes,
             f"{len(self._data)} pictures, {self._resolution} px. A step needs {estimate(denoiser, examples, config)}.",
             report(check_captions(self._data.captions, kind="auto"), self._data.captions),
+            *_markers_as_words(self._data.captions),
             *self.training.notes,
         ]
 
@@ -105,9 +111,49 @@ class FolderTraining:
         weights = LoraWeights(
             {self._model.canonical(name): layer for name, layer in layers.items()},
             {},
-            header.entries(self._output.stem, self.training.step, {}, dated=False),
+            header.entries(self._output.stem, self.training.step, {}, dated=False) | {RUN: self._run},
         )
         write_lora(self._output, weights, keys=dict(self._model.kohya_names()) or "kohya")
+
+
+def check_resolution(resolution: int | None) -> None:
+    """Raise DCOError for a resolution that no picture could be trained at; None is the model's own."""
+    if resolution is not None and resolution < MIN_SIDE:
+        raise DCOError(
+            f"The resolution is {resolution} px: use at least {MIN_SIDE}, or leave it out for the model's own."
+        )
+
+
+def check_replaceable(output: Path, overwrite: bool, run: str | None = None) -> None:
+    """Raise DCOError where `output` is there, is not of this run, and may not be replaced. run: which run this is; None
+    while it is not known yet, and then every run's file passes."""
+    if overwrite or not output.exists():
+        return
+    found = _run_of(output)
+    if found is None or run not in (None, found):
+        what = "was not written by this command" if found is None else "is of another run"
+        raise DCOError(
+            f"{output} {what} and would be lost: choose another --output, or replace it with --overwrite."
+        )
+
+
+def _run_of(output: Path) -> str | None:
+    """The run that a file is of, as its header says; None where it says nothing."""
+    try:
+        with safe_open(output, framework="pt") as file:
+            return (file.metadata() or {}).get(RUN)
+    except (SafetensorError, OSError, ValueError):
+        return None
+
+
+def _markers_as_words(captions: Sequence[str]) -> list[str]:
+    names = list(dict.fromkeys(name for text in captions for name in markers(text)))
+    if not names:
+        return []
+    return [
+        f'The model reads <{names[0]}> as the word "{names[0]}": no new token is learned here (the trainer node in '
+        "ComfyUI can)."
+    ]
 
 
 def checkpoint_folder(output: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .errors import DCOError, printable
+from .errors import DCOError, printable, printable_lines
 from .lora import BUNDLE, LazyLayers, LoraWeights, fingerprint, from_bundle, open_lora, read_lora, write_lora
 from .lora.arithmetic import rank_header
 from .lora.keys import split_key
@@ -152,7 +152,7 @@ def _merge(values: Mapping[str, Any]) -> int:
     _write(output, merged, values["keys"], values["dtype"], report)
     shown = ", ".join(f"{path.name} x {weight:g}" for path, weight in inputs)
     print(printable(f"Merged {shown} ({method.name}): {len(merged.layers)} layers. Saved {output}."))
-    print("\n".join([report.text(), *map(printable, carried(merged))]))
+    print("\n".join([printable_lines(report.text()), *map(printable, carried(merged))]))
     return 0
 
 
@@ -170,7 +170,7 @@ def _resize(values: Mapping[str, Any]) -> int:
     smaller = reduce(lora, size, dtype, report)
     _write(output, smaller, "kohya", name, report)
     print(printable(f"Saved {output} ({name})."))
-    print(report.text())
+    print(printable_lines(report.text()))
     return 0
 
 
@@ -201,7 +201,7 @@ def _inspect(values: Mapping[str, Any]) -> int:
     print("\n\n".join(inspect(path) for path in paths))
     if len(paths) == 2:
         found = compare(open_lora(paths[0]), open_lora(paths[1]))
-        print("\n" + found.table())
+        print("\n" + printable_lines(found.table()))
         if values["picture"]:
             title = f"{paths[0].name} and {paths[1].name}"
             try:

@@ -78,6 +78,7 @@ def dco(batch: Batch) -> Outcome:
     if error_phi is None:
         with torch.no_grad():
             error_phi = _errors(batch, batch.draws, adapter=False)
+    error_phi = error_phi.to(error_theta.device)  # had ahead, it may lie elsewhere
     weight = _weights(batch, batch.draws, error_theta)
     loss = dco_loss(error_theta, error_phi, config.beta_T, config.reduction, weight)
     margin = dco_margin(error_theta.detach(), error_phi, config.beta_T, weight)

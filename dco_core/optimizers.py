@@ -43,6 +43,12 @@ def make_optimizer(
     raise DCOError(f"optimizer {name!r} is unknown: use one of {', '.join(OPTIMIZERS)}.")
 
 
+def check_optimizer(name: str) -> None:
+    """Raise DCOError where the library of an optimizer is missing."""
+    if name in _LIBRARIES:
+        _library(name)
+
+
 def _library(name: str) -> Any:
     library = _LIBRARIES[name]
     try:
@@ -50,7 +56,7 @@ def _library(name: str) -> Any:
     except ImportError as error:
         raise DCOError(
             f"The optimizer {name} needs the package {library}, which is not installed: "
-            f"run `pip install {library}` with ComfyUI's Python, or choose adamw."
+            f"run `pip install {library}` with the same Python, or choose adamw."
         ) from error
 
 

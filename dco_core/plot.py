@@ -54,15 +54,16 @@ def _panel(
 
 
 def loss_plot(reports: Sequence[StepReport]) -> np.ndarray:
-    """Loss, margin and gate over the steps -> uint8 [H, W, 3]. Faint: each step (outer 1 % clipped); bold: the mean of
-    the last twentieth."""
-    image = Image.new("RGB", (_WIDTH, len(_ROWS) * _HEIGHT + 34), "white")
+    """Loss, and margin and gate where the objective has them, over the steps -> uint8 [H, W, 3]. Faint: each step
+    (outer 1 % clipped); bold: the mean of the last twentieth."""
+    rows = _ROWS if any(report.has_margin for report in reports) else _ROWS[:1]
+    image = Image.new("RGB", (_WIDTH, len(rows) * _HEIGHT + 34), "white")
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=13)
     window = max(1, len(reports) // 20)
-    for row, (name, title) in enumerate(_ROWS):
+    for row, (name, title) in enumerate(rows):
         values = [getattr(r, name) for r in reports]
         _panel(draw, row * _HEIGHT + _TOP, title, values, smoothed(values, window), font)
     text = f"step 1 to {reports[-1].step}; bold: mean of the last {window}"
-    draw.text((_LEFT, len(_ROWS) * _HEIGHT + 6), text, fill=_INK, font=font)
+    draw.text((_LEFT, len(rows) * _HEIGHT + 6), text, fill=_INK, font=font)
     return np.asarray(image)

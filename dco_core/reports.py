@@ -14,9 +14,9 @@ from torch import Tensor
 class StepReport:
     """What happened in one step. step counts from 1; loss is what was minimised; margin and gate are means over
     the batch (gate = 1 - sigmoid(margin): 1 learns at full rate, 0 is closed; where the objective has no margin
-    they are 0 and 1); errors are mean squared errors in the native prediction space (error_phi NaN where phi was
-    not asked); seconds is how long the step took; skipped: the loss or gradient was not finite and nothing was
-    learned."""
+    they are 0 and 1, which no margin gives: has_margin); errors are mean squared errors in the native prediction
+    space (error_phi NaN where phi was not asked); seconds is how long the step took; skipped: the loss or gradient
+    was not finite and nothing was learned."""
 
     step: int
     steps: int
@@ -30,15 +30,18 @@ class StepReport:
     seconds: float = 0.0
     skipped: bool = False
 
+    @property
+    def has_margin(self) -> bool:
+        """Whether the objective has a margin."""
+        return not (self.margin == 0 and self.gate == 1)
+
     def line(self, seconds_left: float) -> str:
-        """`step 12/300  loss 0.6912  margin 0.010  gate 0.50  2:31 left`."""
+        """`step 12/300  loss 0.6912  margin 0.010  gate 0.50  2:31 left`; margin and gate where there are any."""
         left = f"{int(seconds_left) // 60}:{int(seconds_left) % 60:02d} left"
         if self.skipped:
             return f"step {self.step}/{self.steps}  skipped: not finite  {left}"
-        return (
-            f"step {self.step}/{self.steps}  loss {self.loss:.4f}  margin {self.margin:.3f}  "
-            f"gate {self.gate:.2f}  {left}"
-        )
+        gate = f"margin {self.margin:.3f}  gate {self.gate:.2f}  " if self.has_margin else ""
+        return f"step {self.step}/{self.steps}  loss {self.loss:.4f}  {gate}{left}"
 
 
 _FIELDS = [f.name for f in dataclasses.fields(StepReport)]

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import look_ahead, reports
-from .calibration import is_calibrated, probe_steps, resolved
+from . import calibration, look_ahead, reports
+from .calibration import resolved
 from .checkpoints import Checkpoints, Saved
 from .config import TrainingConfig
 from .content import content_key
@@ -298,13 +298,7 @@ class Training:
 
     def _identity(self) -> dict[str, Any]:
         """The configuration as far as steps depend on it: a run may be asked for more of them."""
-        asked = self._asked
-        identity = asked.as_dict()
-        if asked.rate_schedule == "constant" and not asked.score_every:
-            del identity["steps"]
-            if is_calibrated(asked, self.denoiser):
-                identity["probe_steps"] = probe_steps(asked)
-        return identity
+        return calibration.identity(self._asked, self.denoiser)
 
     def _words(self) -> dict[str, str]:
         return dict(self.tokens.initializers) if self.tokens is not None else {}

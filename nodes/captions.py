@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..dco_core.caption_check import check_captions, report
 from ..dco_core.caption_draft import KINDS, clean_answer, instruction, plain_draft
+from ..dco_core.errors import printable_lines
 from .host import learned_tokens, vision_language
 from .host.progress import progress_bar, raise_if_interrupted
 from .references import flatten_images, split_captions
@@ -94,7 +95,7 @@ class DCOComprehensiveCaption(io.ComfyNode):
                 bar.update(1)
         else:
             texts = [plain_draft(what, word)] * len(pictures)
-        shown = "\n".join([*texts, "", report(check_captions(texts, kind=what), texts)])
+        shown = printable_lines("\n".join([*texts, "", report(check_captions(texts, kind=what), texts)]))
         return io.NodeOutput(texts, prompt, ui={"text": [shown]})
 
 
@@ -156,7 +157,7 @@ def check(
         max_tokens=limit or 75,
         initializers=initializers,
     )
-    return report(notes, texts)
+    return printable_lines(report(notes, texts))
 
 
 NODES = [DCOComprehensiveCaption, DCOCheckCaptions]

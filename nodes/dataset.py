@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from comfy_api.latest import io
 
-from ..dco_core.dataset import load_folder
+from ..dco_core.dataset import load_folder, made_smaller
 from .host import files
 
 
@@ -52,7 +54,10 @@ class DCOLoadDataset(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
         images, captions, masks = [], [], []
-        for picture in load_folder(files.dataset_folder(folder)):
+        pictures = load_folder(files.dataset_folder(folder))
+        for said in made_smaller(pictures):
+            logging.info("DCO: %s", said)
+        for picture in pictures:
             mask = torch.ones(picture.image.shape[:2]) if picture.alpha is None else picture.alpha
             images += [picture.image[None]] * picture.repeats  # the same memory, which the trainer reads once
             captions += [picture.caption] * picture.repeats

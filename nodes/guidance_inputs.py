@@ -8,7 +8,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..dco_core.errors import DCOError
+from ..dco_core.errors import DCOError, printable
 from ..dco_core.guidance import SCHEDULES
 from ..dco_core.lora import from_bundle
 from .host import guidance, sampling
@@ -149,7 +149,7 @@ def resolved(
         logging.warning(
             "DCO: this LoRA has learned tokens (%s), but reward guidance got no personalized prompt: make it with "
             "Encode DCO Prompt.",
-            ", ".join(f"<{name}>" for name in tokens),
+            printable(", ".join(f"<{name}>" for name in tokens)),
         )
     return [p for one, s in stack for p in resolve(model, one, s)]
 

@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..dco_core.errors import DCOError
+from ..dco_core.errors import DCOError, printable_lines
 from ..dco_core.lora import LazyLayers, LoraLayer, LoraWeights, from_tensors, to_tensors, write_lora
 from ..dco_core.lora.arithmetic import rank_header
 from ..dco_core.lora.state_dict import DTYPES
@@ -89,7 +89,7 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
             write_lora(path, merged, keys=save_keys, dtype=dtype)
             said.append(f"Saved {shown_name(path)}. Press R to see it in the LoRA lists.")
         said += [report.text(), *carried(merged)]
-        text = "\n".join(said)
+        text = printable_lines("\n".join(said))
         return io.NodeOutput(to_tensors(merged, dtype=dtype), text, picture, table, ui={"text": [text]})
 
 

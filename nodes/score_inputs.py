@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..dco_core.errors import DCOError
+from ..dco_core.errors import DCOError, printable_lines
 from ..dco_core.evidence.score_table import ScoreTable
 
 Scores = io.Custom("DCO_SCORES")
@@ -99,4 +99,4 @@ def scored(
     table = table.with_column(name, values.tolist())
     mean = torch.as_tensor(values).double().mean().item()
     lines = [f"{name}: mean {mean:.3f} of {len(values)} images", "", table.text()]
-    return io.NodeOutput(table, mean, table.text(), ui={"text": ["\n".join(lines)]})
+    return io.NodeOutput(table, mean, table.text(), ui={"text": [printable_lines("\n".join(lines))]})

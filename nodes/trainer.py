@@ -14,6 +14,7 @@ from ..dco_core.adapters import AdapterConfig
 from ..dco_core.checkpoints import Checkpoints
 from ..dco_core.config import TrainingConfig
 from ..dco_core.content import content_key, content_keys
+from ..dco_core.errors import printable_lines
 from ..dco_core.event_log import EventLog
 from ..dco_core.lora import LoraWeights, from_tensors
 from ..dco_core.memory import PeakMemory, estimate, megabytes
@@ -124,7 +125,7 @@ class DCOLoRATrainer(io.ComfyNode):
             lora = lora_so_far()
             used = f"{needed} Peak: {memory}."
         saved = trained_lora.save(target, lora, words.tokens)
-        report = "\n".join([_summary(run), used, *run.notes, *saved, said])
+        report = printable_lines("\n".join([_summary(run), used, *run.notes, *saved, said]))
         plot = torch.tensor(loss_plot([r for r in run.history if not r.skipped])).float()[None] / 255
         loss_map = {"loss": [r.loss for r in run.history if not r.skipped]}
         return io.NodeOutput(
@@ -198,13 +199,16 @@ def _target(
 def _summary(run: Training) -> str:
     history = [report for report in run.history if not report.skipped]
     last = history[-max(1, len(history) // 10) :]
-    mean = {name: sum(getattr(r, name) for r in last) / len(last) for name in ("loss", "margin", "gate")}
+    names = ("loss", "margin", "gate") if last[-1].has_margin else ("loss",)
+    mean = ", ".join(
+        f"{name} {sum(getattr(r, name) for r in last) / len(last):.{decimals}f}"
+        for name, decimals in zip(names, (4, 3, 2), strict=False)
+    )
     seconds = sum(report.seconds for report in run.history)
     beta = f", beta {run.config.beta:.4g}" if run.config.objective == "dco" else ""
     said = (
         f"{run.step} steps in {seconds:.0f} s ({seconds / run.step:.2f} s a step){beta}. "
-        f"Mean of the last {len(last)}: "
-        f"loss {mean['loss']:.4f}, margin {mean['margin']:.3f}, gate {mean['gate']:.2f}."
+        f"Mean of the last {len(last)}: {mean}."
     )
     if len(history) < run.step:
         said += f" {run.step - len(history)} steps were skipped because their numbers were not finite."

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..errors import printable_lines
+
 
 def add_command(commands: Any) -> None:
     parser = commands.add_parser(
@@ -45,10 +47,14 @@ def _evidence(values: dict[str, Any]) -> int:
         study = dataclasses.replace(study, seeds=tuple(values["seeds"]))
         study.check()
     found = devices(values["device"], values["workers"])
-    failed = [] if values["report_only"] else run(study, output, found, lambda text: print(text, flush=True))
+    failed = [] if values["report_only"] else run(study, output, found, _say)
     setting = setting_for(study, output / "references", found[0])
     seeds = f" --seeds {' '.join(map(str, values['seeds']))}" if values["seeds"] else ""
     command = f"python -m dco_core evidence --study {values['study']}{seeds} --output {output.name}"
     page = write_report(study, setting, Bench(study, setting, output), output, command, failed)
-    print(f"Written {page}")
+    _say(f"Written {page}")
     return 1 if failed else 0
+
+
+def _say(text: str) -> None:
+    print(printable_lines(text), flush=True)

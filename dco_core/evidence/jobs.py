@@ -4,6 +4,7 @@ again."""
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import time
@@ -19,6 +20,8 @@ from torch import Tensor
 from ..checkpoints import Checkpoints
 from ..content import content_key
 from ..denoiser import NetworkDenoiser
+from ..errors import DCOError
+from ..folder_examples import FolderPictures
 from ..folder_training import FolderTraining, checkpoint_folder
 from ..generation import GenerationConfig
 from ..image_model import ImageModel
@@ -46,8 +49,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Its folder."""
-        what = "+".join(re.sub(r"[^\w.-]+", "_", Path(w).name) for w in (self.subject, self.style) if w)
+        """Its folder, which no other job has (jobs_of sees to it for methods)."""
+        what = "+".join(_folder_name(w) for w in (self.subject, self.style) if w)
         return f"{re.sub(r'[^a-z0-9.]+', '-', self.method.lower())}--{what}--seed-{self.seed}"
 
 
@@ -64,6 +67,13 @@ def jobs_of(study: Study) -> tuple[list[Job], list[Job]]:
         for subject, style in pairs:
             first.append(Job(BASE, subject, style, seed))
             merges += [Job(method, subject, style, seed) for method in study.merges]
+    known: dict[str, Job] = {}
+    for job in (*first, *merges):
+        other = known.setdefault(job.name.casefold(), job)
+        if other != job:
+            raise DCOError(
+                f'"{other.method}" and "{job.method}" would share the folder {job.name}: rename one of the methods.'
+            )
     return first, merges
 
 
@@ -133,14 +143,17 @@ class Bench:
         what = job.subject or job.style or ""
         run = FolderTraining(
             self._setting.model(self._device),
-            self._setting.references(what, study.method(job.method).captions),
+            FolderPictures(
+                self._setting.references(what, study.method(job.method).captions),
+                study.config(job.method, job.seed, style=job.subject is None),
+                GenerationConfig(class_images=study.class_images, generation_w_text=study.w_text),
+            ),
             output,
-            study.config(job.method, job.seed, style=job.subject is None),
             study.adapter_config(job.method, job.seed, style=job.subject is None),
             Checkpoints(checkpoint_folder(output), minutes=2),
             study.resolution,
             square=True,
-            generation=GenerationConfig(class_images=study.class_images, generation_w_text=study.w_text),
+            overwrite=True,  # of an earlier form of the study
         )
         run.training.run(lambda report: tick())
         run.save()
@@ -207,6 +220,13 @@ class Bench:
             if job.seed == study.seeds[0]:  # of one seed: to look at
                 _save(images[:: study.pictures], path / PICTURES, str(guidance))
         write_table(path / SCORES, rows)
+
+
+def _folder_name(what: str) -> str:
+    """A name of the Toy World as it is; of a folder its last part, and a few letters that tell it from others, also
+    where capitals do not."""
+    name = re.sub(r"[^\w.-]+", "_", Path(what).name)
+    return name if name == what.lower() else f"{name}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
 
 
 def _not_default(config: Any) -> Row:

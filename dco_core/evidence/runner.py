@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import DCOError
+from ..image_models import usable_device
 from .jobs import Bench, Job, jobs_of
 from .setting import setting_for
 from .study import Study
@@ -20,9 +22,11 @@ from .study import Study
 
 def devices(asked: str | None, workers: int | None) -> Sequence[str | None]:
     """A device for each worker: every GPU, or as many CPU processes as there are cores. asked: "cuda", "cuda:1",
-    "cpu" or None; workers: how many, None for all."""
-    if asked is None and torch.cuda.is_available():
-        asked = "cuda"
+    "cpu" or None; workers: how many, None for all. Raises DCOError for a device that is not there and for no
+    workers."""
+    if workers is not None and workers < 1:
+        raise DCOError(f"--workers is {workers}: use at least 1, or leave it out.")
+    asked = usable_device(asked)
     if asked == "cuda":
         return [f"cuda:{i}" for i in range(torch.cuda.device_count())][:workers]
     if asked and asked.startswith("cuda:"):
@@ -97,3 +101,16 @@ def _one(study: Study, folder: Path, job: Job, device: str | None) -> tuple[Job,
         return job, bench.do(job), ""
     except DCOError as error:
         return job, 0.0, str(error)
+    except (torch.OutOfMemoryError, MemoryError):
+        said = (
+            "the memory ran out: lower resolution, batch_size or rank in the study, or use a device with more. What "
+            "was trained is kept; the same command tries again."
+        )
+    _free_memory()  # here the failed job's tensors are gone
+    return job, 0.0, said
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

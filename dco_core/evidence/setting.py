@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import random
 import shutil
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..captions import markers
-from ..content import files_fingerprint
+from ..content import content_key, files_fingerprint
 from ..dataset import load_folder
 from ..errors import DCOError
 from ..image_model import ImageModel
@@ -71,7 +72,7 @@ class ToySetting:
             toy_references(what)
 
     def model(self, device: str | None) -> ImageModel:
-        return load_model("toy-world")
+        return load_model("toy-world", device, self._study.precision)
 
     def fingerprint(self, *shown: str) -> str:
         return files_fingerprint(WEIGHTS, scorer.WEIGHTS)
@@ -124,13 +125,18 @@ class FolderSetting:
     def references(self, what: str, captions: str) -> Path:
         if captions != "compact":
             return Path(what)
-        compact = self._folder / f"{Path(what).name}-compact"
         style = what in self._study.styles
         text = f"in <{self._words[what]}> style" if style else f"a photo of a <{self._words[what]}>"
+        names = [picture.name for picture in load_folder(what)]
+        # the name tells this copy from those of other folders, and of this one before it was edited
+        contents = [hashlib.sha256((Path(what) / name).read_bytes()).hexdigest() for name in names]
+        key = content_key(str(Path(what).resolve()), text, names, contents)
+        compact = self._folder / f"{Path(what).name}-compact-{key[:12]}"
         with whole_folder(compact) as made:
-            for picture in load_folder(what):
-                copy = made / picture.name.replace("/", "_")
-                shutil.copyfile(Path(what) / picture.name, copy)
+            for name in names:
+                copy = made / name  # subfolders too: their names say how often a picture counts
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(Path(what) / name, copy)
                 copy.with_suffix(".txt").write_text(text, encoding="utf-8")
         return compact
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import TrainingConfig
-from ..folder_examples import FolderExamples
-from ..generation import GenerationConfig
+from ..folder_examples import FolderExamples, FolderPictures
 from ..image_model import ImageModel
 from ..lora import LoraWeights
 from ..merging import ZipLora, ZipSettings, merge_with, optimise
@@ -25,8 +24,7 @@ def zip_merge(
     subject and of the style, with captions; the model's encoders are not needed afterwards."""
     size = resolution or model.default_resolution
     data = [
-        FolderExamples(model, folder, TrainingConfig(), GenerationConfig(), None, size, True)
-        for folder in folders
+        FolderExamples(model, FolderPictures(folder, TrainingConfig()), size, True) for folder in folders
     ]
     denoiser = model.denoiser(None)
     names = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,17 +24,20 @@ class ToyWorldModel:
     square = True
     w_text = 2.0
 
-    def __init__(self) -> None:
-        self._unet = load_unet()
-        self._text_encoder = load_text_encoder()
+    def __init__(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        """dtype: of the network's weights; captions are read in fp32."""
+        self._device = torch.device(device)
+        self._unet = load_unet().to(self._device, dtype)
+        self._text_encoder = load_text_encoder().to(self._device)
 
     def encode_images(self, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
         return [
-            (F.avg_pool2d(image.movedim(-1, 0)[None] * 2 - 1, PIXELS_PER_CELL)[0], None) for image in images
+            (F.avg_pool2d(image.movedim(-1, 0)[None] * 2 - 1, PIXELS_PER_CELL)[0].to(self._device), None)
+            for image in images
         ]
 
     def decode_latents(self, latents: Sequence[Tensor]) -> list[Tensor]:
-        up = (F.interpolate(latent[None], scale_factor=float(PIXELS_PER_CELL))[0] for latent in latents)
+        up = (F.interpolate(latent[None].float().cpu(), scale_factor=float(PIXELS_PER_CELL))[0] for latent in latents)
         return [(image.clamp(-1, 1).movedim(0, -1) + 1) / 2 for image in up]
 
     def encode_captions(self, captions: Sequence[str]) -> list[Tensor]:

@@ -46,7 +46,7 @@ def load_text_encoder() -> TextEncoder:
 def encode(text_encoder: TextEncoder, texts: Sequence[str]) -> Tensor:
     """Captions -> conditioning [B, 20, 128]. A marker such as `<toy>` reads as its word."""
     with torch.no_grad():
-        return text_encoder(tokenize(list(texts)))
+        return text_encoder(tokenize(list(texts)).to(text_encoder.position_embedding.device))
 
 
 class ToyDenoiser(NetworkDenoiser):
@@ -57,7 +57,9 @@ class ToyDenoiser(NetworkDenoiser):
 
     def forward(self, x_t: Tensor, t: Tensor, conditioning: Sequence[Tensor]) -> Tensor:
         sigma = self.schedule.sigma[t.cpu()].to(x_t)
-        return self.network(x_t, sigma, torch.stack(list(conditioning)))
+        dtype = self.network.conv_in.weight.dtype
+        with torch.autocast(x_t.device.type, dtype, enabled=dtype != torch.float32):
+            return self.network(x_t, sigma, torch.stack(list(conditioning)))
 
 
 @torch.no_grad()

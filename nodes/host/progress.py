@@ -7,6 +7,8 @@ import comfy.model_management
 import comfy.utils
 from server import PromptServer  # the host's
 
+from ...dco_core.errors import printable_lines
+
 Interrupted = comfy.model_management.InterruptProcessingException  # a BaseException: clean up in `finally`
 
 
@@ -22,4 +24,4 @@ def progress_bar(total: int) -> comfy.utils.ProgressBar:
 def show_text(node_id: str | None, text: str) -> None:
     """Show a text on a running node, before it has any output."""
     if node_id is not None:
-        PromptServer.instance.send_progress_text(text, node_id)
+        PromptServer.instance.send_progress_text(printable_lines(text), node_id)

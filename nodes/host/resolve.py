@@ -12,7 +12,7 @@ import comfy.weight_adapter
 import torch
 from torch import Tensor
 
-from ...dco_core.errors import DCOError
+from ...dco_core.errors import DCOError, printable
 from ...dco_core.lora import BUNDLE
 from .adapter_parts import Patch
 from .notices import say_once
@@ -150,7 +150,7 @@ def resolve(model, lora: Mapping[str, Tensor], strength: float) -> list[Patch]:
     if strangers:
         logging.warning(
             'DCO: %d of %d LoRA keys fit this model (%s); the others are left out, the first is "%s".',
-            len(layers) - len(strangers), len(layers), name, strangers[0],
+            len(layers) - len(strangers), len(layers), name, printable(strangers[0]),
         )  # fmt: skip
     parameters = dict(model.model.named_parameters())
     found: list[Patch] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import pytest
 import torch
@@ -87,6 +88,16 @@ def test_no_size_within_the_rules_is_nearer_than_the_bucket(width, height, units
             assert other > distance - 1e-9
             if other < distance + 1e-9:
                 assert columns * rows * step * step <= w * h
+
+
+def test_large_resolutions_look_at_few_shapes():
+    tracemalloc.start()
+    try:
+        assert bucket_size(3000, 1999, 4096) == (4992, 3328)
+        bucket_size(3000, 1999, 16384)
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
 
 
 @settings(max_examples=100, deadline=None)

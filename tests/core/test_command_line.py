@@ -13,11 +13,20 @@ import time
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dco_core import compiling
+from dco_core import command_line, compiling, dataset
+from dco_core.adapters import LAYERS
 from dco_core.command_line import main
+from dco_core.config import AUTOMATIC_BETA, KEPT, OBJECTIVE_NAMES
+from dco_core.errors import DCOError
+from dco_core.evidence.pictures import draw, with_lora
+from dco_core.image_models import PRECISIONS
+from dco_core.lora import read_lora
+from dco_core.losses import REDUCTIONS, WEIGHTINGS
+from dco_core.optimizers import OPTIMIZERS, SCHEDULES
+from dco_core.toy_world.image_model import ToyWorldModel
 from dco_core.toy_world.references import write_toy_references
 from devtools.environment import ROOT
 
@@ -111,7 +120,10 @@ def test_finished_it_is_there_at_once_and_changed_it_starts_anew(whole, data, tm
     longer = run(command(data, output))
     assert "Found the checkpoint of step 4: going on from there." in longer.stdout
     assert digest(output) == digest(whole)
-    other = run(command(data, output, seed=4))
+    refused = run(command(data, output, seed=4))
+    assert refused.returncode == 1 and f"{output} is of another run and would be lost" in refused.stderr
+    assert digest(output) == digest(whole)
+    other = run([*command(data, output, seed=4), "--overwrite"])
     assert "Starting anew: the earlier run had seed 3 (now 4)" in other.stdout
     assert digest(output) != digest(whole)
 
@@ -154,6 +166,15 @@ def without_captions(folder):
         ({"layers": "("}, "regular expression"),
         ({"checkpoint-every": -1}, "every -1 steps"),
         ({"resolution": 64}, "draws 256 px, not 64"),
+        ({"resolution": 0}, "The resolution is 0 px: use at least 16"),
+        ({"resolution": 7}, "The resolution is 7 px: use at least 16"),
+        ({"alpha": 0}, "alpha is 0"),
+        ({"threads": -1}, "--threads is -1: use at least 1"),
+        ({"threads": 0}, "--threads is 0: use at least 1"),
+        ({"device": "foo"}, "--device foo is unknown: use cpu, cuda"),
+        ({"device": "cuda:99"}, "--device cuda:99"),
+        ({"device": "meta"}, "--device meta cannot be used"),
+        ({"token-learning-rate": 1e-3}, "--token-learning-rate is for learned tokens, which the command line does not"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(data, tmp_path, capsys, options, words):
@@ -220,3 +241,134 @@ def test_help_names_every_option():
         "--beta",
     ):
         assert option in text
+    for choice in (
+        *OPTIMIZERS, *SCHEDULES, *WEIGHTINGS, *REDUCTIONS, *LAYERS, *OBJECTIVE_NAMES, *KEPT, *AUTOMATIC_BETA,
+    ):  # fmt: skip
+        assert choice.replace("-", "") in re.sub(r"[-\s]+", " ", text.replace("-", "")), choice
+    described = re.split(r"^  (?=-)", text, flags=re.MULTILINE)[1:]
+    assert [entry for entry in described if not re.search(r"(\n {24}|\S {2,})\w", entry)] == []
+
+
+def no_model(*_):
+    raise AssertionError("a model was loaded")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"data": "/nowhere"}, "/nowhere"),
+        ({"rank": 0}, "rank is 0"),
+        ({"alpha": 0}, "alpha is 0"),
+        ({"dropout": 1}, "dropout is 1"),
+        ({"name-filter": "("}, "regular expression"),
+        ({"optimizer": "prodigy"}, "pip install prodigyopt` with the same Python"),
+        ({"resolution": 7}, "7 px"),
+        ({"class-data": "/nowhere"}, "Class images are for"),
+        ({"objective": "dreambooth-prior", "class-data": "/nowhere"}, "/nowhere"),
+        ({"class-images": 0}, "class_images is 0"),
+        ({"log-dir": "log"}, "pip install tensorboard"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_one_is_loaded(data, tmp_path, capsys, monkeypatch, options, words):
+    monkeypatch.setattr(command_line, "load_model", no_model)
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert main(command(**{"data": data, "output": tmp_path / "toy.safetensors", **options})[3:]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_a_file_of_others_is_not_replaced_without_being_asked(whole, data, tmp_path, capsys, monkeypatch):
+    output = tmp_path / "toy.safetensors"
+    arguments = command(data, output, steps=2)[3:]
+    save_file({"x": torch.zeros(1)}, output)
+    before = digest(output)
+    with monkeypatch.context() as patch:
+        patch.setattr(command_line, "load_model", no_model)
+        assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert f"{output} was not written by this command and would be lost" in said and "--overwrite" in said
+    assert digest(output) == before and list(tmp_path.iterdir()) == [output]
+    assert main([*arguments, "--overwrite"]) == 0
+    first = digest(output)
+    assert main(command(data, output, steps=3)[3:]) == 0  # the same run, longer
+    assert main(command(data, output, steps=2, seed=9)[3:]) == 1
+    assert main([*command(data, output, steps=2, seed=9)[3:], "--overwrite"]) == 0
+    other = digest(output)
+    assert main(arguments) == 1  # its checkpoint is there, but the file is the other run's
+    assert digest(output) == other
+    assert main([*arguments, "--overwrite"]) == 0
+    assert digest(output) == first
+
+
+def test_control_codes_in_captions_and_names_do_not_reach_the_terminal(tmp_path):
+    folder = write_toy_references(tmp_path / "subject", "toy")
+    (folder / "0.txt").write_text("a \x1b[31mred <t\x9boy> on \u202egrass", encoding="utf-8")
+    output = tmp_path / "to\x1by.safetensors"
+    done = run(command(folder, output, steps=1))
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert "\\x1b[31mred" in said and "to\\x1by.safetensors" in said
+    assert all(c.isprintable() or c == "\n" for c in said)
+    error = DCOError("There is no \x1b]0;picture\n.png")
+    assert str(error) == "There is no \\x1b]0;picture\\n.png"
+
+
+def test_words_that_a_console_cannot_show_do_not_stop_a_run(tmp_path):
+    folder = write_toy_references(tmp_path / "subject", "toy")
+    (folder / "0.txt").write_text("a <\u72d7>", encoding="utf-8")
+    done = run(command(folder, tmp_path / "toy.safetensors", steps=1), env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert "\\u72d7" in done.stdout
+
+
+def test_objectives_without_a_margin_do_not_print_one(data, tmp_path, capsys):
+    assert main(command(data, tmp_path / "a.safetensors", steps=1, objective="dreambooth")[3:]) == 0
+    said = capsys.readouterr()
+    assert "step 1/1  loss " in said.err and "margin" not in said.err and "gate" not in said.err
+    assert main(command(data, tmp_path / "b.safetensors", steps=1, objective="dco")[3:]) == 0
+    assert re.search(r"margin -?\d.*gate 0\.\d", capsys.readouterr().err)
+
+
+def test_markers_are_said_to_be_read_as_words(data, tmp_path, capsys):
+    assert main(command(data, tmp_path / "toy.safetensors", steps=1)[3:]) == 0
+    assert 'reads <toy> as the word "toy": no new token is learned here' in capsys.readouterr().out
+
+
+def test_large_pictures_are_said_to_be_made_smaller(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(dataset, "MAX_PIXELS", 200 * 200)
+    assert main(command(data, tmp_path / "toy.safetensors", steps=1)[3:]) == 0
+    assert "0.png has 256 x 256 px and was read at 200 x 200 px." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_toy_world_trains_in_half_precision(whole, data, tmp_path, precision):
+    output = tmp_path / "toy.safetensors"
+    assert main(command(data, output, precision=precision, device="cpu")[3:]) == 0
+    expected, found = load_file(whole), load_file(output)
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    differences = [(found[key] - tensor).norm() / tensor.norm() for key, tensor in expected.items() if tensor.norm()]
+    assert 0 < max(differences) < 0.5
+
+
+def test_the_device_of_the_toy_world_does_not_change_its_bytes_on_the_cpu(whole, data, tmp_path):
+    output = tmp_path / "toy.safetensors"
+    assert main(command(data, output, device="cpu", precision="fp32")[3:]) == 0
+    assert digest(output) == digest(whole)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("precision", "objective"), [("fp32", "dco"), ("bf16", "mapo")])
+def test_the_toy_world_trains_and_samples_on_a_gpu(data, tmp_path, capsys, precision, objective):
+    files = {}
+    for device in ("cuda", "cpu"):
+        output = tmp_path / f"{device}.safetensors"
+        options = {"precision": precision, "objective": objective, "generation-steps": 4, "device": device}
+        assert main(command(data, output, **options)[3:]) == 0
+        assert ("of GPU memory" in capsys.readouterr().out) == (device == "cuda")
+        files[device] = load_file(output)
+    worst = max((files["cuda"][k] - t).norm() / t.norm() for k, t in files["cpu"].items() if t.norm())
+    assert worst < (0.05 if precision == "fp32" else 0.5)
+    model = ToyWorldModel("cuda", PRECISIONS[precision])
+    denoiser = with_lora(model, read_lora(tmp_path / "cuda.safetensors").layers)
+    pictures = draw(model, denoiser, ["a photo of a toy"], 1.4, w_text=2.0, steps=4, pictures=2, seed=0)
+    assert pictures.shape == (2, 256, 256, 3) and torch.isfinite(pictures).all() and pictures.device.type == "cpu"

@@ -141,3 +141,43 @@ def test_compact_captions_of_a_folder_leave_the_folder_as_it_is(study, tmp_path)
     folder = setting.references(study.subjects[0], "compact")
     assert [p.caption for p in load_folder(folder)] == ["a photo of a <dog>"] * 2
     assert [p.caption for p in load_folder(study.subjects[0])] == ["a photo of a <dog> on grass"] * 2
+
+
+def test_folders_of_one_name_have_jobs_and_copies_of_their_own(study, tmp_path):
+    folders = []
+    for place, seed in (("a", 4), ("b", 5)):
+        (tmp_path / place).mkdir()
+        folders.append(write_pictures(tmp_path / place / "dog", f"a photo of a <{place}dog> on grass", seed))
+    study = dataclasses.replace(study, subjects=tuple(folders), styles=(), style_methods=(), merges=(), categories={})
+    jobs = [job for jobs in jobs_of(study) for job in jobs]
+    assert len({job.name for job in jobs}) == len(jobs)
+    setting = setting_for(study, tmp_path / "references", "cpu")
+    first, second = (setting.references(folder, "compact") for folder in folders)
+    for folder, copy, word in ((folders[0], first, "adog"), (folders[1], second, "bdog")):
+        assert [p.caption for p in load_folder(copy)] == [f"a photo of a <{word}>"] * 2
+        for original, copied in zip(load_folder(folder), load_folder(copy), strict=True):
+            assert torch.equal(original.image, copied.image)
+
+
+def test_a_compact_copy_follows_its_folder(study, tmp_path):
+    folder = Path(write_pictures(tmp_path / "dog", "a photo of a <dog> on grass", 6))
+    (folder / "5_more").mkdir()
+    for name in ("0.png", "0.txt"):
+        shutil.copy(folder / name, folder / "5_more")
+    study = dataclasses.replace(study, subjects=(str(folder),), styles=(), style_methods=(), merges=(), categories={})
+
+    def copy():
+        made = setting_for(study, tmp_path / "references", "cpu").references(str(folder), "compact")
+        return load_folder(made)
+
+    before = copy()
+    assert [(p.name, p.repeats) for p in before] == [(p.name, p.repeats) for p in load_folder(folder)]
+    assert sorted(p.repeats for p in before) == [1, 1, 5]
+    Image.new("RGB", (36, 40), (10, 20, 30)).save(folder / "1.png")
+    (folder / "5_more" / "0.png").unlink()
+    after = copy()
+    assert [p.name for p in after] == ["0.png", "1.png"]
+    assert torch.equal(after[1].image, load_folder(folder)[1].image)
+    for text in folder.glob("*.txt"):
+        text.write_text("a photo of a <cat> on grass", encoding="utf-8")
+    assert [p.caption for p in copy()] == ["a photo of a <cat>"] * 2

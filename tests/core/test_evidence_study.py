@@ -221,9 +221,51 @@ def test_an_unknown_reference_of_the_toy_world_is_refused(tmp_path):
         setting_for(small(subjects=["teapot"]), tmp_path, None)
 
 
-def test_workers_are_cores_or_gpus():
+def test_workers_are_cores_or_gpus(monkeypatch):
     assert devices("cpu", 3) == ["cpu"] * 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert devices("cuda:1", 4) == ["cuda:1"]
+    assert devices("cuda", None) == devices(None, 3) == ["cuda:0", "cuda:1"]
+    assert devices("cuda", 1) == ["cuda:0"]
+    with pytest.raises(DCOError, match="--device cuda:2 is not there: use cuda:0 to cuda:1"):
+        devices("cuda:2", None)
+
+
+def test_devices_that_are_not_there_and_no_workers_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for asked, workers, words in [
+        ("cuda", None, "finds no GPU: use --device cpu"), ("cuda:1", 2, "finds no GPU"),
+        ("foo", None, "--device foo is unknown"), ("cpu", 0, "--workers is 0"), (None, -1, "--workers is -1"),
+    ]:  # fmt: skip
+        with pytest.raises(DCOError, match=words):
+            devices(asked, workers)
+
+
+def test_memory_that_runs_out_ends_one_job_and_not_the_study(monkeypatch, tmp_path):
+    study = dataclasses.replace(load_study("toy-world-quick"), seeds=(0, 1))
+    done = []
+
+    def do(self, job, tick=lambda: None):
+        if job.method == "DCO" and job.seed == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        done.append(job)
+        return 1.0
+
+    monkeypatch.setattr(Bench, "do", do)
+    failed = run(study, tmp_path, ["cpu"], lambda text: None)
+    lost = [job for jobs in jobs_of(study) for job in jobs if job.method == "DCO" and job.seed == 0]
+    assert len(failed) == len(lost) and all("the memory ran out: lower resolution" in said for said in failed)
+    assert len(done) == sum(map(len, jobs_of(study))) - len(lost)
+
+
+def test_methods_that_would_share_a_folder_are_refused():
+    study = load_study("toy-world-quick")
+    study = dataclasses.replace(
+        study, own_methods={"DCO, 2 x": {}, "dco 2+x": {}}, methods=("DCO, 2 x", "dco 2+x"), style_methods=(), merges=()
+    )
+    with pytest.raises(DCOError, match="share the folder .*rename"):
+        jobs_of(study)
 
 
 def test_guidance_of_the_pictures():

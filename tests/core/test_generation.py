@@ -16,7 +16,7 @@ from dco_core.command_line import main
 from dco_core.config import TrainingConfig
 from dco_core.diffusers_model import load
 from dco_core.errors import DCOError
-from dco_core.folder_examples import FolderExamples
+from dco_core.folder_examples import FolderExamples, FolderPictures
 from dco_core.folder_training import GENERATED, checkpoint_folder
 from dco_core.generation import GenerationConfig, generate
 from dco_core.lora import read_lora
@@ -38,7 +38,7 @@ def of(objective):
 
 
 def folder_examples_of(data, config, generation=FEW, class_data=None):
-    return FolderExamples(ToyWorldModel(), data, config, generation, class_data, 256, True)
+    return FolderExamples(ToyWorldModel(), FolderPictures(data, config, generation, class_data), 256, True)
 
 
 def by_hand(seed, caption, steps, w_text=2.0):
@@ -158,7 +158,9 @@ def test_class_images_come_from_a_folder_and_count_as_content(data, tmp_path, ca
     )
     torch.testing.assert_close(examples[-1].latent, torch.full((3, 32, 32), 40 / 127.5 - 1), atol=1e-5, rtol=0)
     Image.fromarray(np.full((300, 256, 3), 200, np.uint8)).save(folder / "1.png")
-    assert command(data, output, *options) == 0
+    assert command(data, output, *options) == 1
+    assert "is of another run" in capsys.readouterr().err
+    assert command(data, output, *options, "--overwrite") == 0
     assert "Starting anew" in capsys.readouterr().out
 
 
@@ -185,7 +187,7 @@ def test_sdxl_is_told_that_nothing_of_a_generated_picture_is_cut_off(data, tmp_p
     (tmp_path / "one" / "0.txt").write_text("a photo of a <toy>")
     model = load(tmp_path / "pipeline", "cpu", torch.float32)
     for objective in ("mapo", "dreambooth-prior"):
-        made = FolderExamples(model, tmp_path / "one", of(objective), FEW, None, 32, False)
+        made = FolderExamples(model, FolderPictures(tmp_path / "one", of(objective), FEW), 32, False)
         made.examples(model.denoiser(AdapterConfig(rank=2)))
         height, width = made._fitted[0].target_size if objective == "mapo" else (32, 32)
         assert told[-1][0] == told[-1][1] == [height, width, 0, 0, height, width]
