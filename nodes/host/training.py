@@ -22,7 +22,7 @@ from ...dco_core.content import network_fingerprint
 from ...dco_core.denoiser import NetworkDenoiser
 from ...dco_core.errors import DCOError
 from ...dco_core.lora import LoraLayer, LoraWeights
-from ...dco_core.out_of_place import out_of_place
+from ...dco_core.out_of_place import KeptCopies, out_of_place
 from ...dco_core.schedules import Schedule
 from .frozen_layers import use_frozen_layers
 from .shared_weights import network_on_same_storage
@@ -158,6 +158,7 @@ class HostDenoiser(NetworkDenoiser):
         base = model.model
         self.device = model.load_device
         self._autocast = _autocast_dtype(model, precision)
+        self._copies = KeptCopies()
         self._base = copy.copy(base)  # shallow: shares everything but what is replaced below
         self._base._modules = dict(base._modules)
         self._base.current_patcher = model
@@ -176,8 +177,12 @@ class HostDenoiser(NetworkDenoiser):
         sigma = self._sigmas[t.cpu()].to(self.device)
         conds = comfy.samplers.cond_cat(list(conditioning))
         autocast = torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None)
+
+        def call() -> Tensor:
+            return self._base._apply_model(x_t.clone(), sigma, transformer_options=dict(_ATTENTION), **conds)
+
         with out_of_place(), autocast:
-            return self._base._apply_model(x_t, sigma, transformer_options=dict(_ATTENTION), **conds)
+            return self._copies.run(call)
 
     def free_memory(self) -> int:
         """Bytes free on the device."""
