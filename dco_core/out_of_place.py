@@ -64,7 +64,7 @@ def _statement(plain: Callable[..., Tensor], in_place: Callable[..., Tensor]) ->
     return statement
 
 
-# Who else has hooks on what autograd saves (checkpointing, the estimate of memory): torch asks the innermost pair alone.
+# The hooks of others on what autograd saves (checkpointing, the estimate of memory): torch asks the innermost alone.
 _outer_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 
 
@@ -133,3 +133,25 @@ def _version_of(tensor: Tensor) -> Tensor:
 
 def _as_it_is(tensor: Tensor) -> Tensor:
     return tensor
+
+
+_NO_WAY_BACK = (
+    "modified by an inplace operation",
+    "no autograd formula",
+    "derivative for",
+    "is not differentiable",
+)
+
+
+@contextmanager
+def clear_refusal() -> Iterator[None]:
+    """Around a backward pass: DCOError where the network has an operation that gradients cannot go back through."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _NO_WAY_BACK):
+            raise
+        raise DCOError(
+            "This network has an operation that gradients cannot go back through, so it cannot be trained here: train "
+            f"on another model. (torch: {str(error).strip().splitlines()[0]})"
+        ) from error

@@ -25,6 +25,7 @@ from ...dco_core.lora import LoraLayer, LoraWeights
 from ...dco_core.out_of_place import KeptCopies, out_of_place
 from ...dco_core.schedules import Schedule
 from .frozen_layers import use_frozen_layers
+from .fused_rope import differentiable_rope
 from .shared_weights import network_on_same_storage
 
 _PREDICTIONS = (  # most specific first: V_PREDICTION is a subclass of EPS, EDM of V_PREDICTION
@@ -199,15 +200,18 @@ class HostDenoiser(NetworkDenoiser):
         return LoraWeights({canonical(name): layer for name, layer in self.lora().items()})
 
     def model_conditions(self, conditioning: list, latent: Tensor) -> dict[str, Any]:
-        """What the network takes besides x and t for a host CONDITIONING: SDXL's size and crop embedding among
-        it, for an image of the latent's size without crop."""
+        """What the network takes besides x and t for a host CONDITIONING, for an image of the latent's size [C, H, W]
+        and without crop: SDXL's size and crop embedding among it, and an inpainting model's mask and masked image.
+        Where the CONDITIONING has none, these say that nothing is given and all is to be painted."""
         conds = comfy.sampler_helpers.convert_cond(conditioning[:1])
-        noise = latent[None]
+        empty = torch.zeros_like(
+            latent[None]
+        )  # families that show the network a latent must not show the answer
         encoded = comfy.samplers.encode_model_conds(
-            self._base.extra_conds, conds, noise, self.device, "positive", latent_image=noise
+            self._base.extra_conds, conds, empty, self.device, "positive", latent_image=empty
         )
         return {
-            name: _outside_inference(cond.process_cond(batch_size=1, device=self.device))
+            name: _outside_inference(cond.process_cond(batch_size=1, area=None, device=self.device))
             for name, cond in encoded[0]["model_conds"].items()
         }
 
@@ -238,6 +242,7 @@ def training_session(
     comfy.model_management.in_training = True  # the host's fused kernels (rope, int8) have no gradient
     try:
         with torch.inference_mode(False), torch.enable_grad():
+            differentiable_rope()
             yield HostDenoiser(model, config, precision)
     finally:
         comfy.model_management.in_training = was_training
