@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nodes import InpaintModelConditioning  # the host's module of this name
+
 
 def takes_mask(model, latent: Tensor) -> bool:
     """Whether MODEL is an inpainting model of pictures: what it concatenates to x_t depends on a mask. latent: a VAE
