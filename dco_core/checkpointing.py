@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
 
 from .errors import DCOError
-from .out_of_place import out_of_place
+from .out_of_place import can_keep, out_of_place, watched
 
 _CHAINS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _SWITCHES = ("training", "_disable_adapters")  # of dropout and of a peft layer
@@ -26,8 +25,9 @@ def checkpoint_blocks(network: nn.Module) -> int:
 
     A block is the outermost module with two or more weighted layers that holds no chain (ModuleList, Sequential)
     of such modules itself: a residual block, a transformer block, whatever the family calls it.
-    While gradients are wanted, blocks run under `out_of_place`. The first such run raises DCOError for a block that
-    changes saved tensors in another way, because its gradients would be wrong without a word.
+    While gradients are wanted, blocks run under `out_of_place`, and keep copies of saved tensors that they overwrite in
+    another way. The first such run raises DCOError for a block that changes its arguments, because its gradients would
+    be wrong without a word.
     """
     sound: set[type[nn.Module]] = set()
     found = [block for block in blocks(network) if not hasattr(block.forward, "checkpointed")]
@@ -74,6 +74,7 @@ def _checkpointed(block: nn.Module, sound: set[type[nn.Module]]) -> Callable[...
     plain = block.forward
     dropouts = [m for m in block.modules() if isinstance(m, _DropoutNd)]
     switchable = [m for m in block.modules() if m in dropouts or hasattr(m, "_disable_adapters")]
+    overwritten: dict[tuple[bool, ...], frozenset[int]] = {}  # by which arguments need a gradient
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -86,10 +87,14 @@ def _checkpointed(block: nn.Module, sound: set[type[nn.Module]]) -> Callable[...
                 return plain(*positional, **dict(zip(names, named, strict=True)))
 
         values = [*args, *kwargs.values()]
-        if type(block) not in sound:
+        needing = tuple(isinstance(value, Tensor) and value.requires_grad for value in values)
+        if type(block) not in sound and needing not in overwritten:
             with _switched(_states(dropouts, training=False)):
-                _refuse_changed_tensors(block, call, values)
-            sound.add(type(block))
+                if not _overwritten(block, call, values, [True] * len(values)):
+                    sound.add(type(block))  # whatever needs a gradient, and in every block of this class
+                else:
+                    overwritten[needing] = _overwritten(block, call, values, needing)
+        copied = overwritten.get(needing, frozenset())
 
         # By the time of the backward pass others have changed what the block reads: switches, and the host's
         # options, a dictionary that says which block is running.
@@ -103,7 +108,12 @@ def _checkpointed(block: nn.Module, sound: set[type[nn.Module]]) -> Callable[...
                 values = tuple(v if o is None else dict(o) for v, o in zip(values, options, strict=True))
             again = True
             with _switched(switches):
-                return call(values)
+                if not copied:
+                    return call(values)
+                result, changed = watched(lambda: call(values), copied)
+            if changed:
+                raise _changes_in_place(block)
+            return result
 
         random = any(dropout.training and dropout.p > 0 for dropout in dropouts)
         return checkpoint(run, *values, use_reentrant=False, preserve_rng_state=random)
@@ -129,28 +139,32 @@ def _switched(states: Sequence[tuple[nn.Module, dict[str, bool]]]) -> Iterator[N
             vars(module).update(switches)
 
 
-def _refuse_changed_tensors(
-    block: nn.Module, call: Callable[[Sequence[Any]], Any], values: Sequence[Any]
-) -> None:
-    """DCOError if the block changes its arguments, or tensors after autograd saved them. Without checkpointing
-    autograd would say so itself; but it does not watch tensors that pass through the hooks of checkpointing."""
-    seen: list[tuple[Tensor, int]] = []
+def _overwritten(
+    block: nn.Module, call: Callable[[Sequence[Any]], Any], values: Sequence[Any], needing: Sequence[bool]
+) -> frozenset[int]:
+    """The places (see `watched`) of the tensors that the block changes after autograd saved them, where the arguments
+    in `needing` need a gradient. DCOError if it changes its arguments, which are read again in the backward pass.
+    Without checkpointing autograd would say so itself; but it does not watch tensors that pass through hooks."""
 
-    def watch(tensor: Tensor) -> Tensor:
-        if not tensor.is_inference():
-            seen.append((tensor, tensor._version))
-        return tensor
+    def as_argument(value: Any, needs: bool) -> Any:
+        if not isinstance(value, Tensor):
+            return dict(value) if isinstance(value, dict) else value
+        copy = value.detach().clone()
+        if not needs or not value.is_floating_point():
+            return copy
+        return copy.requires_grad_() * 1  # no leaf: leaves refuse in-place changes
 
-    def with_gradient(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            return value
-        return watch(value.detach().clone().requires_grad_() * 1)  # no leaf: leaves refuse in-place changes
+    given = [as_argument(value, needs) for value, needs in zip(values, needing, strict=True)]
+    before = [v._version if isinstance(v, Tensor) and not v.is_inference() else None for v in given]
+    _, places = watched(lambda: call(given), trial=True)
+    changed = any(b is not None and v._version != b for v, b in zip(given, before, strict=True))
+    if changed or (places and not can_keep()):
+        raise _changes_in_place(block)
+    return places
 
-    given = [dict(value) if isinstance(value, dict) else with_gradient(value) for value in values]
-    with saved_tensors_hooks(watch, lambda tensor: tensor):
-        call(given)
-    if any(tensor._version != version for tensor, version in seen):
-        raise DCOError(
-            f"The blocks of this network ({type(block).__name__}) change tensors in place that their gradient "
-            "needs: it cannot be trained with gradient checkpointing, switch that off."
-        )
+
+def _changes_in_place(block: nn.Module) -> DCOError:
+    return DCOError(
+        f"The blocks of this network ({type(block).__name__}) change tensors in place that their gradient needs: it "
+        "cannot be trained with gradient checkpointing, switch that off."
+    )

@@ -24,8 +24,8 @@ Conditioning = Any
 class Example:
     """One reference image, encoded once.
 
-    latent: [C, H, W] in the model's own scale; with `std` [C, H, W] it is the mean of the VAE's posterior, which
-        every draw samples anew, as the authors do.
+    latent: [C, H, W], or [C, T, H, W] with frames, in the model's own scale; with `std` of the same shape it is the
+        mean of the VAE's posterior, which every draw samples anew, as the authors do.
     conditioning: what theta reads; a function without arguments is called in every step (learned tokens).
     base_conditioning: what phi reads: the base caption (None: the same as theta).
     class_conditioning: the class prompt, for output preservation.
@@ -122,7 +122,8 @@ def _draw(
 
 class Prediction(NamedTuple):
     """What a network said about some draws of a batch: their places in the batch, the native predictions
-    [B, ...], the targets [B, ...], and the masks [B, 1, H, W] or None."""
+    [B, ...], the targets [B, ...], and the masks or None: [B, 1, H, W] for pictures, [B, 1, 1, H, W] for latents with
+    frames."""
 
     places: list[int]
     output: Tensor
@@ -168,7 +169,8 @@ def _predict(
     mask = None
     if not rejected and any(e.mask is not None for e, _ in chosen):
         masks = [torch.ones(x0.shape[-2:]) if e.mask is None else e.mask for e, _ in chosen]
-        mask = torch.stack([m.to(x0)[None] for m in masks])
+        one_of_each = (1,) * (x0.ndim - 3)  # channels, and frames where there are any
+        mask = torch.stack([m.to(x0).reshape(*one_of_each, *m.shape) for m in masks])
     return Prediction(places, output, schedule.target(x0, noise, t), mask)
 
 

@@ -19,11 +19,16 @@ def mean_squared_error(prediction: Tensor, target: Tensor, mask: Tensor | None =
     """Mean over all but the first dimension, in fp32: [B, ...] -> [B]. This is the |eps_theta - eps|^2 of the
     losses; the authors' code takes the element mean where the paper writes the squared norm.
 
-    mask: [B, 1, H, W] or what broadcasts, weights in 0..1: a weighted mean, so that a small mask counts as much
-    as a large one."""
+    mask: [B, 1, H, W], or as many dimensions as the prediction has, weights in 0..1: a weighted mean, so that a small
+    mask counts as much as a large one. DCOError for another number of dimensions, which would mix samples."""
     squared = (prediction.float() - target.float()).square()
     if mask is None:
         return squared.flatten(1).mean(1)
+    if mask.ndim != squared.ndim or len(mask) != len(squared):
+        raise DCOError(
+            f"The mask has shape {tuple(mask.shape)} and the prediction {tuple(squared.shape)}: "
+            "a mask needs one entry a sample and as many dimensions."
+        )
     weights = mask.float().expand_as(squared)
     return (squared * weights).flatten(1).sum(1) / weights.flatten(1).sum(1)
 

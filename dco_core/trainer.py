@@ -27,6 +27,7 @@ from .lora import LoraLayer
 from .losses import gate
 from .objectives import OBJECTIVES, Batch, Outcome, checked_examples
 from .optimizers import make_optimizer, packed, rate_factor, unpack
+from .out_of_place import clear_refusal
 from .reports import StepReport
 from .speed_watch import SpeedWatch
 from .tokens import LearnedTokens
@@ -359,7 +360,8 @@ def _backward(batch: Batch) -> Outcome:
     config = batch.config
     outcome = OBJECTIVES[config.objective](batch)
     if torch.isfinite(outcome.loss):
-        (outcome.loss / config.accumulation).backward()
+        with clear_refusal():
+            (outcome.loss / config.accumulation).backward()
     return outcome._replace(loss=outcome.loss.detach(), error_theta=outcome.error_theta.detach())
 
 

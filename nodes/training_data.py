@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ..dco_core.errors import DCOError
 from ..dco_core.examples import Example
 from ..dco_core.lora import LoraWeights, from_bundle, initializers_in
 from ..dco_core.tokens import LearnedTokens, token_specs
-from .host import conditioning, generation, learned_tokens, training
+from .host import conditioning, generation, inpainting, learned_tokens, training
 from .references import Reference
 from .trainer_choices import TOKENS_OFF
 from .trainer_inputs import BUCKETS, FIXED_SIZES
@@ -75,7 +76,8 @@ def fit_all(references: Sequence[Reference], resolution: int, crop: str, what: s
 
 @dataclass(frozen=True)
 class Encoded:
-    """One reference, encoded by the host: own is None while tokens train; base is None where it is the same."""
+    """One reference, encoded by the host: own is None while tokens train; base is None where it is the same. inpaint:
+    what an inpainting model is given of it; empty where nothing is and all of it is to be painted."""
 
     latent: Tensor
     std: Tensor | None
@@ -88,6 +90,7 @@ class Encoded:
     empty: list | None = None
     rejected: tuple[Tensor, ...] = ()
     prior: bool = False
+    inpaint: Mapping[str, Any] = field(default_factory=dict)
 
 
 def encode(
@@ -119,13 +122,18 @@ def encode(
     for (latent, std), f, text, mine, its_base in zip(latents, fitted, captions, own, base, strict=True):
         key = (id(f), text)
         if key not in made:
+            inpaint: dict[str, Any] = {}
+            if f.mask is not None and inpainting.takes_mask(model, latent):
+                inpaint = inpainting.entries(vae, f.image, f.mask)
             rejected: list[Tensor] = []
             if config.objective == "mapo":
                 prompts = [base_caption(text, words.initializers)] * _count(options, 1)
-                rejected = _generate(model, clip, prompts, f, config, options, seed=len(made))
+                rejected = _generate(
+                    model, clip, prompts, f, config, options, seed=len(made), inpaint=inpaint
+                )
             made[key] = Encoded(
                 latent, std, latent_mask(f.mask, latent), _sizes(f, values), text, mine,
-                None if mine is its_base else its_base, class_, empty, tuple(rejected),
+                None if mine is its_base else its_base, class_, empty, tuple(rejected), inpaint=inpaint,
             )  # fmt: skip
         encoded.append(made[key])
     if config.objective == "dreambooth-prior":
@@ -153,11 +161,12 @@ def _count(options: Mapping[str, Any], default: int) -> int:
 
 
 def _generate(
-    model, clip, prompts, fitted: Fitted, config: TrainingConfig, options, seed: int
-) -> list[Tensor]:
+    model, clip, prompts, fitted: Fitted, config: TrainingConfig, options, seed: int,
+    inpaint: Mapping[str, Any] = MappingProxyType({}),
+) -> list[Tensor]:  # fmt: skip
     return generation.generate(
         model, clip, prompts, fitted.target_size, config.seed + 7919 * (seed + 1),
-        options.get("generation_steps", 30), options.get("generation_w_text", 7.5),
+        options.get("generation_steps", 30), options.get("generation_w_text", 7.5), inpaint,
     )  # fmt: skip
 
 
@@ -200,9 +209,11 @@ def examples(
 
 def _example(model, denoiser: training.HostDenoiser, e: Encoded, encoder) -> Example:
     x0, std = training.native_latent(model, e.latent, e.std)
+    # made in inference mode, where what they become could not be changed
+    entries = e.sizes | {name: value.clone() for name, value in e.inpaint.items()}
 
     def conditions(text: list | None) -> Any:
-        return None if text is None else denoiser.model_conditions(conditioning.with_size(text, e.sizes), x0)
+        return None if text is None else denoiser.model_conditions(conditioning.with_size(text, entries), x0)
 
     def learned(tokens) -> Callable[[], Any]:
         return lambda: conditions(encoder.encode(tokens))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,8 +32,8 @@ def encode_captions(clip, captions: Sequence[str]) -> list[Conditioning]:
     return [encoded[text] for text in captions]
 
 
-def with_size(conditioning: Conditioning, sizes: dict[str, int]) -> Conditioning:
-    """The CONDITIONING with the size and crop that SDXL reads (CLIPTextEncodeSDXL's entries)."""
+def with_size(conditioning: Conditioning, sizes: Mapping[str, Any]) -> Conditioning:
+    """The CONDITIONING with the size and crop that SDXL reads (CLIPTextEncodeSDXL's entries), or others."""
     return [[tensor, {**options, **sizes}] for tensor, options in conditioning]
 
 

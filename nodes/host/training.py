@@ -22,9 +22,10 @@ from ...dco_core.content import network_fingerprint
 from ...dco_core.denoiser import NetworkDenoiser
 from ...dco_core.errors import DCOError
 from ...dco_core.lora import LoraLayer, LoraWeights
-from ...dco_core.out_of_place import out_of_place
+from ...dco_core.out_of_place import KeptCopies, out_of_place
 from ...dco_core.schedules import Schedule
 from .frozen_layers import use_frozen_layers
+from .fused_rope import differentiable_rope
 from .shared_weights import network_on_same_storage
 
 _PREDICTIONS = (  # most specific first: V_PREDICTION is a subclass of EPS, EDM of V_PREDICTION
@@ -158,6 +159,7 @@ class HostDenoiser(NetworkDenoiser):
         base = model.model
         self.device = model.load_device
         self._autocast = _autocast_dtype(model, precision)
+        self._copies = KeptCopies()
         self._base = copy.copy(base)  # shallow: shares everything but what is replaced below
         self._base._modules = dict(base._modules)
         self._base.current_patcher = model
@@ -176,8 +178,12 @@ class HostDenoiser(NetworkDenoiser):
         sigma = self._sigmas[t.cpu()].to(self.device)
         conds = comfy.samplers.cond_cat(list(conditioning))
         autocast = torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None)
+
+        def call() -> Tensor:
+            return self._base._apply_model(x_t.clone(), sigma, transformer_options=dict(_ATTENTION), **conds)
+
         with out_of_place(), autocast:
-            return self._base._apply_model(x_t, sigma, transformer_options=dict(_ATTENTION), **conds)
+            return self._copies.run(call)
 
     def free_memory(self) -> int:
         """Bytes free on the device."""
@@ -194,15 +200,18 @@ class HostDenoiser(NetworkDenoiser):
         return LoraWeights({canonical(name): layer for name, layer in self.lora().items()})
 
     def model_conditions(self, conditioning: list, latent: Tensor) -> dict[str, Any]:
-        """What the network takes besides x and t for a host CONDITIONING: SDXL's size and crop embedding among
-        it, for an image of the latent's size without crop."""
+        """What the network takes besides x and t for a host CONDITIONING, for an image of the latent's size [C, H, W]
+        and without crop: SDXL's size and crop embedding among it, and an inpainting model's mask and masked image.
+        Where the CONDITIONING has none, these say that nothing is given and all is to be painted."""
         conds = comfy.sampler_helpers.convert_cond(conditioning[:1])
-        noise = latent[None]
+        empty = torch.zeros_like(
+            latent[None]
+        )  # families that show the network a latent must not show the answer
         encoded = comfy.samplers.encode_model_conds(
-            self._base.extra_conds, conds, noise, self.device, "positive", latent_image=noise
+            self._base.extra_conds, conds, empty, self.device, "positive", latent_image=empty
         )
         return {
-            name: _outside_inference(cond.process_cond(batch_size=1, device=self.device))
+            name: _outside_inference(cond.process_cond(batch_size=1, area=None, device=self.device))
             for name, cond in encoded[0]["model_conds"].items()
         }
 
@@ -233,6 +242,7 @@ def training_session(
     comfy.model_management.in_training = True  # the host's fused kernels (rope, int8) have no gradient
     try:
         with torch.inference_mode(False), torch.enable_grad():
+            differentiable_rope()
             yield HostDenoiser(model, config, precision)
     finally:
         comfy.model_management.in_training = was_training

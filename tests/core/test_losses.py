@@ -112,3 +112,24 @@ def test_mapo_prefers_the_chosen_image_and_stays_finite_at_zero_error():
     loss = mapo_loss(zero, bad)
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(zero.grad).all()
+
+
+@pytest.mark.parametrize("frames", [(), (3,)])
+def test_a_mask_weights_its_own_sample_alone(frames):
+    """With as many samples as channels, or as frames, a mask without its dimensions would broadcast over others."""
+    squared = torch.rand(3, 3, *frames, 4, 5)
+    masks = torch.rand(3, 4, 5)
+    mask = masks.reshape(3, 1, *[1 for _ in frames], 4, 5)
+    expected = [
+        float((s * m).sum() / (m.expand_as(s)).sum())
+        for s, m in zip(squared.double(), masks.double(), strict=True)
+    ]
+    error = mean_squared_error(squared.sqrt(), torch.zeros_like(squared), mask)
+    assert error.tolist() == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(DCOError, match="as many dimensions"):
+        mean_squared_error(squared.sqrt(), torch.zeros_like(squared), masks)
+
+
+def test_a_mask_of_a_picture_is_refused_for_latents_with_frames():
+    with pytest.raises(DCOError, match="as many dimensions"):
+        mean_squared_error(torch.rand(2, 3, 2, 4, 4), torch.rand(2, 3, 2, 4, 4), torch.ones(2, 1, 4, 4))

@@ -17,6 +17,22 @@ _UNET = {
     "use_temporal_attention": False, "adm_in_channels": None, "num_heads": -1, "num_head_channels": 16,
     "use_linear_in_transformer": True,
 }  # fmt: skip
+_FLUX = {
+    "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 8, "context_in_dim": 24,
+    "hidden_size": 48, "mlp_ratio": 2.0, "num_heads": 4, "depth": 1, "depth_single_blocks": 1, "axes_dim": [4, 4, 4],
+    "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
+}  # fmt: skip
+_SD15 = _UNET | {"num_heads": 2, "num_head_channels": -1, "use_linear_in_transformer": False}
+_HUNYUAN = {
+    "image_model": "hunyuan_video", "in_channels": 16, "out_channels": 16, "vec_in_dim": 8, "context_in_dim": 24,
+    "hidden_size": 48, "mlp_ratio": 2.0, "num_heads": 4, "depth": 1, "depth_single_blocks": 1, "axes_dim": [4, 4, 4],
+    "theta": 256, "patch_size": [1, 2, 2], "qkv_bias": True, "guidance_embed": False, "byt5": False, "meanflow": False,
+    "use_cond_type_embedding": False, "vision_in_dim": None, "meanflow_sum": False,
+}  # fmt: skip
+_WAN = {
+    "image_model": "wan2.1", "model_type": "t2v", "dim": 48, "ffn_dim": 96, "freq_dim": 32, "text_dim": 24,
+    "num_heads": 4, "num_layers": 2, "in_dim": 16, "out_dim": 16,
+}  # fmt: skip
 _LUMINA = {
     "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 48, "cap_feat_dim": 24, "n_layers": 2,
     "n_refiner_layers": 1, "qk_norm": True, "n_heads": 4, "axes_dims": [4, 4, 4], "axes_lens": [64, 64, 64],
@@ -36,6 +52,7 @@ class Family:
     pooled: int = 8
     options: dict[str, Any] | None = None
     weights: Callable[[], dict[str, Tensor]] = dict  # what tells the variant
+    attention_mask: bool = False  # its text encoder gives one
 
 
 def _v_prediction() -> dict[str, Tensor]:
@@ -43,8 +60,8 @@ def _v_prediction() -> dict[str, Tensor]:
 
 
 FAMILIES = {
-    "sd15": Family("SD15", _UNET | {"num_heads": 2, "num_head_channels": -1, "use_linear_in_transformer": False},
-                   (4, 8, 8), 24),
+    "sd15": Family("SD15", _SD15, (4, 8, 8), 24),
+    "sd15-inpaint": Family("SD15", _SD15 | {"in_channels": 9}, (4, 8, 8), 24),
     "sd2-v": Family("SD20", _UNET, (4, 8, 8), 24, weights=_v_prediction),
     "sdxl": Family("SDXL", _UNET | {"adm_in_channels": 6 * 256 + 8, "num_classes": "sequential"}, (4, 8, 8), 24),
     "sd3": Family("SD3", {"input_size": None, "in_channels": 16, "patch_size": 2, "depth": 2, "adm_in_channels": 8,
@@ -52,10 +69,7 @@ FAMILIES = {
                           "pos_embed_scaling_factor": None,
                           "context_embedder_config": {"target": "torch.nn.Linear", "params": {
                               "in_features": 24, "out_features": 128}}}, (16, 8, 8), 24),
-    "flux": Family("Flux", {"image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 8,
-                            "context_in_dim": 24, "hidden_size": 48, "mlp_ratio": 2.0, "num_heads": 4, "depth": 1,
-                            "depth_single_blocks": 1, "axes_dim": [4, 4, 4], "theta": 10000, "patch_size": 2,
-                            "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": []}, (16, 8, 8), 24),
+    "flux": Family("Flux", _FLUX, (16, 8, 8), 24),
     "lumina2": Family("Lumina2", _LUMINA | {"n_kv_heads": 2}, (16, 8, 8), 24),
     "z-image": Family("ZImage", _LUMINA | {"dim": 256, "axes_dims": [16, 24, 24], "n_kv_heads": 4,
                                            "z_image_modulation": True, "time_scale": 1000.0,
@@ -63,9 +77,17 @@ FAMILIES = {
     "qwen-image": Family("QwenImage", {"image_model": "qwen_image", "in_channels": 64, "out_channels": 16,
                                        "num_layers": 2, "attention_head_dim": 12, "num_attention_heads": 4,
                                        "joint_attention_dim": 24, "axes_dims_rope": (4, 4, 4)}, (16, 1, 8, 8), 24),
-    "wan": Family("WAN21_T2V", {"image_model": "wan2.1", "model_type": "t2v", "dim": 48, "ffn_dim": 96,
-                                "freq_dim": 32, "text_dim": 24, "num_heads": 4, "num_layers": 2, "in_dim": 16,
-                                "out_dim": 16}, (16, 3, 8, 8), 24),
+    "wan": Family("WAN21_T2V", _WAN, (16, 3, 8, 8), 24),
+    "flux-fill": Family("FluxInpaint", _FLUX | {"in_channels": 96}, (16, 8, 8), 24),
+    "ltxv": Family("LTXV", {"image_model": "ltxv", "in_channels": 128, "cross_attention_dim": 48,
+                            "attention_head_dim": 12, "num_attention_heads": 4, "caption_channels": 24,
+                            "num_layers": 2}, (128, 2, 4, 4), 24, attention_mask=True),
+    "ernie": Family("ErnieImage", {"image_model": "ernie", "hidden_size": 48, "num_attention_heads": 4,
+                                   "num_layers": 2, "ffn_hidden_size": 96, "text_in_dim": 24,
+                                   "rope_axes_dim": (4, 4, 4)}, (128, 4, 4), 24),
+    "hunyuan-video": Family("HunyuanVideo", _HUNYUAN, (16, 2, 8, 8), 24),
+    "hunyuan-video-i2v": Family("HunyuanVideoI2V", _HUNYUAN | {"in_channels": 33}, (16, 2, 8, 8), 24),
+    "wan-i2v": Family("WAN21_I2V", _WAN | {"model_type": "i2v", "in_dim": 36}, (16, 3, 8, 8), 24),
 }  # fmt: skip
 
 
@@ -141,7 +163,8 @@ def text(name: str, tokens: int, seed: int, batch: int = 1) -> list:
     family, generator = FAMILIES[name], torch.Generator().manual_seed(seed)
     cross = torch.randn((batch, tokens, family.text), generator=generator)
     pooled = torch.randn((batch, family.pooled), generator=generator)
-    return [[cross, {"pooled_output": pooled, "guidance": 3.5} | (family.options or {})]]
+    mask = {"attention_mask": torch.ones(batch, tokens, dtype=torch.long)} if family.attention_mask else {}
+    return [[cross, {"pooled_output": pooled, "guidance": 3.5} | mask | (family.options or {})]]
 
 
 def latent(name: str, batch: int = 1, size: int | None = None) -> dict[str, Tensor]:
