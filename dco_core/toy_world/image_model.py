@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from ..adapters import AdapterConfig
 from ..buckets import Fitted
 from ..content import network_fingerprint
+from ..suggested_scales import TOY_WORLD
 from .model import ToyDenoiser, encode, load_text_encoder, load_unet
 from .renderer import PIXELS_PER_CELL, SIZE
 
@@ -21,7 +22,7 @@ class ToyWorldModel:
     prediction = "flow"
     default_resolution = SIZE * PIXELS_PER_CELL
     square = True
-    w_text = 2.0
+    w_text = TOY_WORLD.w_text
 
     def __init__(self) -> None:
         self._unet = load_unet()
