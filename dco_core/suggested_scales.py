@@ -1,8 +1,8 @@
-"""Guidance scales to begin with, for each family of base models: one table for LoRA headers, previews, the Toy World and
-the command line.
+"""Guidance scales to begin with, for each family of base models: one table for LoRA headers, previews, the Toy World
+and the command line.
 
-Direct Consistency Optimization uses w_text = 7.5 and w_rg = 2 to 5 (Sec. 5): a ratio of 0.27 to 0.67. What carries over to
-other families is the ratio, at the text guidance which a family is made for: its developers' default.
+Direct Consistency Optimization uses w_text = 7.5 and w_rg = 2 to 5 (Sec. 5): a ratio of 0.27 to 0.67. What carries over
+to other families is the ratio, at the text guidance which a family is made for: its developers' default.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _W_TEXT = {
     "LTX": 3.0,  # Lightricks/LTX-Video
     "AuraFlow": 3.5,  # fal/AuraFlow
 }
-# Guidance is distilled into these: they run at cfg 1, where w_rg 0 is the base and 1 the plain LoRA. It makes the prompt
-# stronger already, so w_rg is from the upper part of the paper's range.
+# Guidance is distilled into these: they run at cfg 1, where w_rg 0 is the base and 1 the plain LoRA. It makes the
+# prompt stronger already, so w_rg is from the upper part of the paper's range.
 _DISTILLED = ("flux1", "HunyuanVideo", "HunyuanVideoI2V")
 _DISTILLED_RATIO = 0.6
 _BY_PREDICTION = {"epsilon": 7.5, "v": 7.5, "flow": 4.0}  # the paper's; flow models have 3 to 5

@@ -159,8 +159,8 @@ class _Evaluation:
                 equal = torch.equal(outputs[i], outputs[j])
                 if equal and self.run.counted:
                     say_once(
-                        "in some steps the LoRA made no difference at all. A cache of steps on the model (TeaCache, for "
-                        "one) keeps the base model's answer for the LoRA's row: take it off, or use ComfyUI's own "
+                        "in some steps the LoRA made no difference at all. A cache of steps on the model (TeaCache, say) "
+                        "keeps the base model's answer for the LoRA's row: take it off, or use ComfyUI's own "
                         "EasyCache, which keeps them apart."
                     )
                 self.run.counted |= not equal

@@ -1,10 +1,10 @@
 """What third-party code on a MODEL is told of a batch's rows, and what it makes of that.
 
-The host names the rows of a batch in `cond_or_uncond`, by the index of their condition: 0 is the positive prompt, 1 the
-negative. Guidance adds rows, runs some in calls of their own, and shows each under the index that others know. Code that
-goes through the rows one by one (IP-Adapter, Attention Couple) is right with any of them. Code that looks *the* positive
-row up (NAGuidance, StyleAligned), asks whether the negative one is there, or goes by a row's position, is not: it would
-act on one of two. Such a look-up is noticed here, so that it can be answered as the host alone would.
+The host names the rows of a batch in `cond_or_uncond`, by the index of their condition: 0 is the positive prompt, 1
+the negative. Guidance adds rows, runs some in calls of their own, and shows each under the index that others know.
+Code that goes through the rows one by one (IP-Adapter, Attention Couple) is right with any of them. Code that looks
+*the* positive row up (NAGuidance, StyleAligned), asks whether the negative one is there, or goes by a row's position,
+is not: it would act on one of two. Such a look-up is noticed here, so that it can be answered as the host alone would.
 """
 
 from __future__ import annotations

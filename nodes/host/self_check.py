@@ -57,6 +57,6 @@ def base_rows_leak(
     )
     raise DCOError(
         f"Reward guidance stopped: the LoRA leaks into the base model's rows at {first}. A patch on the model mixes "
-        "the rows of a batch there: take that patch off, or set low_memory, which evaluates every row on its own. If it "
-        "only draws random numbers of its own, set self_check to false."
+        "the rows of a batch there: take that patch off, or set low_memory, which evaluates every row on its own. If "
+        "it only draws random numbers of its own, set self_check to false."
     )
