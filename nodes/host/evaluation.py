@@ -87,13 +87,13 @@ class Run:
         if not self.lora_rows and self.visible is None:
             return transformer_options
         indices = host_indices(transformer_options)
-        strengths = {self.lora_rows.get(i) for i in indices}
-        if len(strengths) == 1 and None not in strengths:  # all alike: nothing to tell apart
-            self.rows.chunks, self.rows.chosen, self.rows.strengths = 1, (0,), tuple(strengths)
+        strengths = [self.lora_rows[i] for i in indices if i in self.lora_rows]
+        if len(strengths) == len(indices) and len(set(strengths)) == 1:  # all alike: nothing to tell apart
+            self.rows.chunks, self.rows.chosen, self.rows.strengths = 1, (0,), (strengths[0],)
         else:
             self.rows.chunks = len(indices)
             self.rows.chosen = tuple(row for row, i in enumerate(indices) if i in self.lora_rows)
-            self.rows.strengths = tuple(self.lora_rows[i] for i in indices if i in self.lora_rows)
+            self.rows.strengths = tuple(strengths)
         if self.visible is None:
             return transformer_options
         return {**transformer_options, "cond_or_uncond": self.visible(indices)}
@@ -159,7 +159,7 @@ class _Evaluation:
                 equal = torch.equal(outputs[i], outputs[j])
                 if equal and self.run.counted:
                     say_once(
-                        "in some steps the LoRA made no difference at all. A cache of steps on the model (TeaCache, say) "
+                        "in some steps the LoRA made no difference at all. A cache of steps on the model (TeaCache) "
                         "keeps the base model's answer for the LoRA's row: take it off, or use ComfyUI's own "
                         "EasyCache, which keeps them apart."
                     )

@@ -50,7 +50,7 @@ class KnownRows(list):
     def __ne__(self, other):
         return not self == other
 
-    __hash__ = None  # type: ignore[assignment]  # as every list
+    __hash__ = None  # as every list
 
     def copy(self):
         return self[:]

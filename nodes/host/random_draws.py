@@ -15,8 +15,8 @@ class Draws:
         self._door: Any = None if device.type == "cpu" else getattr(torch, device.type, None)
         self._which: tuple = () if device.type == "mps" else (device,)  # there is one
         self._cpu = torch.get_rng_state()
-        has_states = hasattr(self._door, "get_rng_state")
-        self._state = self._door.get_rng_state(*self._which) if has_states else None
+        read = getattr(self._door, "get_rng_state", None)
+        self._state = None if read is None else read(*self._which)
 
     def rewind(self) -> None:
         torch.set_rng_state(self._cpu)
