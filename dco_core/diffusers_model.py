@@ -20,6 +20,7 @@ from .library_import import without_broken_torchvision
 from .lora import canonical_keys
 from .lora.keys import kohya_names
 from .schedules import Schedule
+from .suggested_scales import PAPER
 
 _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
@@ -83,7 +84,7 @@ class DiffusersModel:
     SDXL, `pooled` [1280] and `time_ids` [6]."""
 
     square = False
-    w_text = 7.5
+    w_text = PAPER.w_text  # epsilon and v models alike
 
     def __init__(self, pipeline: Any, device: torch.device):
         unet, config = pipeline.unet, pipeline.scheduler.config

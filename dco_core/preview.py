@@ -20,6 +20,7 @@ from .denoiser import Denoiser
 from .errors import DCOError
 from .examples import Conditioning
 from .guidance import reward_guidance
+from .suggested_scales import PAPER
 
 _INK, _SOFT, _PAPER = (40, 40, 48), (96, 96, 106), (250, 250, 248)
 _CELL, _NARROWEST, _GAP, _MARGIN = 256, 180, 8, 10  # pixels: longest side, narrowest column
@@ -128,8 +129,8 @@ class Previews:
         shape: Sequence[int],
         seed: int,
         *,
-        w_rg: float = 3.0,
-        w_text: float = 7.5,
+        w_rg: float = PAPER.w_rg,
+        w_text: float = PAPER.w_text,
         steps: int = 20,
         device: torch.device | str = "cpu",
         tick: Callable[[], None] = lambda: None,

@@ -10,13 +10,7 @@ from typing import Any
 from .captions import markers
 from .config import TrainingConfig
 from .lora import training_metadata
-
-# w_text and w_rg to begin with: the paper's for epsilon and v models; for flow models their usual cfg at the paper's
-# ratio; Flux, whose guidance is distilled, runs at cfg 1, and there w_rg 1 is the plain LoRA; the Toy World's as
-# measured by its demo.
-_SUGGESTED = {
-    "epsilon": (7.5, 3.0), "v": (7.5, 3.0), "flow": (4.5, 1.8), "flux1": (1.0, 1.0), "ToyWorld": (2.0, 1.4),
-}  # fmt: skip
+from .suggested_scales import suggested_scales
 
 
 @dataclass(frozen=True)
@@ -47,15 +41,15 @@ class TrainedHeader:
         }
         marked = list(dict.fromkeys(name for text in self.captions for name in markers(text)))
         words = [initializers.get(name, name) for name in marked]
-        scales = _SUGGESTED.get(self.family) or _SUGGESTED.get(self.prediction)
+        scales = suggested_scales(self.family, self.prediction)
         extra = {
             "modelspec.trigger_phrase": ", ".join(f"<{n}>" if n in initializers else n for n in marked)
             or None,
             "dco.tokens": json.dumps(dict(initializers)) if initializers else None,
             "dco.base_words": ", ".join(word for word in words if word) or None,
             "dco.beta": self.config.beta if self.config.objective == "dco" else None,
-            "dco.w_text": scales[0] if scales else None,
-            "dco.w_rg": scales[1] if scales else None,
+            "dco.w_text": scales.w_text if scales else None,
+            "dco.w_rg": scales.w_rg if scales else None,
         }
         return training_metadata(
             title=title, rank=self.rank, alpha=self.alpha, steps=steps, learning_rate=self.config.learning_rate,

@@ -6,6 +6,8 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+from dco_core.suggested_scales import TOY_WORLD
+
 PLACES = (
     "a large toy on the left, at night, in flat style",
     "a large toy on the right, on grass, in flat style",
@@ -22,9 +24,9 @@ STYLED = (
     "a small toy on the left, on white, in print style",
     "a large toy in the middle, on the beach, in print style",
 )
-W_TEXT = 2.0
+W_TEXT = TOY_WORLD.w_text
 W_RG = (0.6, 1.0, 1.4, 3.0)  # w_rg / w_text of 0.3, 0.5 and 0.7, as in the paper, and above it
-MERGE_W_RG = 1.4
+MERGE_W_RG = TOY_WORLD.w_rg
 IMAGES_PER_PROMPT = 4
 STEPS = 20
 SEED = 100

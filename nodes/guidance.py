@@ -50,7 +50,7 @@ class DCORewardGuidance(io.ComfyNode):
         patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
         patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
         adds = bool(patches) or personalized is not None
-        return io.NodeOutput(patched, reward_report(w_rg, None, adds, **options))
+        return io.NodeOutput(patched, reward_report(w_rg, None, adds, **options) + shared.replaced(model))
 
 
 class DCORewardGuider(io.ComfyNode):
@@ -89,7 +89,7 @@ class DCORewardGuider(io.ComfyNode):
         patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
         guider = sampling.cfg_guider(patched, positive, negative, w_text)
         adds = bool(patches) or personalized is not None
-        return io.NodeOutput(guider, reward_report(w_rg, w_text, adds, **options))
+        return io.NodeOutput(guider, reward_report(w_rg, w_text, adds, **options) + shared.replaced(model))
 
 
 class DCORewardGuidanceSampler(io.ComfyNode):
@@ -136,7 +136,7 @@ class DCORewardGuidanceSampler(io.ComfyNode):
             patched, seed, steps, w_text, sampler_name, scheduler, positive, negative, latent_image, denoise
         )
         adds = bool(patches) or personalized is not None
-        return io.NodeOutput(samples, reward_report(w_rg, w_text, adds, **options))
+        return io.NodeOutput(samples, reward_report(w_rg, w_text, adds, **options) + shared.replaced(model))
 
 
 _METHODS = {
@@ -207,7 +207,7 @@ class DCOLoRAGuidance(io.ComfyNode):
         patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
         patched = shared.patched(model, patches, kind, scale, personalized, **options)
         adds = bool(patches) or personalized is not None
-        return io.NodeOutput(patched, relative_report(kind, scale, adds, **options))
+        return io.NodeOutput(patched, relative_report(kind, scale, adds, **options) + shared.replaced(model))
 
 
 NODES = [DCORewardGuidance, DCORewardGuidanceSampler, DCORewardGuider, DCOLoRAGuidance]

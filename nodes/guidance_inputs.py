@@ -11,13 +11,14 @@ from comfy_api.latest import io
 from ..dco_core.errors import DCOError, printable
 from ..dco_core.guidance import SCHEDULES
 from ..dco_core.lora import from_bundle
+from ..dco_core.suggested_scales import PAPER
 from .host import guidance, sampling
 from .host.adapter_parts import Patch
 from .host.resolve import resolve
 
 W_RG = io.Float.Input(
     "w_rg",
-    default=3.0,
+    default=PAPER.w_rg,
     min=0.0,
     max=100.0,
     step=0.1,
@@ -28,7 +29,7 @@ W_RG = io.Float.Input(
 )
 W_TEXT = io.Float.Input(
     "w_text",
-    default=7.5,
+    default=PAPER.w_text,
     min=0.0,
     max=100.0,
     step=0.1,
@@ -152,6 +153,19 @@ def resolved(
             printable(", ".join(f"<{name}>" for name in tokens)),
         )
     return [p for one, s in stack for p in resolve(model, one, s)]
+
+
+def replaced(model) -> str:
+    """What the report says of guidance that MODEL has already, which the node at hand takes the place of; the log is
+    told as well. "" for a model without."""
+    if not guidance.is_guided(model):
+        return ""
+    text = (
+        "This model already had guidance from another DCO node; this node takes its place, and the other one has no "
+        "effect. To follow several LoRAs, connect them to more_loras of one node."
+    )
+    logging.warning("DCO: %s", text)
+    return f"\n{text}"
 
 
 def patched(

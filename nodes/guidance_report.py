@@ -60,8 +60,8 @@ def _beside(
         )
     if low_memory:
         text += ". One row at a time"
-    elif self_check:
-        text += ". The self-check runs the first step with the LoRA twice"
+    if self_check:
+        text += ". The self-check runs the first step with the LoRA again"
     return text + "."
 
 

@@ -7,10 +7,8 @@ import math
 from comfy_api.latest import io
 
 from ..dco_core.lora import LazyLayers, from_bundle, read_lora, read_tensors, to_tensors
+from ..dco_core.suggested_scales import PAPER  # where a file says nothing
 from .host import files
-
-# Where a file says nothing: the paper's values (Sec. 5).
-_W_RG, _W_TEXT = 3.0, 7.5
 
 
 class DCOLoadLoRA(io.ComfyNode):
@@ -60,7 +58,7 @@ class DCOLoadLoRA(io.ComfyNode):
         )
         w_rg, w_text = (
             _number(header.get(name), default)
-            for name, default in (("dco.w_rg", _W_RG), ("dco.w_text", _W_TEXT))
+            for name, default in (("dco.w_rg", PAPER.w_rg), ("dco.w_text", PAPER.w_text))
         )
         return io.NodeOutput(tensors, trigger, w_rg, w_text)
 

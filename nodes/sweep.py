@@ -84,8 +84,8 @@ class DCORewardGuidanceSweep(io.ComfyNode):
                 *shared.options(),
             ],
             outputs=[
-                io.Image.Output(display_name="images", tooltip="All pictures, row by row."),
-                io.Image.Output(display_name="sheet", tooltip="The pictures with their labels."),
+                io.Image.Output(display_name="images", tooltip="All pictures, row by row; of videos, all frames."),
+                io.Image.Output(display_name="sheet", tooltip="The pictures with their labels; of videos, frame 1."),
                 io.String.Output(
                     display_name="labels",
                     is_output_list=True,
@@ -134,14 +134,14 @@ class DCORewardGuidanceSweep(io.ComfyNode):
             torch.cat(
                 [picture[k : k + 1] for row in pictures for k in range(len(row[0])) for picture in row]
             ),
-            _sheet(pictures, [label for label, _, _ in rows], columns),
+            _sheet(pictures, [label for label, _, _ in rows], columns, batch),
             [
                 ", ".join(filter(None, (label, f"w_rg {value:g}")))
-                for label, _, _ in rows
-                for _ in range(batch)
+                for (label, _, _), row in zip(rows, pictures, strict=True)
+                for _ in range(len(row[0]))  # images of the batch, or all frames of its videos
                 for value in columns
             ],
-            "\n".join(said),
+            "\n".join(said) + shared.replaced(model),
         )
 
 
@@ -158,13 +158,14 @@ def _rows(across: Mapping[str, Any], w_text: float, strength: float) -> list[tup
     return [("", w_text, strength)]
 
 
-def _sheet(pictures, labels: list[str], columns: list[float]) -> torch.Tensor:
-    """IMAGE [1, H, W, 3]; a row for each image of the batch under each label."""
+def _sheet(pictures, labels: list[str], columns: list[float], batch: int) -> torch.Tensor:
+    """IMAGE [1, H, W, 3]; a row for each image of the batch under each label. Of a video, its first frame."""
     rows, names = [], []
     for label, row in zip(labels, pictures, strict=True):
-        for k in range(len(row[0])):
-            rows.append([as_uint8(picture[k]) for picture in row])
-            numbered = f"image {k + 1}" if len(row[0]) > 1 else ""
+        frames = len(row[0]) // batch
+        for k in range(batch):
+            rows.append([as_uint8(picture[k * frames]) for picture in row])
+            numbered = f"image {k + 1}" if batch > 1 else ""
             names.append(", ".join(filter(None, (label, numbered))))
     sheet = contact_sheet(rows, names, [f"w_rg {value:g}" for value in columns])
     return torch.from_numpy(sheet.astype(np.float32) / 255)[None]

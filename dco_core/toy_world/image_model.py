@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..adapters import AdapterConfig
 from ..buckets import Fitted
 from ..content import network_fingerprint
+from ..suggested_scales import TOY_WORLD
 from .model import ToyDenoiser, encode, load_text_encoder, load_unet
 from .renderer import PIXELS_PER_CELL, SIZE
 
@@ -22,7 +23,7 @@ class ToyWorldModel:
     prediction = "flow"
     default_resolution = SIZE * PIXELS_PER_CELL
     square = True
-    w_text = 2.0
+    w_text = TOY_WORLD.w_text
 
     def __init__(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         """dtype: of the network's weights; captions are read in fp32."""

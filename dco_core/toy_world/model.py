@@ -15,6 +15,7 @@ from ..adapters import AdapterConfig, adapter_off
 from ..denoiser import NetworkDenoiser
 from ..guidance import reward_guidance
 from ..schedules import Schedule
+from ..suggested_scales import TOY_WORLD
 from .text_encoder import TextEncoder
 from .tokenizer import tokenize
 from .unet import UNet
@@ -69,7 +70,7 @@ def sample(
     unconditional: Tensor,
     noise: Tensor,
     w_rg: float,
-    w_text: float = 2.0,
+    w_text: float = TOY_WORLD.w_text,
     steps: int = 20,
 ) -> Tensor:
     """Euler sampling with reward guidance: noise [B, 3, 32, 32] -> images [B, 3, 32, 32] in about -1..1.

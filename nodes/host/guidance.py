@@ -13,7 +13,6 @@ to the guider as one more kind of conditioning, which the host prepares like the
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +24,7 @@ from ...dco_core.guidance import autoguidance, reward_guidance, scheduled
 from .adapter_parts import Patch
 from .adapters import Reserve, attached
 from .conditioning_check import check_conditioning
-from .evaluation import Run
+from .evaluation import Run, told_apart
 
 _KEY = "dco_reward_guidance"
 _PERSONALIZED = "dco_personalized"  # theta's conditioning among the guider's conds
@@ -102,7 +101,7 @@ class _Guidance:
             def host(conds: list, options: dict) -> list[Tensor]:
                 return executor(model, conds, x, timestep, options)
 
-            return run.evaluate(host, conds, strengths, options, shown or {})
+            return run.evaluate(host, conds, strengths, options, shown or {}, x)
 
         if method.kind == "negative":
             return evaluate(conds, {} if negative is None else {negative: 1.0})
@@ -121,7 +120,7 @@ class _Guidance:
         if method.kind == "reward" and w_rg == w_text:  # phi(c) has coefficient 0: theta takes its place
             return evaluate(as_theta_reads, {positive: 1.0})
         extra = len(conds)
-        outputs = evaluate([*conds, _told_apart(prompt)], {extra: 1.0}, {extra: positive})
+        outputs = evaluate([*conds, told_apart(prompt)], {extra: 1.0}, {extra: positive})
         theta, phi = outputs.pop(), outputs[positive]
         if method.kind == "auto":
             outputs[positive] = autoguidance(phi, theta, 1 + (method.scale - 1) * share)
@@ -158,14 +157,6 @@ def _index_of(guider, kind: str, conds: list) -> int | None:
     return None
 
 
-def _told_apart(prompt: list[dict]) -> list[dict]:
-    """theta's entries under ids of their own, the same in every step: step caches (the host's EasyCache) keep what
-    the network said by the id of an entry, and phi reads the same ones."""
-    return [
-        {**entry, "uuid": uuid.uuid5(entry["uuid"], _KEY)} if "uuid" in entry else entry for entry in prompt
-    ]
-
-
 def _progress(guider, timestep: Tensor) -> float:
     """The share of the noise schedule that lies behind: the inverse of the host's percent_to_sigma, which falls."""
     sigma = float(timestep.max())
@@ -186,6 +177,11 @@ def _beside(positive: list[dict], personalized: list) -> list[dict]:
         shared = {key: value for key, value in positive[0].items() if key not in text}
         own = [shared | own[0]]
     return own
+
+
+def is_guided(model) -> bool:
+    """Whether MODEL has guidance of this pack already, which patch() would replace."""
+    return bool(model.get_wrappers(_Wrappers.OUTER_SAMPLE, _KEY))
 
 
 def patch(model, patches: Sequence[Patch], method: Method, personalized: list | None = None):

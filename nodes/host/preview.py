@@ -15,22 +15,19 @@ from PIL import Image
 from torch import Tensor
 
 from ...dco_core.errors import DCOError
+from ...dco_core.suggested_scales import suggested_scales
 from . import training
 
 Picture = np.ndarray  # uint8 [H, W, 3]
 NOTHING = ExecutionBlocker(None)  # an output that what follows it quietly waits for
 
-_USUAL_SCALES = {"epsilon": (3.0, 7.5), "v": (3.0, 7.5), "flow": (2.0, 4.0)}
-_SCALES = {  # where the usual ones do not fit; a base with guidance distilled into it has no text guidance
-    "ToyWorld": (1.4, 2.0),
-    "flux1": (0.6, 1.0),
-}
-
 
 def scales(model) -> tuple[float, float]:
-    """(w_rg, w_text) that show a LoRA of this family well: the paper's ratio of 0.3 to 0.7."""
+    """(w_rg, w_text) that show a LoRA of this family well: those which its file will suggest."""
     prediction = training.schedule_of(model.get_model_object("model_sampling")).prediction
-    return _SCALES.get(training.family(model), _USUAL_SCALES[prediction])
+    found = suggested_scales(training.family(model), prediction)
+    assert found is not None  # schedule_of knows no other predictions
+    return found.w_rg, found.w_text
 
 
 def live(model) -> Callable[[Tensor], Picture] | None:

@@ -24,7 +24,10 @@ def entries(
         ("sdxl_base_v1-0", "epsilon", 7.5, 3.0),
         ("sd_v2", "v", 7.5, 3.0),
         ("sd3", "flow", 4.5, 1.8),
-        ("flux1", "flow", 1.0, 1.0),
+        ("flux1", "flow", 1.0, 0.6),
+        ("QwenImage", "flow", 4.0, 1.6),
+        ("WAN21_I2V", "flow", 5.0, 2.0),
+        ("ZImage", "flow", 4.0, 1.6),
         ("ToyWorld", "flow", 2.0, 1.4),
     ],
 )
