@@ -97,14 +97,15 @@ def test_rates(schedule, warmup, expected):
 
 
 def test_the_moving_average_is_the_mean_of_the_path():
-    run = Run(ema=0.5, steps=3)
+    """ema is the share of what was, as everywhere: 0.8 remembers about five steps."""
+    run = Run(ema=0.8, steps=3)
     path = [run.training._copied()]
     run.training.run(lambda report: path.append(run.training._copied()))
-    name = next(iter(path[0]))
-    expected = path[0][name] * 0.125 + path[1][name] * 0.125 + path[2][name] * 0.25 + path[3][name] * 0.5
-    with run.training.result():
-        torch.testing.assert_close(run.denoiser.trainable()[name].data, expected)
-    assert torch.equal(run.denoiser.trainable()[name].data, path[3][name])
+    for name, p in run.denoiser.trainable().items():
+        expected = sum(w * at[name] for w, at in zip((0.512, 0.128, 0.16, 0.2), path, strict=True))
+        with run.training.result():
+            torch.testing.assert_close(p.data, expected)
+        assert torch.equal(p.data, path[3][name])
 
 
 def test_scores_are_margin_and_distance_on_draws_that_training_has_not_seen():
@@ -267,6 +268,14 @@ def test_a_missing_library_is_one_sentence(monkeypatch, optimizer, library):
         DCOError, match=f"needs the package {library}.*pip install {library}.*or choose adamw"
     ):
         Run(optimizer=optimizer)
+
+
+def test_prodigy_has_one_rate_for_all_and_says_so():
+    pytest.importorskip("prodigyopt")
+    with pytest.raises(
+        DCOError, match="learning_rate is 1 and token_learning_rate 0.0005: set both to 1, or choose adamw"
+    ):
+        Run(optimizer="prodigy", learning_rate=1.0, tokens=True)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "prodigy"])
