@@ -23,6 +23,7 @@ from .config import TrainingConfig
 from .errors import DCOError, printable
 from .event_log import EventLog
 from .evidence import command as evidence_command
+from .folder_examples import SIZES
 from .folder_training import FolderTraining, checkpoint_folder
 from .generation import GenerationConfig
 from .image_models import PRECISIONS, load_model
@@ -34,9 +35,9 @@ _HELP = {
     "beta": "how strongly to stay close to the base model; left out: automatic",
     "automatic_beta": "paper: 1 for epsilon models, found on the images for others; images: always found",
     "seed": "seed of the LoRA's start, the noise, the timesteps and the order of the images",
-    "objective": "dco, dreambooth, dreambooth-prior, mapo or output-preservation",
+    "objective": "dco, dreambooth, dreambooth-prior, mapo, output-preservation or dco-prior",
     "class_prompt": "of the subject's class, such as \"a photo of a dog\"; left out: from the captions' marker",
-    "class_images": "how many the base model makes first, for dreambooth-prior without --class-data",
+    "class_images": "how many the base model makes first, for the objectives with prior, without --class-data",
     "rejected_images": "how many the base model makes of every caption first, for mapo",
     "generation_steps": "sampling steps of these images",
     "generation_w_text": "text guidance of these images; left out: the model's own",
@@ -79,6 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     needed.add_argument("--output", required=True, type=Path, help="the LoRA file to write, FILE.safetensors")
     how = train.add_argument_group("how")
     how.add_argument("--resolution", type=int, help="in pixels; left out: the model's own")
+    how.add_argument(
+        "--size-conditioning", choices=SIZES, default=SIZES[0],
+        help="what SDXL is told about size and crop: the real ones (default), or fixed: (resolution, resolution, 0, 0, "
+        "resolution, resolution), as in the authors' code",
+    )  # fmt: skip
     how.add_argument("--square", action="store_true", help="centred squares instead of aspect-ratio buckets")
     how.add_argument("--device", default=None, help="cuda or cpu; left out: the GPU if there is one")
     how.add_argument(
@@ -101,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_fields(recipe, TrainingConfig, beta=None)
     made = train.add_argument_group("images by the base model, for baselines that need them")
     made.add_argument(
-        "--class-data", type=Path, default=None, help="folder of class images, for dreambooth-prior"
+        "--class-data", type=Path, default=None, help="folder of class images, for the objectives with prior"
     )
     _add_fields(made, GenerationConfig)
     lora_commands.add_commands(commands)
@@ -149,11 +155,12 @@ def _train(values: dict[str, Any]) -> int:
     run = FolderTraining(
         model, values["data"], output, config, adapter, checkpoints, values["resolution"], values["square"],
         values["compile"], values["gradient_checkpointing"],
-        GenerationConfig(**_fields_of(GenerationConfig, values)), values["class_data"], say=_say,
+        GenerationConfig(**_fields_of(GenerationConfig, values)), values["class_data"], values["size_conditioning"],
+        say=_say,
     )  # fmt: skip
     for note in run.notes:
         print(note)
-    print(f"beta {run.training.config.beta:g}" if config.objective == "dco" else config.objective, flush=True)
+    print(f"beta {run.training.config.beta:g}" if config.is_dco else config.objective, flush=True)
     _run(run.training, values["log_dir"])
     run.save()
     if run.training.scores:

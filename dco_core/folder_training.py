@@ -11,7 +11,7 @@ from .checkpoints import Checkpoints
 from .config import TrainingConfig
 from .content import content_key
 from .errors import DCOError
-from .folder_examples import FolderExamples
+from .folder_examples import SIZES, FolderExamples
 from .generation import GenerationConfig
 from .image_model import ImageModel
 from .lora import LoraWeights, write_lora
@@ -26,9 +26,9 @@ class FolderTraining:
     """A Training on a folder's pictures, encoded once, with the file it is to become.
 
     resolution: in pixels, None for the model's own. square: a centred square of each picture instead of
-    aspect-ratio buckets. compiled, gradient_checkpointing: of the network's blocks. generation, class_data: see
-    FolderExamples. say: told what takes time before the run. notes: what to tell the user before the run; memory: its
-    peak, after it. Raises DCOError for what cannot be trained, before anything is written.
+    aspect-ratio buckets. compiled, gradient_checkpointing: of the network's blocks. generation, class_data,
+    size_conditioning: see FolderExamples. say: told what takes time before the run. notes: what to tell the user before
+    the run; memory: its peak, after it. Raises DCOError for what cannot be trained, before anything is written.
     """
 
     def __init__(
@@ -45,9 +45,11 @@ class FolderTraining:
         gradient_checkpointing: bool = False,
         generation: GenerationConfig | None = None,
         class_data: Path | None = None,
+        size_conditioning: str = SIZES[0],
         say: Callable[[str], None] = lambda text: None,
     ):
         self._model, self._adapter, self._output = model, adapter, output
+        self._size_conditioning = size_conditioning
         self._resolution = resolution or model.default_resolution
         self._square = square or model.square
         if model.square and self._resolution != model.default_resolution:
@@ -55,8 +57,9 @@ class FolderTraining:
                 f"This model draws {model.default_resolution} px, not {self._resolution}: leave the resolution out."
             )
         self._data = FolderExamples(
-            model, data, config, generation or GenerationConfig(), class_data, self._resolution, self._square
-        )
+            model, data, config, generation or GenerationConfig(), class_data, self._resolution, self._square,
+            size_conditioning,
+        )  # fmt: skip
         content = content_key(model.content(), adapter, self._data.content, compiled)
         model.offload_encoders()
         denoiser = model.denoiser(adapter)
@@ -99,6 +102,7 @@ class FolderTraining:
                 "square": self._square,
                 "layer_filter": self._adapter.name_filter,
                 "dropout": self._adapter.dropout,
+                **({"size_conditioning": self._size_conditioning} if self._model.reads_sizes else {}),
                 **self._data.settings,
             },
         )

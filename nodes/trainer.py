@@ -200,7 +200,7 @@ def _summary(run: Training) -> str:
     last = history[-max(1, len(history) // 10) :]
     mean = {name: sum(getattr(r, name) for r in last) / len(last) for name in ("loss", "margin", "gate")}
     seconds = sum(report.seconds for report in run.history)
-    beta = f", beta {run.config.beta:.4g}" if run.config.objective == "dco" else ""
+    beta = f", beta {run.config.beta:.4g}" if run.config.is_dco else ""
     said = (
         f"{run.step} steps in {seconds:.0f} s ({seconds / run.step:.2f} s a step){beta}. "
         f"Mean of the last {len(last)}: "

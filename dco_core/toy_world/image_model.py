@@ -21,6 +21,7 @@ class ToyWorldModel:
     prediction = "flow"
     default_resolution = SIZE * PIXELS_PER_CELL
     square = True
+    reads_sizes = False
     w_text = 2.0
 
     def __init__(self) -> None:

@@ -47,6 +47,24 @@ def test_looking_ahead_changes_nothing_but_the_number_of_calls(window, batch):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_looking_ahead_asks_phi_about_references_alone():
+    options = {"objective": "dco-prior", "prior": True, "batch_size": 2, "prior_weight": 30.0}
+    naive, ahead = Run(look_ahead=1, **options), Run(look_ahead=4, **options)
+    asked = []
+    predict = ahead.denoiser.predict
+    ahead.denoiser.predict = lambda x, *args, adapter: (
+        asked.append((adapter, len(x))) or predict(x, *args, adapter=adapter)
+    )
+    naive.run()
+    ahead.run()
+    assert sum(n for adapter, n in asked if not adapter) == 2 * 4 * math.ceil(STEPS / 4)
+    assert sum(n for adapter, n in asked if adapter) == 4 * STEPS
+    for a, b in zip(naive.training.history, ahead.training.history, strict=True):
+        assert (a.loss, a.margin, a.error_phi) == pytest.approx(
+            (b.loss, b.margin, b.error_phi), rel=1e-4, abs=1e-5
+        )
+
+
 def test_the_window_follows_the_room_there_is(monkeypatch):
     run = Run()
 
