@@ -36,7 +36,7 @@ def resolved(
     """The configuration with a number for beta: as it is where there is one, the paper's for epsilon prediction
     (unless automatic_beta is "images"), else calibrated on the examples. What is trained is left exactly as it was
     found. tick: called after every step of the calibration; whatever it raises ends it."""
-    if config.beta is not None or config.objective != "dco":
+    if config.beta is not None or not config.is_dco:
         return config
     if not is_calibrated(config, denoiser):
         return dataclasses.replace(config, beta=PAPER_BETA)
@@ -46,7 +46,7 @@ def resolved(
 
 def is_calibrated(config: TrainingConfig, denoiser: Denoiser) -> bool:
     """Whether beta is to be found on the examples."""
-    automatic = config.beta is None and config.objective == "dco"
+    automatic = config.beta is None and config.is_dco
     return automatic and (config.automatic_beta == "images" or denoiser.schedule.prediction != "epsilon")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from .errors import DCOError
+from .lora.atomic import remove_abandoned
 from .sealed_file import read_about, read_sealed, write_sealed
 
 KEPT = 2  # of a run: the newest, and the one before in case the disk damages it
@@ -100,9 +101,7 @@ class Checkpoints:
         """All checkpoints, by run and step; what a killed write left behind is removed."""
         if not self.folder.is_dir():
             return []
-        for stray in self.folder.glob(".*.safetensors.*.tmp"):
-            if time.time() - _modified(stray) > 3600:  # younger ones may be another process's
-                stray.unlink(missing_ok=True)
+        remove_abandoned(self.folder)
         return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
 
     def _of_run(self) -> list[Path]:

@@ -24,7 +24,7 @@ from .config import OBJECTIVE_NAMES, TrainingConfig
 from .errors import DCOError, printable, printable_lines
 from .event_log import EventLog, summary_writer
 from .evidence import command as evidence_command
-from .folder_examples import FolderPictures
+from .folder_examples import SIZES, FolderPictures
 from .folder_training import FolderTraining, check_replaceable, check_resolution, checkpoint_folder
 from .generation import GenerationConfig
 from .image_models import PRECISIONS, load_model, usable_device
@@ -64,7 +64,7 @@ _HELP = {
     "seed": "seed of the LoRA's start, the noise, the timesteps and the order of the images",
     "objective": ", ".join(OBJECTIVE_NAMES),
     "class_prompt": "of the subject's class, such as \"a photo of a dog\"; left out: from the captions' marker",
-    "class_images": "how many the base model makes first, for dreambooth-prior without --class-data",
+    "class_images": "how many the base model makes first, for the objectives with prior, without --class-data",
     "rejected_images": "how many the base model makes of every caption first, for mapo",
     "generation_steps": "sampling steps of these images",
     "generation_w_text": "text guidance of these images; left out: the model's own",
@@ -120,6 +120,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     how = train.add_argument_group("how")
     how.add_argument("--resolution", type=int, help="in pixels; left out: the model's own")
+    how.add_argument(
+        "--size-conditioning", choices=SIZES, default=SIZES[0],
+        help="what SDXL is told about size and crop: the real ones (default), or fixed: (resolution, resolution, 0, 0, "
+        "resolution, resolution), as in the authors' code",
+    )  # fmt: skip
     how.add_argument("--square", action="store_true", help="centred squares instead of aspect-ratio buckets")
     how.add_argument("--device", default=None, help="cuda or cpu; left out: the GPU if there is one")
     how.add_argument(
@@ -144,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         recipe.add_argument(f"--{name.replace('_', '-')}", dest=f"no_{name}", default=None, help=argparse.SUPPRESS)
     made = train.add_argument_group("images by the base model, for baselines that need them")
     made.add_argument(
-        "--class-data", type=Path, default=None, help="folder of class images, for dreambooth-prior"
+        "--class-data", type=Path, default=None, help="folder of class images, for the objectives with prior"
     )
     _add_fields(made, GenerationConfig)
     lora_commands.add_commands(commands)
@@ -195,11 +200,11 @@ def _train(values: dict[str, Any]) -> int:
     model = load_model(values["model"], values["device"], values["precision"])
     run = FolderTraining(
         model, pictures, output, adapter, checkpoints, values["resolution"], values["square"], values["compile"],
-        values["gradient_checkpointing"], values["overwrite"], say=_say,
+        values["gradient_checkpointing"], values["size_conditioning"], values["overwrite"], say=_say,
     )  # fmt: skip
     for note in run.notes:
         _say(note)
-    _say(f"beta {run.training.config.beta:g}" if config.objective == "dco" else config.objective)
+    _say(f"beta {run.training.config.beta:g}" if config.is_dco else config.objective)
     _run(run.training, values["log_dir"])
     run.save()
     if run.training.scores:

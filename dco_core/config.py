@@ -9,7 +9,7 @@ from .errors import DCOError
 from .losses import REDUCTIONS, WEIGHTINGS, T
 from .optimizers import OPTIMIZERS, SCHEDULES
 
-OBJECTIVE_NAMES = ("dco", "dreambooth", "dreambooth-prior", "mapo", "output-preservation")
+OBJECTIVE_NAMES = ("dco", "dreambooth", "dreambooth-prior", "mapo", "output-preservation", "dco-prior")
 KEPT = ("last", "best")
 AUTOMATIC_BETA = ("paper", "images")
 
@@ -26,8 +26,9 @@ class TrainingConfig:
     open_gates: the share of full rate that a beta found on the images aims at.
     accumulation: micro-batches of batch_size per step.
     token_learning_rate: of learned tokens; the paper has 5e-4, the authors' code 5e-6.
-    weighting: w(t), "uniform" or "min-snr" with snr_gamma.
-    prior_weight: lambda of prior preservation. preservation_weight: of output preservation.
+    weighting: w(t), "uniform" or "min-snr" with snr_gamma; min-snr weighs references alone, not class images.
+    prior_weight: lambda of prior preservation; beside DCO, whose loss follows errors up to beta*T (1000) times as
+        strongly, 1 is little. preservation_weight: of output preservation.
     mapo_beta, mapo_snr: of MaPO, the values of its authors.
     optimizer, rate_schedule, warmup: see optimizers.py; warmup in steps.
     ema: decay of an exponential moving average of what trains, which then is the result; 0 is none.
@@ -91,7 +92,7 @@ class TrainingConfig:
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise DCOError(f"{name} is {getattr(self, name):g}: it cannot be negative.")
-        if self.objective == "dco" and self.beta is not None and not self.beta > 0:
+        if self.is_dco and self.beta is not None and not self.beta > 0:
             raise DCOError(
                 f'beta is {self.beta:g}: DCO needs more than 0; for the plain loss choose "dreambooth".'
             )
@@ -105,6 +106,16 @@ class TrainingConfig:
             raise DCOError(
                 f"open_gates is {self.open_gates:g}: it must lie between 0 and 0.5, where gates begin."
             )
+
+    @property
+    def is_dco(self) -> bool:
+        """Whether the loss is gated by a margin over phi, and beta counts."""
+        return self.objective in ("dco", "dco-prior")
+
+    @property
+    def with_prior(self) -> bool:
+        """Whether class images are learned from beside the references."""
+        return self.objective in ("dreambooth-prior", "dco-prior")
 
     @property
     def beta_T(self) -> float:

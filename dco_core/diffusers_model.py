@@ -88,7 +88,7 @@ class DiffusersModel:
 
     def __init__(self, pipeline: Any, device: torch.device):
         unet, config = pipeline.unet, pipeline.scheduler.config
-        self._xl = hasattr(pipeline, "text_encoder_2")
+        self._xl = self.reads_sizes = hasattr(pipeline, "text_encoder_2")
         prediction = _PREDICTIONS.get(config.prediction_type)
         if prediction is None:
             raise DCOError(

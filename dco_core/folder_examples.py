@@ -23,7 +23,9 @@ from .generation import GenerationConfig, generate
 from .image_model import ImageModel
 from .sealed_file import read_sealed, write_sealed
 
-_NEED_CLASS = ("dreambooth-prior", "output-preservation")
+# What a network that reads them is told of size and crop: those of each picture, or (resolution, resolution, 0, 0,
+# resolution, resolution) whatever the picture, as in the authors' code.
+SIZES = ("real", "fixed")
 
 
 class FolderPictures:
@@ -41,9 +43,10 @@ class FolderPictures:
         self.config, self.generation = config, generation or GenerationConfig()
         config.check()
         self.generation.check()
-        if class_data is not None and config.objective != "dreambooth-prior":
+        if class_data is not None and not config.with_prior:
             raise DCOError(
-                f"Class images are for the objective dreambooth-prior, not {config.objective}: leave --class-data out."
+                f"Class images are for the objectives dreambooth-prior and dco-prior, not {config.objective}: "
+                "leave --class-data out."
             )
         self.pictures = load_folder(data, require_captions=True)
         self.captions = [picture.caption for picture in self.pictures]
@@ -56,7 +59,7 @@ class FolderPictures:
         return made_smaller([*self.pictures, *self.class_images])
 
     def _class_prompt(self) -> str:
-        if self.config.objective not in _NEED_CLASS:
+        if not (self.config.with_prior or self.config.objective == "output-preservation"):
             return ""
         prompt = base_caption(self.generation.class_prompt.strip() or class_prompt(self.captions))
         if not prompt:
@@ -71,20 +74,36 @@ class FolderExamples:
     """Encodes everything once when it is made; `examples` then needs the network alone.
 
     resolution in pixels; square: a centred square of each picture instead of aspect-ratio buckets.
-    content: tells these examples from all others of the same model.
+    size_conditioning: one of SIZES. content: tells these examples from all others of the same model.
     Raises DCOError for what cannot be trained.
     """
 
-    def __init__(self, model: ImageModel, folder: FolderPictures, resolution: int, square: bool):
+    def __init__(
+        self, model: ImageModel, folder: FolderPictures, resolution: int, square: bool,
+        size_conditioning: str = SIZES[0],
+    ):  # fmt: skip
+        if size_conditioning not in SIZES:
+            raise DCOError(
+                f"size_conditioning {size_conditioning!r} is unknown: use one of {', '.join(SIZES)}."
+            )
+        if size_conditioning != SIZES[0] and not model.reads_sizes:
+            raise DCOError("This model reads no sizes, as SDXL does: leave --size-conditioning out.")
+        self._size_conditioning = size_conditioning
         config, generation = folder.config, folder.generation
         self._model, self._config, self._generation = model, config, generation
         self._resolution, self._square = resolution, square
         self._pictures, self.captions, self._prompt = folder.pictures, folder.captions, folder.prompt
         self._fitted = [self._fit(picture) for picture in self._pictures]
         self._given = [self._fit(picture) for picture in folder.class_images for _ in range(picture.repeats)]
-        made = generation if config.objective in ("dreambooth-prior", "mapo") and not self._given else None
+        made = generation if (config.with_prior or config.objective == "mapo") and not self._given else None
         self.content = content_key(
-            self._fitted, self.captions, [p.repeats for p in self._pictures], self._given, self._prompt, made
+            self._fitted,
+            self.captions,
+            [p.repeats for p in self._pictures],
+            self._given,
+            self._prompt,
+            made,
+            size_conditioning,
         )
         self._encode()
 
@@ -96,7 +115,7 @@ class FolderExamples:
     def settings(self) -> dict[str, Any]:
         """What the file's header is to tell of pictures that come beside the folder's."""
         settings: dict[str, Any] = {"class_prompt": self._prompt} if self._prompt else {}
-        if self._config.objective == "dreambooth-prior" and self._given:
+        if self._config.with_prior and self._given:
             return settings | {"class_images": len(self._given)}
         return settings | (dataclasses.asdict(self._generation) | settings if self._to_make() else {})
 
@@ -112,19 +131,26 @@ class FolderExamples:
         ):
             example = Example(
                 mean,
-                self._model.with_size(self._own[i], f),
+                self._told(self._own[i], f),
                 std=std,
                 mask=latent_mask(f.mask, mean),
-                empty_conditioning=self._model.with_size(self._empty, f),
-                class_conditioning=self._model.with_size(self._class, f) if self._prompt else None,
+                empty_conditioning=self._told(self._empty, f),
+                class_conditioning=self._told(self._class, f) if self._prompt else None,
                 rejected=rejected[i],
             )
             examples += [example] * picture.repeats
         for f, (mean, std) in zip(self._given, self._given_latents, strict=True):
-            examples.append(Example(mean, self._model.with_size(self._class, f), std=std, prior=True))
+            examples.append(Example(mean, self._told(self._class, f), std=std, prior=True))
         for latent in class_images:
-            examples.append(Example(latent, self._model.with_size(self._class, self._canvas()), prior=True))
+            examples.append(Example(latent, self._told(self._class, self._canvas()), prior=True))
         return examples
+
+    def _told(self, text: Any, f: Fitted) -> Any:
+        """A conditioning with what the network is told of a picture's size and crop."""
+        if self._size_conditioning == "fixed":
+            side = self._resolution
+            f = Fitted(torch.zeros(1).expand(side, side, 3), None, (side, side), (0, 0))
+        return self._model.with_size(text, f)
 
     # --- encoding
 
@@ -153,7 +179,9 @@ class FolderExamples:
         none: list[list[Tensor]] = [[] for _ in self._pictures]
         if not self._to_make():
             return none, []
-        key = content_key(self._model.content(), self.content, self._config.objective, self._config.seed)
+        key = content_key(
+            self._model.content(), self.content, self._config.objective, self._config.seed, denoiser.schedule
+        )
         device = self._latents[0][0].device
         saved = read_sealed(kept) if kept is not None else None
         if saved is not None and saved[1].get("key") == key:
@@ -163,7 +191,7 @@ class FolderExamples:
             latents = self._make(denoiser)
             if kept is not None:
                 write_sealed(kept, {f"{i:06d}": x for i, x in enumerate(latents)}, {"key": key})
-        if self._config.objective == "dreambooth-prior":
+        if self._config.with_prior:
             return none, latents
         n = self._generation.rejected_images
         return [latents[i * n : (i + 1) * n] for i in range(len(self))], []
@@ -172,12 +200,12 @@ class FolderExamples:
         """In words; "" if nothing."""
         if self._config.objective == "mapo":
             return f"{self._generation.rejected_images * len(self)} rejected images"
-        if self._config.objective == "dreambooth-prior" and not self._given:
+        if self._config.with_prior and not self._given:
             return f'{self._generation.class_images} class images of "{self._prompt}"'
         return ""
 
     def _make(self, denoiser: Denoiser) -> list[Tensor]:
-        if self._config.objective == "dreambooth-prior":
+        if self._config.with_prior:
             canvas = self._canvas()
             shape = self._latent_shape(canvas)
             return self._sample(denoiser, self._class, canvas, shape, self._generation.class_images, 0)

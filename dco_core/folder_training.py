@@ -15,7 +15,7 @@ from .captions import markers
 from .checkpoints import Checkpoints
 from .content import content_key
 from .errors import DCOError
-from .folder_examples import FolderExamples, FolderPictures
+from .folder_examples import SIZES, FolderExamples, FolderPictures
 from .image_model import ImageModel
 from .lora import LoraWeights, write_lora
 from .memory import PeakMemory, estimate
@@ -30,9 +30,10 @@ class FolderTraining:
     """A Training on a folder's pictures, encoded once, with the file it is to become.
 
     resolution: in pixels, None for the model's own. square: a centred square of each picture instead of
-    aspect-ratio buckets. compiled, gradient_checkpointing: of the network's blocks. overwrite: whether `output` may be
-    replaced where it is not of this run. say: told what takes time before the run. notes: what to tell the user before
-    the run; memory: its peak, after it. Raises DCOError for what cannot be trained, before anything is written.
+    aspect-ratio buckets. compiled, gradient_checkpointing: of the network's blocks. size_conditioning: see
+    FolderExamples. overwrite: whether `output` may be replaced where it is not of this run. say: told what takes time
+    before the run. notes: what to tell the user before the run; memory: its peak, after it. Raises DCOError for what
+    cannot be trained, before anything is written.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class FolderTraining:
         square: bool = False,
         compiled: bool = False,
         gradient_checkpointing: bool = False,
+        size_conditioning: str = SIZES[0],
         overwrite: bool = False,
         say: Callable[[str], None] = lambda text: None,
     ):
         self._model, self._adapter, self._output = model, adapter, output
         config = folder.config
+        self._size_conditioning = size_conditioning
         check_resolution(resolution)
         self._resolution = model.default_resolution if resolution is None else resolution
         self._square = square or model.square
@@ -58,7 +61,7 @@ class FolderTraining:
             raise DCOError(
                 f"This model draws {model.default_resolution} px, not {self._resolution}: leave the resolution out."
             )
-        self._data = FolderExamples(model, folder, self._resolution, self._square)
+        self._data = FolderExamples(model, folder, self._resolution, self._square, size_conditioning)
         content = content_key(model.content(), adapter, self._data.content, compiled)
         model.offload_encoders()
         denoiser = model.denoiser(adapter)
@@ -105,6 +108,7 @@ class FolderTraining:
                 "square": self._square,
                 "layer_filter": self._adapter.name_filter,
                 "dropout": self._adapter.dropout,
+                **({"size_conditioning": self._size_conditioning} if self._model.reads_sizes else {}),
                 **self._data.settings,
             },
         )

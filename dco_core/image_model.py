@@ -14,12 +14,14 @@ from .denoiser import NetworkDenoiser
 
 class ImageModel(Protocol):
     """family: the base's name in a LoRA's header. prediction: of the network. default_resolution: in pixels.
-    square: only squares of that size can be drawn. w_text: the text guidance that suits it."""
+    square: only squares of that size can be drawn. reads_sizes: the network is told size and crop, as SDXL's is.
+    w_text: the text guidance that suits it."""
 
     family: str
     prediction: str
     default_resolution: int
     square: bool
+    reads_sizes: bool
     w_text: float
 
     def encode_images(self, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:

@@ -21,7 +21,7 @@ from .config import TrainingConfig
 from .denoiser import Denoiser
 from .examples import Draw, Example
 from .memory import estimate, free_memory
-from .objectives import batch_errors
+from .objectives import batch_errors, references_of
 
 DEFAULT_ROWS = 8
 # A step must not need more memory for phi than theta needs anyway. Without gradient a row holds 0.05 to 0.08 of what a
@@ -68,9 +68,9 @@ def with_reference(
     batches: Iterator[Sequence[Draw]],
     window: int,
 ) -> Iterator[tuple[Sequence[Draw], Tensor]]:
-    """Every batch with phi's errors [B] on it, which are had for `window` batches at once."""
+    """Every batch with phi's errors [B] on its references, which are had for `window` batches at once."""
     while ahead := list(itertools.islice(batches, window)):
+        asked = [references_of(examples, batch) for batch in ahead]
         with torch.no_grad():
-            draws = [draw for batch in ahead for draw in batch]
-            errors = batch_errors(denoiser, examples, draws, adapter=False)
-        yield from zip(ahead, errors.split([len(batch) for batch in ahead]), strict=True)
+            errors = batch_errors(denoiser, examples, [d for draws in asked for d in draws], adapter=False)
+        yield from zip(ahead, errors.split([len(draws) for draws in asked]), strict=True)

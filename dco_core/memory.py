@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from .config import TrainingConfig
 from .denoiser import Denoiser
 from .examples import Example, random_draws
-from .objectives import OBJECTIVES, Batch, checked_examples
+from .objectives import OBJECTIVES, Batch, checked_examples, references_of
 
 # Values a trainable parameter needs in fp32 beside itself, by optimizer: gradient and states.
 _COPIES = {"adamw": 3, "adafactor": 1.2, "adamw-8bit": 1.5, "prodigy": 5}
@@ -65,7 +65,7 @@ def estimate(denoiser: Denoiser, examples: Sequence[Example], config: TrainingCo
         raise AssertionError("the estimate has no backward pass")
 
     some_beta = dataclasses.replace(config, beta=config.beta or 1.0)
-    batch = Batch(denoiser, largest, draws, some_beta, error_phi=torch.zeros(len(draws)))
+    batch = Batch(denoiser, largest, draws, some_beta, error_phi=torch.zeros(len(references_of(largest, draws))))
     with saved_tensors_hooks(count, unused), torch.random.fork_rng([]), torch.enable_grad():
         OBJECTIVES[config.objective](batch)
     trained = sum(p.numel() for p in denoiser.trainable().values()) * _BYTES

@@ -26,7 +26,8 @@ from .losses import (
 
 
 class Batch(NamedTuple):
-    """One micro-batch and the network that looks at it. error_phi: phi's errors [B], where they were had ahead."""
+    """One micro-batch and the network that looks at it. error_phi: phi's errors [B] on its references, where they
+    were had ahead."""
 
     denoiser: Denoiser
     examples: Sequence[Example]
@@ -59,6 +60,11 @@ def batch_errors(
         denoiser, examples, draws, adapter=adapter, text="own" if adapter else "base", rejected=rejected
     )
     return in_order([(p.places, mean_squared_error(p.output, p.target, p.mask)) for p in found])
+
+
+def references_of(examples: Sequence[Example], draws: Sequence[Draw]) -> list[Draw]:
+    """The draws that are no class images: those that DCO compares with phi."""
+    return [d for d in draws if not examples[d.image].prior]
 
 
 def _errors(batch: Batch, draws: Sequence[Draw], *, adapter: bool, rejected: bool = False) -> Tensor:
@@ -95,18 +101,29 @@ def dreambooth(batch: Batch) -> Outcome:
 
 def dreambooth_prior(batch: Batch) -> Outcome:
     """The plain loss on the references plus lambda times the plain loss on class images."""
-    references = [d for d in batch.draws if not batch.examples[d.image].prior]
-    class_images = [d for d in batch.draws if batch.examples[d.image].prior]
+    references = references_of(batch.examples, batch.draws)
     error = _errors(batch, references, adapter=True)
-    error_prior = _errors(batch, class_images, adapter=True)
-    loss = prior_preservation_loss(
-        error,
-        error_prior,
-        batch.config.prior_weight,
-        _weights(batch, references, error),
-        _weights(batch, class_images, error),
-    )
+    error_prior, weight_prior = _class_images(batch, error)
+    weight = _weights(batch, references, error)
+    loss = prior_preservation_loss(error, error_prior, batch.config.prior_weight, weight, weight_prior)
     return Outcome(loss, None, error, None)
+
+
+def dco_prior(batch: Batch) -> Outcome:
+    """DCO on the references plus lambda times the plain loss on class images, as the authors' code adds it."""
+    outcome = dco(batch._replace(draws=references_of(batch.examples, batch.draws)))
+    error_prior, weight_prior = _class_images(batch, outcome.error_theta)
+    prior_loss = diffusion_loss(error_prior, weight_prior)
+    return outcome._replace(loss=outcome.loss + batch.config.prior_weight * prior_loss)
+
+
+def _class_images(batch: Batch, like: Tensor) -> tuple[Tensor, Tensor]:
+    """(theta's errors, w(t)) [B'] of the class images. min-SNR weighs the references alone, as in the authors' code
+    and diffusers' DreamBooth scripts, which it comes from."""
+    draws = [d for d in batch.draws if batch.examples[d.image].prior]
+    error = _errors(batch, draws, adapter=True)
+    weight = torch.ones_like(error) if batch.config.weighting == "min-snr" else _weights(batch, draws, like)
+    return error, weight
 
 
 def mapo(batch: Batch) -> Outcome:
@@ -140,6 +157,7 @@ OBJECTIVES: dict[str, Callable[[Batch], Outcome]] = {
     "dreambooth-prior": dreambooth_prior,
     "mapo": mapo,
     "output-preservation": output_preservation,
+    "dco-prior": dco_prior,
 }
 
 
@@ -151,12 +169,11 @@ def checked_examples(
     Raises DCOError where something is missing.
     """
     check_examples(examples, lambda example: _missing_in(example, config))
-    with_prior = config.objective == "dreambooth-prior"
-    if with_prior and not any(e.prior for e in examples):
+    if config.with_prior and not any(e.prior for e in examples):
         raise DCOError(
             "Prior preservation needs class images: connect some, or let the base model generate them."
         )
-    return examples if with_prior or recorded else [e for e in examples if not e.prior]
+    return examples if config.with_prior or recorded else [e for e in examples if not e.prior]
 
 
 def _missing_in(example: Example, config: TrainingConfig) -> str | None:

@@ -25,8 +25,8 @@ def make_optimizer(
     """An optimizer over (parameters, learning rate) groups; empty groups are left out.
 
     adamw: torch's, fused (the authors'); adafactor: torch's, states of a row and a column; adamw-8bit:
-    bitsandbytes; prodigy: prodigyopt, which finds its own rate (set the learning rate to 1). Raises DCOError for a
-    name that is unknown and a library that is missing.
+    bitsandbytes; prodigy: prodigyopt, which finds its own rate, one for all groups (set the learning rates to 1).
+    Raises DCOError for a name that is unknown, a library that is missing, and rates that prodigy cannot have.
     """
     filled = [{"params": list(parameters), "lr": rate} for parameters, rate in groups if parameters]
     if name == "adamw":
@@ -39,6 +39,12 @@ def make_optimizer(
     if name == "adamw-8bit":
         return _library(name).optim.AdamW8bit(filled, eps=1e-8, weight_decay=weight_decay)
     if name == "prodigy":
+        rates = [group["lr"] for group in filled]
+        if len(set(rates)) > 1:
+            raise DCOError(
+                f"prodigy finds one rate for all, but learning_rate is {rates[0]:g} and token_learning_rate "
+                f"{rates[1]:g}: set both to 1, or choose adamw."
+            )
         return _library(name).Prodigy(filled, weight_decay=weight_decay, safeguard_warmup=True)
     raise DCOError(f"optimizer {name!r} is unknown: use one of {', '.join(OPTIMIZERS)}.")
 
@@ -75,8 +81,11 @@ def rate_factor(schedule: str, warmup: int, steps: int) -> Callable[[int], float
     return factor
 
 
-def packed(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Any]:
-    """The state of any optimizer: its tensors by name, and the rest as JSON values with the names in their places."""
+def packed(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
+) -> tuple[dict[str, Tensor], Any]:
+    """The state of any optimizer: its tensors by name, and the rest as JSON values with the names in their places.
+    parameters: by name, all that it has; torch itself tells them apart by their place alone."""
     tensors: dict[str, Tensor] = {}
 
     def pack(value: Any, name: str) -> Any:
@@ -90,11 +99,20 @@ def packed(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Any]:
             return {kind: [pack(item, f"{name}.{i}") for i, item in enumerate(value)]}
         return {"value": value}
 
-    return tensors, pack(optimizer.state_dict(), "state")
+    state, names = optimizer.state_dict(), _places(optimizer, parameters)
+    named = {names[place]: values for place, values in state["state"].items()}
+    groups = [{**g, "params": [names[place] for place in g["params"]]} for g in state["param_groups"]]
+    return tensors, pack({**state, "state": named, "param_groups": groups}, "state")
 
 
-def unpack(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Any) -> None:
-    """Put the state back that `packed` took from an optimizer of the same kind over the same parameters."""
+def unpack(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, torch.nn.Parameter],
+    tensors: Mapping[str, Tensor],
+    rest: Any,
+) -> None:
+    """Put the state back that `packed` took from an optimizer of the same kind over parameters of the same names, in
+    whatever order."""
 
     def put(value: Mapping[str, Any]) -> Any:
         ((kind, content),) = value.items()
@@ -106,4 +124,14 @@ def unpack(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest
             return (tuple if kind == "tuple" else list)(put(item) for item in content)
         return content
 
-    optimizer.load_state_dict(put(rest))
+    state, names = put(rest), _places(optimizer, parameters)
+    by_place = {place: state["state"][name] for place, name in names.items() if name in state["state"]}
+    own = optimizer.state_dict()["param_groups"]
+    groups = [{**g, "params": mine["params"]} for g, mine in zip(state["param_groups"], own, strict=True)]
+    optimizer.load_state_dict({**state, "state": by_place, "param_groups": groups})
+
+
+def _places(optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]) -> dict[int, str]:
+    """{place in the state_dict: name}. Places count through the groups."""
+    names = {id(p): name for name, p in parameters.items()}
+    return {i: names[id(p)] for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}

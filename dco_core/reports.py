@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,16 +47,18 @@ class StepReport:
 _FIELDS = [f.name for f in dataclasses.fields(StepReport)]
 
 
-def to_tensor(history: Sequence[StepReport]) -> Tensor:
-    """float64 [steps, fields]."""
-    rows = [[float(getattr(report, name)) for name in _FIELDS] for report in history]
-    return torch.tensor(rows, dtype=torch.float64).reshape(-1, len(_FIELDS))
+def to_tensors(history: Sequence[StepReport]) -> dict[str, Tensor]:
+    """{field: float64 [steps]}."""
+    return {
+        name: torch.tensor([float(getattr(report, name)) for report in history], dtype=torch.float64)
+        for name in _FIELDS
+    }
 
 
-def from_tensor(rows: Tensor, steps: int) -> list[StepReport]:
-    """The reports in to_tensor's rows, for a run of `steps` steps."""
+def from_tensors(columns: Mapping[str, Tensor], steps: int) -> list[StepReport]:
+    """The reports in to_tensors' columns, for a run of `steps` steps."""
     history = []
-    for row in rows.tolist():
+    for row in zip(*(columns[name].tolist() for name in _FIELDS), strict=True):
         values = dict(zip(_FIELDS, row, strict=True))
         values |= {"step": int(values["step"]), "steps": steps, "skipped": bool(values["skipped"])}
         history.append(StepReport(**values))

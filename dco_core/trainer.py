@@ -32,6 +32,7 @@ from .reports import StepReport
 from .speed_watch import SpeedWatch
 from .tokens import LearnedTokens
 
+_FORMAT = 2  # of checkpoints: those of another are of another run
 MAX_SKIPPED = 5  # steps in a row without a finite loss, before training stops
 
 
@@ -166,9 +167,10 @@ class Training:
             if self.tokens is not None:
                 self.tokens.keep_norms()
             if self._ema:
+                names = list(self._parameters)
                 with torch.no_grad():
                     torch._foreach_lerp_(
-                        list(self._ema.values()), list(self._parameters.values()), 1 - config.ema
+                        [self._ema[n] for n in names], [self._parameters[n] for n in names], 1 - config.ema
                     )
         self._optimizer.zero_grad(set_to_none=True)
         self._advance_rate()
@@ -212,7 +214,7 @@ class Training:
         they would lie in a run from the start, so that their rounding is the same."""
         config, examples = self.config, self.examples
         number = self.step * config.accumulation
-        window = config.look_ahead if config.objective == "dco" else 1
+        window = config.look_ahead if config.is_dco else 1
         first = number // window * window
         stream = self._draws or random_draws(examples, len(self.denoiser.schedule), config, start=first)
         if window == 1:
@@ -229,7 +231,7 @@ class Training:
             seed_step(0)
             config = resolved(config, self.denoiser, self.examples, self.tokens, tick)
         window = config.look_ahead
-        if not look_ahead.possible(self.examples) or config.objective != "dco":
+        if not look_ahead.possible(self.examples) or not config.is_dco:
             window = 1
         elif window == 0:
             window = look_ahead.automatic_window(self.denoiser, self.examples, config)
@@ -283,7 +285,9 @@ class Training:
 
     def _found(self, checkpoints: Checkpoints) -> Saved | None:
         """The checkpoint to go on from, and a note of what was found."""
-        key = content_key(self._content, self._identity(), dict(self._copied()), self._words())
+        key = content_key(
+            _FORMAT, self._content, self._identity(), self._copied(), self._words(), self.denoiser.schedule
+        )
         saved = checkpoints.open(key, self._asked.steps)
         self.notes += [
             f"The checkpoint {name} is damaged and was passed over." for name in checkpoints.damaged
@@ -309,17 +313,17 @@ class Training:
         changed = [f"{k} {then[k]} (now {now[k]})" for k in now if k in then and then[k] != now[k]]
         if other.get("content") != self._content:
             changed.append("another model, other pictures, captions or settings of the LoRA")
-        return ", ".join(changed) or "another start"
+        return ", ".join(changed) or "another start or another noise schedule"
 
     def _save(self) -> None:
         if self.checkpoints is None or self._saved_step == self.step:
             return
-        state, rest = packed(self._optimizer)
+        state, rest = packed(self._optimizer, self._parameters)
         tensors = {f"value.{name}": p.detach() for name, p in self._parameters.items()}
         tensors |= {f"optimizer.{name}": t for name, t in state.items()}
         tensors |= {f"ema.{name}": t for name, t in self._ema.items()}
         tensors |= {f"best.{name}": t for name, t in self._best.items()}
-        tensors["history"] = reports.to_tensor(self.history)
+        tensors |= {f"history.{name}": t for name, t in reports.to_tensors(self.history).items()}
         about = {
             "config": self.config.as_dict(),
             "asked": self._asked.as_dict(),
@@ -346,11 +350,12 @@ class Training:
         with torch.no_grad():
             for name, value in part("value.").items():
                 self._parameters[name].copy_(value)
-        device = {name: p.device for name, p in self._parameters.items()}
-        self._ema = {name: t.to(device[name]) for name, t in part("ema.").items()}
-        self._best = {name: t.to(device[name]) for name, t in part("best.").items()}
-        unpack(self._optimizer, part("optimizer."), saved.about["optimizer"])
-        self.history = reports.from_tensor(saved.tensors["history"], self.config.steps)
+        self._ema, self._best = (
+            {name: found[name].to(p.device) for name, p in self._parameters.items()} if found else {}
+            for found in (part("ema."), part("best."))
+        )
+        unpack(self._optimizer, self._parameters, part("optimizer."), saved.about["optimizer"])
+        self.history = reports.from_tensors(part("history."), self.config.steps)
         self.scores = [Score(**score) for score in saved.about["scores"]]
         self.step = self._saved_step = saved.step
 

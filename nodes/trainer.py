@@ -205,7 +205,7 @@ def _summary(run: Training) -> str:
         for name, decimals in zip(names, (4, 3, 2), strict=False)
     )
     seconds = sum(report.seconds for report in run.history)
-    beta = f", beta {run.config.beta:.4g}" if run.config.objective == "dco" else ""
+    beta = f", beta {run.config.beta:.4g}" if run.config.is_dco else ""
     said = (
         f"{run.step} steps in {seconds:.0f} s ({seconds / run.step:.2f} s a step){beta}. "
         f"Mean of the last {len(last)}: {mean}."

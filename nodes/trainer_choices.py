@@ -14,6 +14,7 @@ OBJECTIVES = {
     "DreamBooth + prior preservation": "dreambooth-prior",
     "MaPO": "mapo",
     "Output preservation": "output-preservation",
+    "DCO + prior preservation": "dco-prior",
 }
 TOKENS_OFF, TOKENS_WITH_LORA, TOKENS_ALONE = "off", "with the LoRA", "alone (Textual Inversion)"
 
@@ -26,7 +27,13 @@ def _weighting() -> io.Combo.Input:
         optional=True,
         advanced=True,
         tooltip="w(t), the weight of the noise levels. uniform is the paper's; min-snr (gamma 5) lowers the weight of "
-        "almost clean images.",
+        "almost clean images (not of class images, as in the authors' code).",
+    )
+
+
+def _prior_weight(maximum: float, tooltip: str) -> io.Float.Input:
+    return io.Float.Input(
+        "prior_weight", default=1.0, min=0.0, max=maximum, step=0.1, optional=True, tooltip=tooltip
     )
 
 
@@ -89,10 +96,7 @@ def objectives() -> list[io.DynamicCombo.Option]:
         ),
     ]
     prior = [
-        io.Float.Input(
-            "prior_weight", default=1.0, min=0.0, max=100.0, step=0.1, optional=True,
-            tooltip="lambda, the weight of the class images' loss.",
-        ),
+        _prior_weight(100.0, "lambda, the weight of the class images' loss."),
         _class_prompt(),
         *_generation(50, "class images the base model makes first, where none are connected"),
         _weighting(),
@@ -113,8 +117,23 @@ def objectives() -> list[io.DynamicCombo.Option]:
         _class_prompt(),
         _weighting(),
     ]  # fmt: skip
-    options = dict(zip(OBJECTIVES, (dco, [_weighting()], prior, mapo, preservation), strict=True))
-    return [io.DynamicCombo.Option(name, inputs) for name, inputs in options.items()]
+    options = {
+        "DCO": dco,
+        "DreamBooth": [_weighting()],
+        "DreamBooth + prior preservation": prior,
+        "MaPO": mapo,
+        "Output preservation": preservation,
+        "DCO + prior preservation": [
+            *dco,
+            _prior_weight(
+                100000.0,
+                "lambda, the weight of the class images' loss. DCO's own follows errors up to beta*T (1000) times as "
+                "strongly, so that the authors' 1 holds the class but gently.",
+            ),
+            *prior[1:-1],
+        ],
+    }
+    return [io.DynamicCombo.Option(name, options[name]) for name in OBJECTIVES]
 
 
 def tokens() -> list[io.DynamicCombo.Option]:

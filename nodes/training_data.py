@@ -136,7 +136,7 @@ def encode(
                 None if mine is its_base else its_base, class_, empty, tuple(rejected), inpaint=inpaint,
             )  # fmt: skip
         encoded.append(made[key])
-    if config.objective == "dreambooth-prior":
+    if config.with_prior:
         prompt = _class_prompt(options, captions, words)
         encoded += _class_images(model, clip, vae, prompt, empty, config, values, options)
     return encoded

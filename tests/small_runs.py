@@ -21,21 +21,30 @@ class Stop(BaseException):
 
 
 class Run:
-    """A training on the small network: made anew each time, as after a restart."""
+    """A training on the small network: made anew each time, as after a restart. tokens: {name: rows} of learned tokens,
+    three rows of a caption at most; True is one of one row."""
 
-    def __init__(self, folder=None, every=0, content="", schedule=None, dropout=0.0, tokens=False, **config):
+    def __init__(
+        self, folder=None, every=0, content="", schedule=None, dropout=0.0, tokens=False, prior=False, **config
+    ):  # fmt: skip
         self.examples = small_examples()
+        if prior:
+            self.examples += [dataclasses.replace(e, prior=True) for e in small_examples(5)[3:]]
         self.denoiser = Denoiser(
             small_base(), schedule or Schedule.stable_diffusion(), AdapterConfig(rank=2, dropout=dropout)
         )
         self.tokens = None
         if tokens:
-            self.tokens = LearnedTokens({"dog": {"text": torch.ones(1, 5)}}, {"dog": "dog"})
-            rest = [e.conditioning[:3] for e in self.examples]
-            row = self.tokens.rows()["dog"]["text"]
+            counts = {"dog": 1} if tokens is True else dict(tokens)
+            # each of its own start, whatever the order they come in
+            start = {n: torch.full((k, 5), 1 + 0.1 * len(n)) + torch.arange(5) * 0.1 * ord(n[0]) % 1
+                     for n, k in counts.items()}  # fmt: skip
+            self.tokens = LearnedTokens({n: {"text": rows} for n, rows in start.items()}, {n: n for n in counts})
+            rest = [e.conditioning[: 4 - sum(counts.values())] for e in self.examples]
+            rows = [self.tokens.rows()[n]["text"] for n in sorted(counts)]
             self.examples = [
                 dataclasses.replace(
-                    e, conditioning=lambda r=r: torch.cat([r, row]), base_conditioning=e.conditioning
+                    e, conditioning=lambda r=r: torch.cat([r, *rows]), base_conditioning=e.conditioning
                 )
                 for e, r in zip(self.examples, rest, strict=True)
             ]
@@ -63,7 +72,7 @@ class Run:
             tensors = {f"{n}.{k}": v for n, layer in self.denoiser.lora().items()
                        for k, v in (("down", layer.down), ("up", layer.up))}  # fmt: skip
             if self.tokens is not None:
-                tensors["tokens"] = self.tokens.tensors()["dog"]["text"]
+                tensors |= {f"<{n}>": by_encoder["text"] for n, by_encoder in self.tokens.tensors().items()}
         losses = [(r.step, r.loss, r.margin, r.learning_rate) for r in self.training.history]
         return tensors, losses, self.training.scores
 

@@ -132,7 +132,7 @@ class Bench:
                 configs = study.config(of, job.seed, kind), study.adapter_config(of, job.seed, kind)
                 parts += [_not_default(config) for config in configs]
             parts += [study.method(of).captions, study.w_rg, study.distance_timesteps, study.distance_draws]
-            if study.config(of, job.seed).objective == "dreambooth-prior":
+            if study.config(of, job.seed).with_prior:
                 parts.append(study.class_images)
             if job.method in MERGES and MERGES[job.method][1] == "zip-lora":
                 parts.append(study.zip_steps)
@@ -163,7 +163,7 @@ class Bench:
             path / TRAINING,
             [{
                 **mine, "objective": config.objective, "steps": config.steps,
-                "beta": config.beta if config.objective == "dco" else None,
+                "beta": config.beta if config.is_dco else None,
                 "loss": _mean(r.loss for r in last), "margin": _mean(r.margin for r in last),
                 "gate": _mean(r.gate for r in last), "seconds": sum(r.seconds for r in run.training.history),
             }],

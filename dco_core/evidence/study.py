@@ -175,7 +175,7 @@ class Study:
                 f'"{method}" needs a number for beta in the study\'s training, not an automatic one.'
             )
         beta = None if config.beta is None else config.beta * m.beta_factor
-        if config.objective != "dco":
+        if not config.is_dco:
             beta = TrainingConfig.beta  # has no effect there
         return dataclasses.replace(config, steps=math.ceil(config.steps * m.steps_factor), beta=beta)
 

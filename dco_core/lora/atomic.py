@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
 
 from ..errors import DCOError
 from .tensor_file import TensorWriter, entries_of, header_text
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_ABANDONED = 3600  # seconds after which nobody writes any more
 
 
 def save_tensors(
@@ -61,17 +71,58 @@ def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, 
         writer.finish(metadata)
 
 
+def remove_abandoned(folder: Path, name: str = "*.safetensors") -> None:
+    """Remove the temporary files that killed writers of `name` (a pattern) left in a folder, and no others: a writer
+    that lives holds a lock on its own. Where there are no locks, those that are an hour old."""
+    for stray in folder.glob(f".{name}.*.tmp"):
+        with suppress(OSError), stray.open("rb") as file:
+            if _locked(file) or time.time() - stray.stat().st_mtime > _ABANDONED:
+                stray.unlink()
+
+
+def _locked(file: IO[bytes]) -> bool:
+    """Take the lock of a temporary file; whether there was one to take. BlockingIOError while its writer lives."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        return False
+    return True
+
+
+@contextmanager
+def _held(temporary: Path) -> Iterator[None]:
+    """The lock of a temporary file, which the system lets go of with the process however that ends."""
+    if fcntl is None:
+        yield
+        return
+    while True:
+        with temporary.open("ab") as file:
+            with suppress(BlockingIOError):
+                _locked(file)
+            # somebody who clears up may have found it in the moment it had no lock: then it is made anew
+            found = temporary.exists()
+            if found:
+                yield
+                return
+
+
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well, and is gone otherwise."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path.parent, glob.escape(path.name))
         try:
-            yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            with _held(temporary):
+                yield temporary
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
             _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)

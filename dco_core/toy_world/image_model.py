@@ -23,6 +23,7 @@ class ToyWorldModel:
     prediction = "flow"
     default_resolution = SIZE * PIXELS_PER_CELL
     square = True
+    reads_sizes = False
     w_text = TOY_WORLD.w_text
 
     def __init__(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:

@@ -107,6 +107,7 @@ def test_stopped_and_run_again_it_ends_with_the_same_bytes(whole, data, tmp_path
     assert "Found the checkpoint of step " in again.stdout
     assert digest(output) == digest(whole)
     assert len(list(folder.iterdir())) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {output.name, folder.name}
 
 
 def test_finished_it_is_there_at_once_and_changed_it_starts_anew(whole, data, tmp_path):

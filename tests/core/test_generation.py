@@ -127,7 +127,7 @@ def command(data, output, *more, model="toy-world"):
     ])  # fmt: skip
 
 
-@pytest.mark.parametrize("objective", ["dreambooth-prior", "mapo"])
+@pytest.mark.parametrize("objective", ["dreambooth-prior", "mapo", "dco-prior"])
 def test_from_the_command_line_stopped_and_resumed_the_file_is_the_same(data, tmp_path, capsys, objective):
     whole, split = tmp_path / "whole" / "lora.safetensors", tmp_path / "split" / "lora.safetensors"
     assert command(data, whole, "--objective", objective) == 0
@@ -165,7 +165,7 @@ def test_class_images_come_from_a_folder_and_count_as_content(data, tmp_path, ca
 
 
 @pytest.mark.parametrize("write", [sd15, sdxl])
-@pytest.mark.parametrize("objective", ["dreambooth-prior", "mapo", "output-preservation"])
+@pytest.mark.parametrize("objective", ["dreambooth-prior", "mapo", "output-preservation", "dco-prior"])
 def test_pipelines_train_every_baseline(data, tmp_path, write, objective):
     write(tmp_path)
     model, output = f"diffusers:{tmp_path / 'pipeline'}", tmp_path / "lora.safetensors"
@@ -214,7 +214,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(data, tmp_path, capsys
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("objective", ["dreambooth-prior", "output-preservation"])
+@pytest.mark.parametrize("objective", ["dreambooth-prior", "output-preservation", "dco-prior"])
 def test_captions_without_marker_need_a_class_prompt(data, tmp_path, capsys, objective):
     plain = write_toy_references(tmp_path / "plain", "toy")
     for path in plain.glob("*.txt"):
@@ -223,3 +223,34 @@ def test_captions_without_marker_need_a_class_prompt(data, tmp_path, capsys, obj
     assert command(plain, output, "--objective", objective) == 1
     assert "--class-prompt" in capsys.readouterr().err
     assert command(plain, output, "--objective", objective, "--class-prompt", "a photo of a toy") == 0
+
+
+@pytest.mark.parametrize("objective", ["dreambooth-prior", "output-preservation"])
+def test_sdxl_is_told_the_authors_fixed_sizes_where_that_is_asked_for(data, tmp_path, capsys, monkeypatch, objective):
+    sdxl(tmp_path)
+    model, told = f"diffusers:{tmp_path / 'pipeline'}", {}
+    for sizes in ("real", "fixed"):
+        output = tmp_path / f"{sizes}.safetensors"
+        made, examples = [], FolderExamples.examples
+
+        def kept(self, *args, made=made, examples=examples):
+            made += examples(self, *args)
+            return made
+
+        with monkeypatch.context() as patched:
+            patched.setattr(FolderExamples, "examples", kept)
+            options = ("--objective", objective, "--size-conditioning", sizes, "--resolution", 40)
+            assert command(data, output, *options, model=model) == 0
+        texts = [c for e in made for c in (e.conditioning, e.empty_conditioning, e.class_conditioning) if c]
+        told[sizes] = {tuple(c["time_ids"].tolist()) for c in texts}
+        assert f'"size_conditioning": "{sizes}"' in read_lora(output).metadata["dco.config"]
+    assert told["fixed"] == {(40, 40, 0, 0, 40, 40)}
+    assert told["real"] != told["fixed"]
+    assert (tmp_path / "fixed.safetensors").read_bytes() != (tmp_path / "real.safetensors").read_bytes()
+
+
+def test_a_model_that_reads_no_sizes_refuses_fixed_ones(data, tmp_path, capsys):
+    output = tmp_path / "lora.safetensors"
+    assert command(data, output, "--size-conditioning", "fixed") == 1
+    assert "reads no sizes, as SDXL does: leave --size-conditioning out" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -92,7 +92,7 @@ def test_the_peak_is_at_least_what_was_just_used():
     assert (megabytes(2_500_000_000), megabytes(3_000_000)) == ("2.5 GB", "3 MB")
 
 
-@pytest.mark.parametrize("objective", ["dreambooth-prior", "mapo", "output-preservation"])
+@pytest.mark.parametrize("objective", ["dreambooth-prior", "mapo", "output-preservation", "dco-prior"])
 def test_an_objective_that_looks_twice_needs_twice(examples, objective):
     (example,) = examples
     both = dataclasses.replace(example, rejected=[example.latent], class_conditioning=torch.randn(20, 128))

@@ -129,18 +129,22 @@ def replay(world, draws, config, start, start_rows, n_prior, masked, class_ids):
         theta = [one(d, True) for d in main]
         w = [weight(d) for d in main]
         plain = sum(a * b for a, b in zip(w, theta, strict=True)) / len(main)
-        if config.objective == "dco":
+        def prior_loss():
+            """Never weighted by min-SNR, as in the authors' code."""
+            return sum(one(d, True) for d in class_images) / len(class_images)
+
+        if config.objective in ("dco", "dco-prior"):
             with torch.no_grad():
                 phi = [one(d, False) for d in main]
             logits = torch.stack(
                 [-1000 * config.beta * k * (a - b) for k, a, b in zip(w, theta, phi, strict=True)]
             )
+            gated = torch.log1p(torch.exp(-logits)).mean()
             if config.reduction == "batch-mean":
-                return torch.log1p(torch.exp(-logits.mean()))
-            return torch.log1p(torch.exp(-logits)).mean()
+                gated = torch.log1p(torch.exp(-logits.mean()))
+            return gated + config.prior_weight * prior_loss() if class_images else gated
         if config.objective == "dreambooth-prior":
-            other = [weight(d) * one(d, True) for d in class_images]
-            return plain + config.prior_weight * sum(other) / len(other)
+            return plain + config.prior_weight * prior_loss()
         if config.objective == "mapo":
             bad, k = [one(d, True, rejected[d.image]) for d in main], config.mapo_snr
             odds = [
@@ -213,6 +217,16 @@ CASES = {
     "plain loss with min-SNR": ({"objective": "dreambooth", "weighting": "min-snr", "batch_size": 2}, False, False),
     "plain loss with tokens": ({"objective": "dreambooth", "token_learning_rate": 5e-3}, True, False),
     "prior preservation": ({"objective": "dreambooth-prior", "prior_weight": 0.7, "batch_size": 2}, True, False),
+    "prior preservation with min-SNR": (
+        {"objective": "dreambooth-prior", "weighting": "min-snr", "prior_weight": 0.7, "batch_size": 2}, False, False
+    ),
+    "DCO with prior": (
+        SUBJECT | {"objective": "dco-prior", "prior_weight": 30.0, "batch_size": 2}, True, False
+    ),
+    "DCO with prior, min-SNR and one gate": (
+        {"objective": "dco-prior", "beta": 0.05, "weighting": "min-snr", "prior_weight": 30.0, "batch_size": 2,
+         "reduction": "batch-mean", "accumulation": 2}, False, False
+    ),
     "MaPO": ({"objective": "mapo", "mapo_beta": 0.2, "batch_size": 2}, False, False),
     "output preservation": (
         {"objective": "output-preservation", "preservation_weight": 2.0, "batch_size": 2}, True, False
@@ -232,7 +246,7 @@ def test_losses_first_update_final_weights_and_token_rows_match(world, case):
     network, text, latents, stds, rejected, masks = world
     changes, with_tokens, masked = CASES[case]
     config = TrainingConfig(**({"steps": STEPS, "learning_rate": 1e-3, "seed": 7} | changes))
-    n_prior = 1 if config.objective == "dreambooth-prior" else 0
+    n_prior = 1 if config.objective in ("dreambooth-prior", "dco-prior") else 0
     class_ids = [4, 2]
 
     tokens = None

@@ -394,8 +394,13 @@ def test_tokens_train_alone_without_any_lora(base, examples):
     network = copy.deepcopy(base)
     denoiser = Denoiser(network, Schedule.stable_diffusion(), None)
     alone = [Example(e.latent, own, examples[0].conditioning) for e in examples]
-    assert train(denoiser, alone, TrainingConfig(steps=3), tokens=tokens) == {}
-    assert not torch.equal(tokens.tensors()["dog"]["text"], before)
+    # gates that are open, and no decay: nothing but the gradient moves the row
+    config, reports = TrainingConfig(steps=3, beta=1e-3, weight_decay=0.0), []
+    assert train(denoiser, alone, config, reports.append, tokens=tokens) == {}
+    assert all(r.gate > 0.05 and r.gradient_norm > 1e-5 for r in reports)
+    moved = tokens.tensors()["dog"]["text"] - before
+    assert moved.norm() > config.token_learning_rate / 2
+    torch.testing.assert_close(tokens.tensors()["dog"]["text"].norm(), before.norm())
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), base.parameters(), strict=True))
     with pytest.raises(DCOError, match="nothing to train"):
         train(denoiser, examples, TrainingConfig(steps=3))

@@ -47,6 +47,24 @@ def test_looking_ahead_changes_nothing_but_the_number_of_calls(window, batch):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_looking_ahead_asks_phi_about_references_alone():
+    options = {"objective": "dco-prior", "prior": True, "batch_size": 2, "prior_weight": 30.0}
+    naive, ahead = Run(look_ahead=1, **options), Run(look_ahead=4, **options)
+    asked = []
+    predict = ahead.denoiser.predict
+    ahead.denoiser.predict = lambda x, *args, adapter: (
+        asked.append((adapter, len(x))) or predict(x, *args, adapter=adapter)
+    )
+    naive.run()
+    ahead.run()
+    assert sum(n for adapter, n in asked if not adapter) == 2 * 4 * math.ceil(STEPS / 4)
+    assert sum(n for adapter, n in asked if adapter) == 4 * STEPS
+    for a, b in zip(naive.training.history, ahead.training.history, strict=True):
+        assert (a.loss, a.margin, a.error_phi) == pytest.approx(
+            (b.loss, b.margin, b.error_phi), rel=1e-4, abs=1e-5
+        )
+
+
 def test_the_window_follows_the_room_there_is(monkeypatch):
     run = Run()
 
@@ -97,14 +115,15 @@ def test_rates(schedule, warmup, expected):
 
 
 def test_the_moving_average_is_the_mean_of_the_path():
-    run = Run(ema=0.5, steps=3)
+    """ema is the share of what was, as everywhere: 0.8 remembers about five steps."""
+    run = Run(ema=0.8, steps=3)
     path = [run.training._copied()]
     run.training.run(lambda report: path.append(run.training._copied()))
-    name = next(iter(path[0]))
-    expected = path[0][name] * 0.125 + path[1][name] * 0.125 + path[2][name] * 0.25 + path[3][name] * 0.5
-    with run.training.result():
-        torch.testing.assert_close(run.denoiser.trainable()[name].data, expected)
-    assert torch.equal(run.denoiser.trainable()[name].data, path[3][name])
+    for name, p in run.denoiser.trainable().items():
+        expected = sum(w * at[name] for w, at in zip((0.512, 0.128, 0.16, 0.2), path, strict=True))
+        with run.training.result():
+            torch.testing.assert_close(p.data, expected)
+        assert torch.equal(p.data, path[3][name])
 
 
 def test_scores_are_margin_and_distance_on_draws_that_training_has_not_seen():
@@ -267,6 +286,14 @@ def test_a_missing_library_is_one_sentence(monkeypatch, optimizer, library):
         DCOError, match=f"needs the package {library}.*pip install {library}.*or choose adamw"
     ):
         Run(optimizer=optimizer)
+
+
+def test_prodigy_has_one_rate_for_all_and_says_so():
+    pytest.importorskip("prodigyopt")
+    with pytest.raises(
+        DCOError, match="learning_rate is 1 and token_learning_rate 0.0005: set both to 1, or choose adamw"
+    ):
+        Run(optimizer="prodigy", learning_rate=1.0, tokens=True)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "prodigy"])

@@ -216,7 +216,7 @@ def test_two_tokens_at_once_from_a_phrase_and_with_more_vectors_than_words(host,
 
 @pytest.mark.parametrize(
     "objective",
-    ["DCO", "DreamBooth", "DreamBooth + prior preservation", "MaPO", "Output preservation"],
+    ["DCO", "DreamBooth", "DreamBooth + prior preservation", "MaPO", "Output preservation", "DCO + prior preservation"],
 )
 def test_tokens_train_with_every_objective_beside_masks_dropout_and_accumulation(host, objective):
     made = "MaPO" in objective or "prior" in objective
