@@ -1,9 +1,26 @@
-"""The one exception of the core."""
+"""The one exception of the core, and how other people's text is read and shown."""
+
+import json
+from typing import Any
 
 
 def printable(text: str) -> str:
     """Other people's text on one line: line breaks, control codes of terminals and the like as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(value: object, most: int = 60) -> str:
+    """A value out of a file for a message: printable, and never longer than a line."""
+    text = printable(repr(value)) if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """json.loads for text of a file. ValueError for all that is none, what is nested too deep among it."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 class DCOError(ValueError):

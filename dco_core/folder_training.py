@@ -102,10 +102,9 @@ class FolderTraining:
                 **self._data.settings,
             },
         )
+        entries = header.entries(self._output.stem, self.training.step, {}, dated=False, layers=layers.values())
         weights = LoraWeights(
-            {self._model.canonical(name): layer for name, layer in layers.items()},
-            {},
-            header.entries(self._output.stem, self.training.step, {}, dated=False),
+            {self._model.canonical(name): layer for name, layer in layers.items()}, {}, entries
         )
         write_lora(self._output, weights, keys=dict(self._model.kohya_names()) or "kohya")
 

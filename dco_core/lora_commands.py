@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .errors import DCOError, printable
+from .errors import DCOError, parsed_json, printable
 from .lora import BUNDLE, LazyLayers, LoraWeights, fingerprint, from_bundle, open_lora, read_lora, write_lora
 from .lora.arithmetic import rank_header
 from .lora.keys import split_key
@@ -247,11 +246,11 @@ def inspect(path: Path) -> str:
 
 def _provenance(metadata: Mapping[str, str]) -> list[str]:
     try:
-        inputs = json.loads(metadata.get("dco.merge", "[]"))
+        inputs = parsed_json(metadata.get("dco.merge", "[]"))
         return [
-            f"merged from {i['title'] or 'untitled'} x {i['weight']:g}, sha256 {i['sha256']}" for i in inputs
+            f"merged from {i['title'] or 'untitled'} x {float(i['weight']):g}, sha256 {i['sha256']}" for i in inputs
         ]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return ["dco.merge: not readable"]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import DCOError
 from .embeddings import BUNDLE, from_bundle, token_header
 from .keys import canonical_keys
+from .metadata import one_or_dynamic
 from .tensors import LazyLayers, LoraLayer, LoraWeights, fingerprint, in_range
 
 # Header entries that a sum keeps where all inputs agree.
@@ -137,9 +138,8 @@ def same_shape(key: str, layers: Sequence[LoraLayer]) -> None:
 
 
 def rank_header(ranks: Iterable[int]) -> dict[str, str]:
-    """kohya's header entries of the rank; Dynamic is its word for ranks that differ."""
-    found = set(ranks)
-    rank = str(found.pop()) if len(found) == 1 else "Dynamic"
+    """kohya's header entries of the rank, which is the alpha too."""
+    rank = str(one_or_dynamic(set(ranks)))
     return {"ss_network_dim": rank, "ss_network_alpha": rank}
 
 

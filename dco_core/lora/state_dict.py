@@ -135,7 +135,9 @@ class _Reader:
                 )
 
         def made() -> LoraLayer:
-            layer = layer_of(parts, lambda rank: self._peft.alpha(name, rank))
+            layer = layer_of(
+                parts, lambda rank: self._peft.alpha(name, rank), lambda: self._peft.scale(name)
+            )
             return with_kernel(layer, kernel_of(key)) if kind_of(parts) in ("LoHa", "LoKr") else layer
 
         return self._checked(name, made)

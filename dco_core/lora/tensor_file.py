@@ -7,6 +7,7 @@ https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,8 @@ _DTYPES = {
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _ENTRY_ROOM = 200  # of a header entry beside its name: dtype, up to five sizes, two offsets
+_MOST_SIZES = 8  # a 3D convolution has 5
+_MOST_NUMBERS = 2**40
 _LATE_ROOM = 4096  # for header entries that are only known in the end
 
 
@@ -84,15 +87,24 @@ def read_header(path: Path) -> dict[str, Any]:
             (length,) = struct.unpack("<Q", start[:8])
             file.seek(8)
             header = json.loads(file.read(length), object_pairs_hook=lambda pairs: _unique(path, pairs))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         if isinstance(error, DCOError):
             raise
         raise DCOError(
             f"{path} is no complete safetensors file ({error}): download or save it again."
         ) from error
     for key, entry in header.items():
-        if key != "__metadata__" and entry["dtype"] not in _DTYPES:
+        if key == "__metadata__":
+            continue
+        if entry["dtype"] not in _DTYPES:
             raise DCOError(f"{path}: {key} is of type {entry['dtype']}: use a LoRA in fp32, fp16 or bf16.")
+        # without numbers a tensor can have any shape, which torch then cannot make
+        shape = entry["shape"]
+        if len(shape) > _MOST_SIZES or math.prod(max(1, n) for n in shape) > _MOST_NUMBERS:
+            sizes = ", ".join(map(str, shape[:5])) + (", ..." if len(shape) > 5 else "")
+            raise DCOError(
+                f"{path}: {key} has the shape [{sizes}], as no tensor of a LoRA: download or save it again."
+            )
     return header
 
 
