@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +121,12 @@ def _size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-error", type=float, metavar="E", help="|error| / |dW| of no layer above this")
 
 
-def _check_output(path: Path) -> Path:
+def _check_output(path: Path, inputs: Iterable[Path]) -> Path:
+    """The path, if it can be written. DCOError for another kind of file, and for one of the inputs."""
     if path.suffix != ".safetensors" or path.is_dir():
         raise DCOError(f"--output {path} is no .safetensors file: write FILE.safetensors.")
+    if any(path.exists() and other.exists() and path.samefile(other) for other in inputs):
+        raise DCOError(f"--output {path} is one of the inputs, which would be lost: name another file.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what systems send before they kill
     return path
 
@@ -134,9 +137,9 @@ def _write(path: Path, lora: LoraWeights, keys: str, dtype: str, report: ErrorRe
 
 
 def _merge(values: Mapping[str, Any]) -> int:
-    output = _check_output(values["output"])
     named = [parse_file_weight(text, lambda name: Path(name).is_file()) for text in values["inputs"]]
     inputs = [(Path(name), weight) for name, weight in named]
+    output = _check_output(values["output"], [path for path, _ in inputs])
     size, method = Size(values["rank"], values["max_error"]), METHODS[values["method"]](values)
     weights = [weight for _, weight in inputs]
     if not any(weights):
@@ -156,7 +159,7 @@ def _merge(values: Mapping[str, Any]) -> int:
 
 
 def _resize(values: Mapping[str, Any]) -> int:
-    output = _check_output(values["output"])
+    output = _check_output(values["output"], [values["input"]])
     size = Size(values["rank"], values["max_error"])
     if size.exact:
         raise DCOError("resize needs a size: --rank R, --max-error E, or both.")
@@ -183,7 +186,7 @@ def default_dtype(path: Path, size: Size) -> str:
 
 
 def _convert(values: Mapping[str, Any]) -> int:
-    output = _check_output(values["output"])
+    output = _check_output(values["output"], [values["input"]])
     lora = read_lora(values["input"])
     dtype = values["dtype"]
     if dtype is None and isinstance(lora.layers, LazyLayers):

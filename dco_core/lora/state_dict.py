@@ -82,7 +82,7 @@ class _Reader:
             self._names[key] = name
 
     def weights(self, other: dict[str, Tensor], metadata: Mapping[str, str]) -> LoraWeights:
-        paths = {key: name for key, name in self._names.items() if "." in name}
+        paths = {key: name for key, name in self._names.items() if name != key}
         vectors: dict[str, Tensor] = {}
         layered, lazy = [], isinstance(self._tensors, TensorFile)
         for key, name in self._names.items():

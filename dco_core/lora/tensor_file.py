@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -38,6 +39,7 @@ class TensorFile(Mapping[str, Tensor]):
     def __init__(self, path: Path):
         """Raises DCOError for a file that is missing, damaged or no safetensors."""
         self.path = path
+        self._state = _state(path)
         header = read_header(path)
         self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         self._entries: dict[str, dict[str, Any]] = header
@@ -58,14 +60,26 @@ class TensorFile(Mapping[str, Tensor]):
         if end > begin:
             with self.path.open("rb") as file:
                 file.seek(self._start + begin)
-                if file.readinto(data.numpy().data) != end - begin:
-                    raise DCOError(f"{self.path} became shorter while it was read: try again.")
+                whole = file.readinto(data.numpy().data) == end - begin
+                if not whole or _state(file.fileno()) != self._state:
+                    raise DCOError(
+                        f"{self.path} was changed while it was read: try again when nothing writes to it."
+                    )
         return data.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
     def meta(self, key: str) -> Tensor:
         """The tensor without its values: shape and dtype."""
         entry = self._entries[key]
         return torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]], device="meta")
+
+
+def _state(file: Path | int) -> tuple[int, ...] | None:
+    """Changes when a file is written to or another one takes its place; None for one that is not there."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def read_header(path: Path) -> dict[str, Any]:

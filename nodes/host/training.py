@@ -21,7 +21,7 @@ from ...dco_core.adapters import AdapterConfig
 from ...dco_core.content import network_fingerprint
 from ...dco_core.denoiser import NetworkDenoiser
 from ...dco_core.errors import DCOError
-from ...dco_core.lora import LoraLayer, LoraWeights
+from ...dco_core.lora import LoraLayer, LoraWeights, canonical_keys
 from ...dco_core.out_of_place import out_of_place
 from ...dco_core.schedules import Schedule
 from .frozen_layers import use_frozen_layers
@@ -81,18 +81,23 @@ def kohya_names(model) -> dict[str, str]:
     """{canonical key: kohya base name} for every module of MODEL, as trainers write it for its family.
 
     SD1.5 and SD2 files use diffusers block names (A1111 and Forge read only those); every other family the names
-    of the checkpoint's own modules, which are the canonical ones. Taken from the host's own table, so that it is
-    right for UNets of unusual depth too."""
-    config = model.model.model_config.unet_config
-    modules = {
-        key[: -len(".weight")] for key in model.model.diffusion_model.state_dict() if key.endswith(".weight")
+    of the checkpoint's own modules, which are the canonical ones. So do SD files of a UNet with another number of
+    blocks per level, whose diffusers names would be read onto other blocks."""
+    own = {
+        canonical(key[: -len(".weight")]): tensor.dim()
+        for key, tensor in model.model.diffusion_model.state_dict().items()
+        if key.endswith(".weight")
     }
-    names = {canonical(module): canonical(module) for module in modules}
-    if family(model) in ("sd_v1", "sd_v2"):
-        for diffusers, module in comfy.utils.unet_to_diffusers(config).items():
-            if diffusers.endswith(".weight"):
-                names[canonical(module[: -len(".weight")])] = canonical(diffusers[: -len(".weight")])
-    return names
+    names = {key: key for key in own}
+    if family(model) not in ("sd_v1", "sd_v2"):
+        return names
+    for diffusers, module in comfy.utils.unet_to_diffusers(model.model.model_config.unet_config).items():
+        key = canonical(module.removesuffix(".weight"))
+        if diffusers.endswith(".weight") and key in own:
+            names[key] = canonical(diffusers.removesuffix(".weight"))
+    layers = {key: name for key, name in names.items() if own[key] > 1}
+    read = canonical_keys(layers.values())
+    return names if all(read[name] == key for key, name in layers.items()) else {key: key for key in own}
 
 
 def canonical(module: str) -> str:
