@@ -133,7 +133,8 @@ class DiffusersModel:
         vae = self._pipeline.vae
         scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
         images = (
-            vae.decode(latent[None].to(self._device, torch.float32) / scale + shift).sample[0] for latent in latents
+            vae.decode(latent[None].to(self._device, torch.float32) / scale + shift).sample[0]
+            for latent in latents
         )
         return [((image.clamp(-1, 1) + 1) / 2).movedim(0, -1).cpu() for image in images]
 

@@ -11,7 +11,11 @@ def printable(text: str) -> str:
 
 def shortened(value: object, most: int = 60) -> str:
     """A value out of a file for a message: printable, and never longer than a line."""
-    text = printable(repr(value)) if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
+    text = (
+        printable(repr(value))
+        if isinstance(value, (str, int, float, type(None)))
+        else f"a {type(value).__name__}"
+    )
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 

@@ -102,7 +102,9 @@ class FolderTraining:
                 **self._data.settings,
             },
         )
-        entries = header.entries(self._output.stem, self.training.step, {}, dated=False, layers=layers.values())
+        entries = header.entries(
+            self._output.stem, self.training.step, {}, dated=False, layers=layers.values()
+        )
         weights = LoraWeights(
             {self._model.canonical(name): layer for name, layer in layers.items()}, {}, entries
         )

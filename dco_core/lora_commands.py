@@ -15,6 +15,7 @@ from PIL import Image
 from .errors import DCOError, parsed_json, printable
 from .lora import BUNDLE, LazyLayers, LoraWeights, fingerprint, from_bundle, open_lora, read_lora, write_lora
 from .lora.arithmetic import rank_header
+from .lora.flux_keys import is_diffusers_flux, to_original_names
 from .lora.keys import split_key
 from .lora.state_dict import DTYPES
 from .lora.tensor_file import TensorFile
@@ -188,6 +189,8 @@ def default_dtype(path: Path, size: Size) -> str:
 def _convert(values: Mapping[str, Any]) -> int:
     output = _check_output(values["output"], [values["input"]])
     lora = read_lora(values["input"])
+    if values["to"] == "kohya" and is_diffusers_flux(lora.layers):
+        lora = to_original_names(lora)
     dtype = values["dtype"]
     if dtype is None and isinstance(lora.layers, LazyLayers):
         dtype = "fp32"
@@ -251,7 +254,8 @@ def _provenance(metadata: Mapping[str, str]) -> list[str]:
     try:
         inputs = parsed_json(metadata.get("dco.merge", "[]"))
         return [
-            f"merged from {i['title'] or 'untitled'} x {float(i['weight']):g}, sha256 {i['sha256']}" for i in inputs
+            f"merged from {i['title'] or 'untitled'} x {float(i['weight']):g}, sha256 {i['sha256']}"
+            for i in inputs
         ]
     except (ValueError, TypeError, KeyError, OverflowError):
         return ["dco.merge: not readable"]

@@ -74,7 +74,10 @@ _LDM_BLOCK = re.compile(
 _ANY_LDM_BLOCK = re.compile(
     rf"(?:input|output)_blocks_\d+_(?:0_(?:{'|'.join(_RESNET_BACK)})|1_(?:{_ATTENTION})|0_op|[12]_conv)"
 )
-# In diffusers names: a level with two blocks; and what is called alike however many there are.
+# In diffusers names: a level with two blocks, one with more, and what is called alike however many there are.
+_THIRD = re.compile(
+    r"down_blocks_\d_(?:resnets|attentions)_[2-9]_|up_blocks_\d_(?:resnets|attentions)_[3-9]_"
+)
 _SECOND = re.compile(r"down_blocks_\d_(?:resnets|attentions)_1_|up_blocks_\d_(?:resnets|attentions)_2_")
 _ANY_LAYOUT = re.compile(r"mid_block_|(?:down|up)_blocks_0_(?:resnets|attentions)_")
 # Modules that only one of the two families of UNet has, as LDM names: where there is attention, and how deep.
@@ -256,25 +259,35 @@ def kohya_names(keys: Iterable[str], paths: Mapping[str, str]) -> dict[str, str]
     spelling: the host knows some networks only by their dotted names."""
     keys = list(keys)
     family, unusual = unet_family(keys), has_unusual_blocks(keys, paths)
-    two = any(_SECOND.search(path) for path in map(_underscored, paths.values()))
+    named = [name for key in keys if (name := _spelled_as_diffusers(paths.get(key)))]
+    # block numbers depend on the network: those of a known layout alone are translated, and all or none
+    known = (family == "sdxl" and not any(map(_THIRD.search, [*keys, *named]))) and (
+        any(map(_SECOND.search, named)) or all(_ANY_LAYOUT.match(name.removeprefix(UNET)) for name in named)
+    )
     result = {}
     for key in keys:
         diffusers = ldm_to_diffusers(key.removeprefix(UNET)) if key.startswith(UNET) else None
         spelled = _spelled_as_diffusers(paths.get(key))
-        if spelled:  # block numbers depend on the network: only those of a known layout are translated
-            known = family == "sdxl" and (two or _ANY_LAYOUT.match(spelled.removeprefix(UNET)))
+        if spelled:
             result[key] = key if known else spelled
         elif diffusers:
             result[key] = UNET + diffusers if family == "sd1" and not unusual else key
         else:
-            result[key] = key if key.startswith("lora_te") else paths.get(key, key)
+            path = paths.get(
+                key, key
+            )  # the host knows lora_unet_ and underscores for each diffusion_model. path
+            result[key] = key if key.startswith("lora_te") or path.startswith("diffusion_model.") else path
     return result
 
 
 def has_unusual_blocks(keys: Iterable[str], paths: Mapping[str, str]) -> bool:
     """Whether some LDM name is of a UNet without two blocks per level. Then the numbers of none of its blocks can be
     translated. paths: as the file spelled them."""
-    names = [key.removeprefix(UNET) for key in keys if key.startswith(UNET) and not _spelled_as_diffusers(paths.get(key))]
+    names = [
+        key.removeprefix(UNET)
+        for key in keys
+        if key.startswith(UNET) and not _spelled_as_diffusers(paths.get(key))
+    ]
     return any(_ANY_LDM_BLOCK.fullmatch(name) and ldm_to_diffusers(name) is None for name in names)
 
 

@@ -53,7 +53,10 @@ _UNSUPPORTED = {
     r"\.(oft_(?!blocks)\w+|hra_u)(\.\w+)*": ("OFT or HRA", _TURNS),
     r"\.[ab][12]\.weight": ("GLoRA", "its dW depends on the weights of the base model"),
     r"\.on_input|\.ia3_l(\.\w+)*": ("(IA)^3", "it scales the base model's weights instead of adding to them"),
-    r"\.lora_E|\.ranknum": ("AdaLoRA", "its singular values are tensors that no reader of LoRAs multiplies in"),
+    r"\.lora_E|\.ranknum": (
+        "AdaLoRA",
+        "its singular values are tensors that no reader of LoRAs multiplies in",
+    ),
     r".*\.(vera_lambda|randlora|fourierft|waveft|vblora|c3a|road|miss|bone|shira|lily|delora|gralora|osf|psoft)_\w+"
     r"(\.\w+)*": ("an adapter of peft of another kind", "it is no LoRA, LoHa or LoKr"),
     r"\.lora_embedding_[AB].*": ("a LoRA on embeddings", "the host has no such layers"),

@@ -53,7 +53,9 @@ class PeftHeader:
         if alpha is None or rank is None:
             return None
         if rank <= 0:
-            raise DCOError(f"{self._source}: its peft configuration has r {rank:g} for {module}: save it again.")
+            raise DCOError(
+                f"{self._source}: its peft configuration has r {rank:g} for {module}: save it again."
+            )
         return alpha / rank
 
     def _setting(self, module: str, names: Sequence[str], pattern: str) -> float | None:
@@ -85,15 +87,15 @@ class PeftHeader:
             return name == pattern or name.endswith(f".{pattern}")
         if len(name) > 300 or _SLOW.search(pattern) or len(_REPEATS.findall(pattern)) > 2:
             raise DCOError(
-                f"{self._source}: its peft configuration has the pattern {shortened(pattern)}, which would take too long "
-                "to match: name the modules instead."
+                f"{self._source}: its peft configuration has the pattern {shortened(pattern)}, which would take too "
+                "long to match: name the modules instead."
             )
         try:
             return bool(re.match(rf"(.*\.)?({pattern})$", name))
         except (re.error, OverflowError, RecursionError) as error:
             raise DCOError(
-                f"{self._source}: its peft configuration has the pattern {shortened(pattern)}, which is none ({error}): "
-                "save it again."
+                f"{self._source}: its peft configuration has the pattern {shortened(pattern)}, which is none "
+                f"({error}): save it again."
             ) from error
 
     def _has_components(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -255,6 +255,15 @@ def native_latent(model, latent: Tensor, std: Tensor | None = None) -> tuple[Ten
     )
 
 
+def _spelled_names(model, paths: Mapping[str, str]) -> dict[str, str]:
+    """Modules that a file names as diffusers does, by the host's own table: their numbers of blocks are MODEL's."""
+    table = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    names = {canonical(k.removesuffix(".weight")): to for k, to in table.items() if k.endswith(".weight")}
+    spelled = {key: "lora_unet_" + path.removeprefix("lora_unet_").removeprefix("unet.").replace(".", "_")
+               for key, path in paths.items()}  # fmt: skip
+    return {key: names[name].removesuffix(".weight") for key, name in spelled.items() if name in names}
+
+
 def started_layers(model, weights: LoraWeights) -> dict[str, LoraLayer]:
     """The layers of a LoRA to go on from, by the dotted names of MODEL's modules. DCOError where it was trained
     for another model or changes the text encoder too."""
@@ -265,6 +274,7 @@ def started_layers(model, weights: LoraWeights) -> dict[str, LoraLayer]:
             "trained here and would be lost: start from a LoRA of the diffusion model alone."
         )
     names = {canonical(name): name for name, _ in model.model.diffusion_model.named_modules()}
+    names |= _spelled_names(model, weights.paths)
     unknown = [key for key in weights.layers if key not in names]
     if unknown:
         raise DCOError(
