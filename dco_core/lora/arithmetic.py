@@ -62,8 +62,8 @@ def merge(
         for i, lora, _ in used:
             if has_unusual_blocks(lora.layers, lora.paths):
                 raise DCOError(
-                    f"LoRA {i + 1} is of a UNet without two blocks per level, and another names its blocks as diffusers "
-                    "does, whose numbers cannot be matched: use files that name them alike."
+                    f"LoRA {i + 1} is of a UNet without two blocks per level, and another names its blocks as "
+                    "diffusers does, whose numbers cannot be matched: use files that name them alike."
                 )
     # two files may each leave a name open that together they settle
     names = canonical_keys(key for _, lora, _ in used for key in [*lora.layers, *map(_module, lora.vectors)])

@@ -1,7 +1,7 @@
 """Flux LoRAs with diffusers names under kohya's, which are those of the original network.
 
-diffusers has a layer each for q, k and v (and, in single blocks, for the MLP) where the network has one. Their rows stand
-under each other in it, so the joined pair is exact: down = [down_q; down_k; ...], and up is block-diagonal.
+diffusers has a layer each for q, k and v (and, in single blocks, for the MLP) where the network has one. Their rows
+stand under each other in it, so the joined pair is exact: down = [down_q; down_k; ...], and up is block-diagonal.
 Names and sizes: flux_to_diffusers of the host (comfy/utils.py), which reads both.
 """
 

@@ -312,8 +312,8 @@ def diffusers_names(keys: Iterable[str], paths: Mapping[str, str]) -> dict[str, 
         spelled = _spelled_as_diffusers(paths.get(key))
         if unusual and not spelled and ldm_to_diffusers(key.removeprefix(UNET)):
             raise DCOError(
-                f"Cannot write {key} with diffusers keys: the LoRA is of a UNet without two blocks per level, whose block "
-                "numbers are not known; write kohya keys instead."
+                f"Cannot write {key} with diffusers keys: the LoRA is of a UNet without two blocks per level, whose "
+                "block numbers are not known; write kohya keys instead."
             )
         name = dotted_path(spelled or key)
         if name is None and paths.get(key, "").startswith("transformer."):

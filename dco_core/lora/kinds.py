@@ -27,8 +27,8 @@ from .tensors import LoraLayer
 Parts = Mapping[str, Tensor]
 AlphaOf = Callable[[int], float | None]  # alpha for a rank
 ScaleOf = Callable[[int | None], float]  # alpha / rank; None: the factors are whole
-# Numbers in both factors: whole LoKr factors of the largest layers of Flux 1 and Wan 2 make three quarters of that. More
-# is only taken where the file itself is not much smaller, as for a full-weight difference of any layer.
+# Numbers in both factors: whole LoKr factors of the largest layers of Flux 1 and Wan 2 make three quarters of that.
+# More is only taken where the file itself is not much smaller, as for a full-weight difference of any layer.
 _MOST = 2**27
 _MOST_TIMES = 64
 VECTORS = {
@@ -146,9 +146,9 @@ def _sized(layer: LoraLayer, parts: Parts) -> LoraLayer:
     if numbers > max(_MOST, _MOST_TIMES * there):
         size = numbers / 2**28
         raise DCOError(
-            f"is {list(layer.shape)} of rank {layer.rank} and would take {size:.{0 if size > 9 else 1}f} GiB as a plain "
-            f"LoRA, {numbers / there:.0f} times its own size: the file is damaged, or of a kind to use with ComfyUI's own "
-            "LoRA loader alone."
+            f"is {list(layer.shape)} of rank {layer.rank} and would take {size:.{0 if size > 9 else 1}f} GiB as a "
+            f"plain LoRA, {numbers / there:.0f} times its own size: the file is damaged, or of a kind to use with "
+            "ComfyUI's own LoRA loader alone."
         )
     return layer
 
@@ -220,8 +220,9 @@ def _loha(parts: Parts, scale_of: ScaleOf) -> LoraLayer:
 
 
 def _lokr(parts: Parts, scale_of: ScaleOf) -> LoraLayer:
-    """kron(w1, w2), w2 with a kernel or without. The scale is alpha over the rank of w2's factors, else of w1's. If both
-    are whole, it is 1 for LyCORIS and the host whatever alpha says, and for peft alpha / r as its configuration says."""
+    """kron(w1, w2), w2 with a kernel or without. The scale is alpha over the rank of w2's factors, else of w1's. If
+    both are whole, it is 1 for LyCORIS and the host whatever alpha says, and for peft alpha / r of its
+    configuration."""
     (u1, d1), rank1 = _half_of_kron(parts, "lokr_w1", "lokr_t1")
     (u2, d2), rank2 = _half_of_kron(parts, "lokr_w2", "lokr_t2")
     scale = scale_of(rank2 or rank1)

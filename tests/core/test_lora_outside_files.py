@@ -1,4 +1,4 @@
-"""Files of other programs and hostile ones: strengths by peft's own dense weights, names of unusual UNets, Flux names."""
+"""Foreign and hostile files: strengths by peft's own dense weights, names of unusual UNets, Flux names."""
 
 import json
 import resource
@@ -122,9 +122,14 @@ def test_a_hostile_header_is_one_clear_sentence_or_harmless(tmp_path, capsys, ca
 )
 def test_a_small_file_takes_no_gigabytes(tmp_path, parts):
     save_file({f"{KEY}.{part}": torch.ones(size) for part, size in parts.items()}, tmp_path / "a.safetensors")
-    save_file({f"{KEY}.lora_down.weight": torch.ones(2, 1), f"{KEY}.lora_up.weight": torch.ones(1, 2)}, tmp_path / "b.safetensors")  # fmt: skip
+    save_file({f"{KEY}.lora_down.weight": torch.ones(2, 1),
+               f"{KEY}.lora_up.weight": torch.ones(1, 2)}, tmp_path / "b.safetensors")  # fmt: skip
     limit = 6 << 30  # of addresses, which torch alone takes some of
-    code = "import resource, sys; from dco_core.command_line import main; b = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; s = main(sys.argv[1:]); print(s, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - b)"  # fmt: skip
+    peak = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
+    code = (
+        f"import resource, sys; from dco_core.command_line import main; before = {peak}; status = main(sys.argv[1:]); "
+        f"print(status, {peak} - before)"
+    )
     for command in commands(
         tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "out.safetensors"
     ):
@@ -140,7 +145,8 @@ def test_a_small_file_takes_no_gigabytes(tmp_path, parts):
 def test_an_input_is_never_the_output_and_never_changes_unseen(tmp_path, capsys):
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     for path, value in ((a, 1.0), (b, 2.0)):
-        save_file({f"{KEY}.lora_down.weight": torch.full((1, 8), value), f"{KEY}.lora_up.weight": torch.ones(6, 1)}, path)  # fmt: skip
+        save_file({f"{KEY}.lora_down.weight": torch.full((1, 8), value),
+                   f"{KEY}.lora_up.weight": torch.ones(6, 1)}, path)  # fmt: skip
     before = a.read_bytes()
     assert main(["merge", f"{a}=1", f"{b}=1", "--output", str(a)]) == 1
     assert "is one of the inputs" in capsys.readouterr().err and a.read_bytes() == before
