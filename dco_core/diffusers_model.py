@@ -18,7 +18,7 @@ from .denoiser import NetworkDenoiser
 from .errors import DCOError
 from .library_import import without_broken_torchvision
 from .lora import canonical_keys
-from .lora.keys import kohya_names
+from .lora.keys import UNET, kohya_names
 from .schedules import Schedule
 from .suggested_scales import PAPER
 
@@ -54,6 +54,12 @@ def load(folder: str | Path, device: torch.device | str, dtype: torch.dtype) -> 
         raise DCOError(
             f"The UNet in {folder} reads {channels} channels, as for inpainting: use the model for text to image, "
             "which reads 4."
+        )
+    layers = pipeline.unet.config.layers_per_block
+    if not isinstance(layers, int) and len(set(layers)) > 1:
+        raise DCOError(
+            f"The UNet in {folder} has {list(layers)} layers per block: ComfyUI reads LoRAs of such a UNet onto other "
+            "layers, use one with the same number in all blocks."
         )
     return DiffusersModel(pipeline, torch.device(device))
 
@@ -128,7 +134,8 @@ class DiffusersModel:
         vae = self._pipeline.vae
         scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
         images = (
-            vae.decode(latent[None].to(self._device, torch.float32) / scale + shift).sample[0] for latent in latents
+            vae.decode(latent[None].to(self._device, torch.float32) / scale + shift).sample[0]
+            for latent in latents
         )
         return [((image.clamp(-1, 1) + 1) / 2).movedim(0, -1).cpu() for image in images]
 
@@ -152,6 +159,10 @@ class DiffusersModel:
         return _UNetDenoiser(self._pipeline.unet, self._schedule, config)
 
     def kohya_names(self) -> Mapping[str, str]:
+        layers = self._pipeline.unet.config.layers_per_block
+        if set([layers] if isinstance(layers, int) else layers) != {2}:
+            # the names that diffusers and ComfyUI read with the network's own numbers of blocks
+            return {key: UNET + path.replace(".", "_") for path, key in self._canonical.items()}
         return kohya_names(self._canonical.values(), {})
 
     def canonical(self, module: str) -> str:

@@ -1,4 +1,7 @@
-"""The one exception of the core, and other people's text made fit to be shown."""
+"""The one exception of the core, and how other people's text is read and shown."""
+
+import json
+from typing import Any
 
 
 def printable(text: str) -> str:
@@ -9,6 +12,24 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """Text of several lines, each of them printable: for whatever goes to a terminal, a log or a node."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def shortened(value: object, most: int = 60) -> str:
+    """A value out of a file for a message: printable, and never longer than a line."""
+    text = (
+        printable(repr(value))
+        if isinstance(value, (str, int, float, type(None)))
+        else f"a {type(value).__name__}"
+    )
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """json.loads for text of a file. ValueError for all that is none, what is nested too deep among it."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 class DCOError(ValueError):

@@ -112,10 +112,11 @@ class FolderTraining:
                 **self._data.settings,
             },
         )
+        entries = header.entries(
+            self._output.stem, self.training.step, {}, dated=False, layers=layers.values()
+        )
         weights = LoraWeights(
-            {self._model.canonical(name): layer for name, layer in layers.items()},
-            {},
-            header.entries(self._output.stem, self.training.step, {}, dated=False) | {RUN: self._run},
+            {self._model.canonical(name): layer for name, layer in layers.items()}, {}, entries | {RUN: self._run}
         )
         write_lora(self._output, weights, keys=dict(self._model.kohya_names()) or "kohya")
 

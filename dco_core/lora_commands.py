@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from .errors import DCOError, printable, printable_lines
+from .errors import DCOError, parsed_json, printable, printable_lines
 from .lora import BUNDLE, LazyLayers, LoraWeights, fingerprint, from_bundle, open_lora, read_lora, write_lora
 from .lora.arithmetic import rank_header
+from .lora.flux_keys import is_diffusers_flux, to_original_names
 from .lora.keys import split_key
 from .lora.state_dict import DTYPES
 from .lora.tensor_file import TensorFile
@@ -122,9 +122,12 @@ def _size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-error", type=float, metavar="E", help="|error| / |dW| of no layer above this")
 
 
-def _check_output(path: Path) -> Path:
+def _check_output(path: Path, inputs: Iterable[Path]) -> Path:
+    """The path, if it can be written. DCOError for another kind of file, and for one of the inputs."""
     if path.suffix != ".safetensors" or path.is_dir():
         raise DCOError(f"--output {path} is no .safetensors file: write FILE.safetensors.")
+    if any(path.exists() and other.exists() and path.samefile(other) for other in inputs):
+        raise DCOError(f"--output {path} is one of the inputs, which would be lost: name another file.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what systems send before they kill
     return path
 
@@ -135,9 +138,9 @@ def _write(path: Path, lora: LoraWeights, keys: str, dtype: str, report: ErrorRe
 
 
 def _merge(values: Mapping[str, Any]) -> int:
-    output = _check_output(values["output"])
     named = [parse_file_weight(text, lambda name: Path(name).is_file()) for text in values["inputs"]]
     inputs = [(Path(name), weight) for name, weight in named]
+    output = _check_output(values["output"], [path for path, _ in inputs])
     size, method = Size(values["rank"], values["max_error"]), METHODS[values["method"]](values)
     weights = [weight for _, weight in inputs]
     if not any(weights):
@@ -157,7 +160,7 @@ def _merge(values: Mapping[str, Any]) -> int:
 
 
 def _resize(values: Mapping[str, Any]) -> int:
-    output = _check_output(values["output"])
+    output = _check_output(values["output"], [values["input"]])
     size = Size(values["rank"], values["max_error"])
     if size.exact:
         raise DCOError("resize needs a size: --rank R, --max-error E, or both.")
@@ -184,8 +187,10 @@ def default_dtype(path: Path, size: Size) -> str:
 
 
 def _convert(values: Mapping[str, Any]) -> int:
-    output = _check_output(values["output"])
+    output = _check_output(values["output"], [values["input"]])
     lora = read_lora(values["input"])
+    if values["to"] == "kohya" and is_diffusers_flux(lora.layers):
+        lora = to_original_names(lora)
     dtype = values["dtype"]
     if dtype is None and isinstance(lora.layers, LazyLayers):
         dtype = "fp32"
@@ -247,11 +252,12 @@ def inspect(path: Path) -> str:
 
 def _provenance(metadata: Mapping[str, str]) -> list[str]:
     try:
-        inputs = json.loads(metadata.get("dco.merge", "[]"))
+        inputs = parsed_json(metadata.get("dco.merge", "[]"))
         return [
-            f"merged from {i['title'] or 'untitled'} x {i['weight']:g}, sha256 {i['sha256']}" for i in inputs
+            f"merged from {i['title'] or 'untitled'} x {float(i['weight']):g}, sha256 {i['sha256']}"
+            for i in inputs
         ]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return ["dco.merge: not readable"]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .captions import markers
 from .config import TrainingConfig
-from .lora import training_metadata
+from .lora import LoraLayer, training_metadata
+from .lora.metadata import one_or_dynamic
 from .suggested_scales import suggested_scales
 
 
@@ -27,15 +28,24 @@ class TrainedHeader:
     other: Mapping[str, Any]
 
     def entries(
-        self, title: str, steps: int, initializers: Mapping[str, str], dated: bool = True
+        self,
+        title: str,
+        steps: int,
+        initializers: Mapping[str, str],
+        dated: bool = True,
+        layers: Iterable[LoraLayer] = (),
     ) -> dict[str, str]:
         """The header for a file of this title after so many steps; initializers: of learned tokens; dated: with the
-        time of day."""
+        time of day; layers: what the file holds, whose ranks and alphas may differ where a run went on from another
+        LoRA."""
+        trained = list(layers)
+        rank = one_or_dynamic({layer.rank for layer in trained} or {self.rank})
+        alpha = one_or_dynamic({layer.rank * layer.scale for layer in trained} or {self.alpha})
         everything = {
             **self.config.as_dict(),
             **self.other,
-            "rank": self.rank,
-            "alpha": self.alpha,
+            "rank": rank,
+            "alpha": alpha,
             "layers": self.layers,
             "captions": list(self.captions),
         }
@@ -52,7 +62,7 @@ class TrainedHeader:
             "dco.w_rg": scales.w_rg if scales else None,
         }
         return training_metadata(
-            title=title, rank=self.rank, alpha=self.alpha, steps=steps, learning_rate=self.config.learning_rate,
+            title=title, rank=rank, alpha=alpha, steps=steps, learning_rate=self.config.learning_rate,
             seed=self.config.seed, config=everything, base_model_version=self.family,
             comment="Direct Consistency Optimization (ComfyUI-DCO)", dated=dated, extra=extra,
         )  # fmt: skip

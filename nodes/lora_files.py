@@ -7,6 +7,7 @@ import math
 from comfy_api.latest import io
 
 from ..dco_core.lora import LazyLayers, from_bundle, read_lora, read_tensors, to_tensors
+from ..dco_core.lora.file import has_peft_configuration
 from ..dco_core.suggested_scales import PAPER  # where a file says nothing
 from .host import files
 
@@ -50,8 +51,10 @@ class DCOLoadLoRA(io.ComfyNode):
     def execute(cls, lora_name: str) -> io.NodeOutput:
         path = files.lora_path(lora_name)
         lora = read_lora(path)
-        # LoHa, LoKr and the like stay as they are: as plain pairs they can be a hundred times as large
-        tensors = read_tensors(path) if isinstance(lora.layers, LazyLayers) else to_tensors(lora)
+        # LoHa, LoKr and the like stay as they are: as plain pairs they can be a hundred times as large. Not those of
+        # peft, whose strength stands in a configuration that the host does not read.
+        stay = isinstance(lora.layers, LazyLayers) and not has_peft_configuration(path, lora.metadata)
+        tensors = read_tensors(path) if stay else to_tensors(lora)
         header = lora.metadata
         trigger = header.get("modelspec.trigger_phrase") or ", ".join(
             f"<{n}>" for n in from_bundle(lora.other)

@@ -41,7 +41,8 @@ def finished(
     other = dict(weights.other)
     if tokens is not None:
         other |= bundled(tokens.tensors())
-    return LoraWeights(weights.layers, other, target.header.entries(target.path.stem, steps, initializers))
+    header = target.header.entries(target.path.stem, steps, initializers, layers=weights.layers.values())
+    return LoraWeights(weights.layers, other, header)
 
 
 def save(target: Target, lora: LoraWeights, tokens: LearnedTokens | None) -> list[str]:

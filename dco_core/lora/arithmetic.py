@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..errors import DCOError
 from .embeddings import BUNDLE, from_bundle, token_header
-from .keys import canonical_keys
+from .keys import canonical_keys, has_unusual_blocks, spells_diffusers
+from .metadata import one_or_dynamic
 from .tensors import LazyLayers, LoraLayer, LoraWeights, fingerprint, in_range
 
 # Header entries that a sum keeps where all inputs agree.
@@ -57,6 +58,13 @@ def merge(
     if not all(math.isfinite(weight) for weight in weights):
         raise DCOError(f"The merge weights are {list(weights)}: they must be finite numbers.")
     used = [(i, lora, weight) for i, (lora, weight) in enumerate(zip(loras, weights, strict=True)) if weight]
+    if spells_diffusers({k: p for _, lora, _ in used for k, p in lora.paths.items()}):
+        for i, lora, _ in used:
+            if has_unusual_blocks(lora.layers, lora.paths):
+                raise DCOError(
+                    f"LoRA {i + 1} is of a UNet without two blocks per level, and another names its blocks as "
+                    "diffusers does, whose numbers cannot be matched: use files that name them alike."
+                )
     # two files may each leave a name open that together they settle
     names = canonical_keys(key for _, lora, _ in used for key in [*lora.layers, *map(_module, lora.vectors)])
     terms: dict[str, list[tuple[int, float, str]]] = {}  # canonical key: LoRA, weight, its own key
@@ -137,9 +145,8 @@ def same_shape(key: str, layers: Sequence[LoraLayer]) -> None:
 
 
 def rank_header(ranks: Iterable[int]) -> dict[str, str]:
-    """kohya's header entries of the rank; Dynamic is its word for ranks that differ."""
-    found = set(ranks)
-    rank = str(found.pop()) if len(found) == 1 else "Dynamic"
+    """kohya's header entries of the rank, which is the alpha too."""
+    rank = str(one_or_dynamic(set(ranks)))
     return {"ss_network_dim": rank, "ss_network_alpha": rank}
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from ..errors import DCOError
+from ..errors import DCOError, parsed_json
 from .atomic import save_tensors
 
 BUNDLE = "bundle_emb."  # bundle_emb.<name>.<encoder>, which A1111, OneTrainer and ComfyUI read
@@ -57,7 +56,7 @@ def initializers_in(metadata: Mapping[str, str], names: Sequence[str]) -> dict[s
 def token_header(metadata: Mapping[str, str]) -> dict[str, str]:
     """`dco.tokens` of a header, {token name: initializer}; {} if it is absent or not readable."""
     try:
-        known = json.loads(metadata.get("dco.tokens", "{}"))
-    except json.JSONDecodeError:
+        known = parsed_json(metadata.get("dco.tokens", "{}"))
+    except ValueError:
         return {}
     return {n: w for n, w in known.items() if isinstance(w, str)} if isinstance(known, dict) else {}

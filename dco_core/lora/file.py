@@ -31,6 +31,12 @@ def read_lora(path: str | os.PathLike[str]) -> LoraWeights:
     return from_tensors(read_tensors(path), str(path), peft=PeftHeader.beside(Path(path)))
 
 
+def has_peft_configuration(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> bool:
+    """Whether a configuration of peft beside the tensors, or in the header, tells their strength, which readers of the
+    tensors alone do not know."""
+    return HEADER in metadata or PeftHeader.beside(Path(path)) is not None
+
+
 def read_tensors(path: str | os.PathLike[str]) -> LoraTensors:
     """The tensors of a safetensors file as they are, memory-mapped, with its header. Raises DCOError as read_lora."""
     path = Path(path)

@@ -71,6 +71,15 @@ _LDM_BLOCK = re.compile(
     rf"|1_(?P<attention>{_ATTENTION})|(?P<sampler>0_op|[12]_conv))"
     rf"|middle_block_(?:(?P<m>[02])_(?P<mresnet>{'|'.join(_RESNET_BACK)})|1_(?P<mattention>{_ATTENTION}))"
 )
+_ANY_LDM_BLOCK = re.compile(
+    rf"(?:input|output)_blocks_\d+_(?:0_(?:{'|'.join(_RESNET_BACK)})|1_(?:{_ATTENTION})|0_op|[12]_conv)"
+)
+# In diffusers names: a level with two blocks, one with more, and what is called alike however many there are.
+_THIRD = re.compile(
+    r"down_blocks_\d_(?:resnets|attentions)_[2-9]_|up_blocks_\d_(?:resnets|attentions)_[3-9]_"
+)
+_SECOND = re.compile(r"down_blocks_\d_(?:resnets|attentions)_1_|up_blocks_\d_(?:resnets|attentions)_2_")
+_ANY_LAYOUT = re.compile(r"mid_block_|(?:down|up)_blocks_0_(?:resnets|attentions)_")
 # Modules that only one of the two families of UNet has, as LDM names: where there is attention, and how deep.
 _SDXL_ONLY = re.compile(
     r"(in|out)put_blocks_\d_1_transformer_blocks_[1-9].*|middle_block_1_transformer_blocks_[1-9].*"
@@ -249,23 +258,64 @@ def kohya_names(keys: Iterable[str], paths: Mapping[str, str]) -> dict[str, str]
     keeps that
     spelling: the host knows some networks only by their dotted names."""
     keys = list(keys)
-    family = unet_family(keys)
+    family, unusual = unet_family(keys), has_unusual_blocks(keys, paths)
+    named = [name for key in keys if (name := _spelled_as_diffusers(paths.get(key)))]
+    # block numbers depend on the network: those of a known layout alone are translated, and all or none
+    known = (family == "sdxl" and not any(map(_THIRD.search, [*keys, *named]))) and (
+        any(map(_SECOND.search, named)) or all(_ANY_LAYOUT.match(name.removeprefix(UNET)) for name in named)
+    )
     result = {}
     for key in keys:
         diffusers = ldm_to_diffusers(key.removeprefix(UNET)) if key.startswith(UNET) else None
-        if diffusers:
-            result[key] = UNET + diffusers if family == "sd1" else key
+        spelled = _spelled_as_diffusers(paths.get(key))
+        if spelled:
+            result[key] = key if known else spelled
+        elif diffusers:
+            result[key] = UNET + diffusers if family == "sd1" and not unusual else key
         else:
-            result[key] = key if key.startswith("lora_te") else paths.get(key, key)
+            path = paths.get(
+                key, key
+            )  # the host knows lora_unet_ and underscores for each diffusion_model. path
+            result[key] = key if key.startswith("lora_te") or path.startswith("diffusion_model.") else path
     return result
+
+
+def has_unusual_blocks(keys: Iterable[str], paths: Mapping[str, str]) -> bool:
+    """Whether some LDM name is of a UNet without two blocks per level. Then the numbers of none of its blocks can be
+    translated. paths: as the file spelled them."""
+    names = [
+        key.removeprefix(UNET)
+        for key in keys
+        if key.startswith(UNET) and not _spelled_as_diffusers(paths.get(key))
+    ]
+    return any(_ANY_LDM_BLOCK.fullmatch(name) and ldm_to_diffusers(name) is None for name in names)
+
+
+def spells_diffusers(paths: Mapping[str, str]) -> bool:
+    """Whether a file named blocks of an SD UNet as diffusers does."""
+    return any(map(_spelled_as_diffusers, paths.values()))
+
+
+def _spelled_as_diffusers(path: str | None) -> str | None:
+    """`lora_unet_down_blocks_...` for a path of a file that has such a name."""
+    name = _underscored(path) if path else ""
+    return name if name.startswith(UNET) and _DIFFUSERS_BLOCK.fullmatch(name.removeprefix(UNET)) else None
 
 
 def diffusers_names(keys: Iterable[str], paths: Mapping[str, str]) -> dict[str, str]:
     """{canonical key: dotted path with component, `unet.down_blocks.1...`}. Raises DCOError for a module that
     is neither of an SD UNet nor of CLIP, unless its file spelled a `transformer.` path."""
+    keys = list(keys)
+    unusual = has_unusual_blocks(keys, paths)
     result = {}
     for key in keys:
-        name = dotted_path(key)
+        spelled = _spelled_as_diffusers(paths.get(key))
+        if unusual and not spelled and ldm_to_diffusers(key.removeprefix(UNET)):
+            raise DCOError(
+                f"Cannot write {key} with diffusers keys: the LoRA is of a UNet without two blocks per level, whose "
+                "block numbers are not known; write kohya keys instead."
+            )
+        name = dotted_path(spelled or key)
         if name is None and paths.get(key, "").startswith("transformer."):
             name = paths[key]
         if name is None:

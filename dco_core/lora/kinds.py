@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,7 +26,11 @@ from .tensors import LoraLayer
 
 Parts = Mapping[str, Tensor]
 AlphaOf = Callable[[int], float | None]  # alpha for a rank
-_MOST = 2**30  # numbers in a factor; the largest layers of image models have a third of that
+ScaleOf = Callable[[int | None], float]  # alpha / rank; None: the factors are whole
+# Numbers in both factors: whole LoKr factors of the largest layers of Flux 1 and Wan 2 make three quarters of that.
+# More is only taken where the file itself is not much smaller, as for a full-weight difference of any layer.
+_MOST = 2**27
+_MOST_TIMES = 64
 VECTORS = {
     "diff_b": "diff_b",
     "b_norm": "diff_b",
@@ -36,15 +41,24 @@ _NAMES = {
     "down": "LoRA", "up": "LoRA", "mid": "LoRA with a Tucker core", "diff": "full-weight difference",
     "w_norm": "difference", "b_norm": "difference", "diff_b": "bias difference", "up_bias": "LoRA with biases",
 }  # fmt: skip
+_TURNS = "it turns the base model's weights instead of adding to them"
 _UNSUPPORTED = {
     r"\.dora_scale|\.lora_magnitude_vector.*": (
         "DoRA",
         "its dW depends on the weights of the base model, and ComfyUI, LyCORIS and peft take different norms of them, "
         "so that no sum of it is exact",
     ),
-    r"\.oft_\w+(\.weight)?": ("OFT or BOFT", "it turns the base model's weights instead of adding to them"),
+    r"\.boft_\w+(\.\w+)*": ("BOFT", _TURNS),
+    r"\.oft_blocks": ("OFT or BOFT", _TURNS),
+    r"\.(oft_(?!blocks)\w+|hra_u)(\.\w+)*": ("OFT or HRA", _TURNS),
     r"\.[ab][12]\.weight": ("GLoRA", "its dW depends on the weights of the base model"),
-    r"\.on_input": ("(IA)^3", "it scales the base model's weights instead of adding to them"),
+    r"\.on_input|\.ia3_l(\.\w+)*": ("(IA)^3", "it scales the base model's weights instead of adding to them"),
+    r"\.lora_E|\.ranknum": (
+        "AdaLoRA",
+        "its singular values are tensors that no reader of LoRAs multiplies in",
+    ),
+    r".*\.(vera_lambda|randlora|fourierft|waveft|vblora|c3a|road|miss|bone|shira|lily|delora|gralora|osf|psoft)_\w+"
+    r"(\.\w+)*": ("an adapter of peft of another kind", "it is no LoRA, LoHa or LoKr"),
     r"\.lora_embedding_[AB].*": ("a LoRA on embeddings", "the host has no such layers"),
     r"\.(set_weight|reshape_weight)": (
         "a full-weight difference of another kind",
@@ -85,9 +99,14 @@ def part_name(part: str) -> str:
     return _NAMES.get(part) or ("LoHa" if part.startswith("hada_") else "LoKr")
 
 
-def layer_of(parts: Parts, other_alpha: AlphaOf = lambda rank: None) -> LoraLayer:
+def layer_of(
+    parts: Parts,
+    other_alpha: AlphaOf = lambda rank: None,
+    whole_scale: Callable[[], float | None] = lambda: None,
+) -> LoraLayer:
     """The pair of one module. parts: as split_key names them. other_alpha: the alpha where parts have none, for a
-    rank. Works on meta tensors too, to check shapes alone.
+    rank; whole_scale: alpha / r where they have neither, a LoKr of whole factors. Works on meta tensors too, to check
+    shapes alone.
     Raises DCOError for parts that are missing or do not fit together."""
     kind = kind_of(parts)
     own = parts.get("alpha")
@@ -99,10 +118,20 @@ def layer_of(parts: Parts, other_alpha: AlphaOf = lambda rank: None) -> LoraLaye
             return other_alpha(rank)
         return 1.0 if own.is_meta else float(own.item())
 
-    make = {"LoKr": _lokr, "LoHa": _loha, "difference": _difference}.get(kind, _lora)
+    def scale(rank: int | None) -> float:
+        if rank is None:
+            value = None if own is not None else whole_scale()
+            return 1.0 if value is None else value
+        value = alpha(rank)
+        return 1.0 if value is None else value / rank
+
+    if kind in ("LoKr", "LoHa"):
+        make: Callable[[], LoraLayer] = partial(_lokr if kind == "LoKr" else _loha, parts, scale)
+    else:
+        make = partial(_difference, parts) if kind == "difference" else partial(_lora, parts, alpha)
     try:
-        return _sized(make(parts, alpha))
-    except (RuntimeError, ValueError, IndexError) as error:
+        return _sized(make(), parts)
+    except (RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
         if isinstance(error, DCOError):
             raise
         shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in parts.items())
@@ -111,17 +140,17 @@ def layer_of(parts: Parts, other_alpha: AlphaOf = lambda rank: None) -> LoraLaye
         ) from error
 
 
-def _sized(layer: LoraLayer) -> LoraLayer:
+def _sized(layer: LoraLayer, parts: Parts) -> LoraLayer:
     """The layer; DCOError for one that small parts blow up beyond any network's."""
-    numbers = max(layer.up.numel(), layer.down.numel())
-    if numbers > _MOST:
-        raise DCOError(f"is {list(layer.shape)} and would take {numbers / 2**28:.0f} GiB: the file is damaged.")
+    numbers, there = layer.up.numel() + layer.down.numel(), sum(tensor.numel() for tensor in parts.values())
+    if numbers > max(_MOST, _MOST_TIMES * there):
+        size = numbers / 2**28
+        raise DCOError(
+            f"is {list(layer.shape)} of rank {layer.rank} and would take {size:.{0 if size > 9 else 1}f} GiB as a "
+            f"plain LoRA, {numbers / there:.0f} times its own size: the file is damaged, or of a kind to use with "
+            "ComfyUI's own LoRA loader alone."
+        )
     return layer
-
-
-def _scale(alpha: AlphaOf, rank: int) -> float:
-    value = alpha(rank)
-    return 1.0 if value is None else value / rank
 
 
 def _need(parts: Parts, names: Iterable[str]) -> list[Tensor]:
@@ -152,6 +181,8 @@ def _lora(parts: Parts, alpha: AlphaOf) -> LoraLayer:
 
 def _tucker(t: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """t [i, j, *k], a [i, p], b [j, r] -> pair of [p, r, *k]: up [p, i], down [i, r, *k]."""
+    if t[:, 0].numel() * b.shape[1] > _MOST:
+        raise ValueError(f"a core {list(t.shape)} with {list(b.shape)} would take gigabytes")
     return a.float().T, torch.einsum("ij...,jr->ir...", t.float(), b.float())
 
 
@@ -168,7 +199,7 @@ def _halves(parts: Parts, prefix: str, core: str) -> tuple[Tensor, Tensor]:
     return up, down
 
 
-def _loha(parts: Parts, alpha: AlphaOf) -> LoraLayer:
+def _loha(parts: Parts, scale_of: ScaleOf) -> LoraLayer:
     """dW[o, i] = (sum_p a[o, p] b[p, i]) (sum_q c[o, q] d[q, i]); rank of the scale: that of w1_b."""
     (a, b), (c, d) = (_halves(parts, f"hada_w{n}", f"hada_t{n}") for n in (1, 2))
     rank = parts["hada_w1_b"].shape[0]
@@ -177,21 +208,24 @@ def _loha(parts: Parts, alpha: AlphaOf) -> LoraLayer:
         raise DCOError(
             f"has LoHa halves of {[a.shape[0], b.shape[1]]} and {[c.shape[0], d.shape[1]]}: the file is damaged."
         )
-    scale = _scale(alpha, rank)
+    scale = scale_of(rank)
     if a.shape[1] * c.shape[1] >= min(a.shape[0], b.shape[1]):
-        return _dense((scale * (a @ b) * (c @ d)).reshape(a.shape[0], *kernel))
+        whole = a @ b
+        whole *= c @ d
+        whole *= scale
+        return _dense(whole.reshape(a.shape[0], *kernel))
     up = torch.einsum("op,oq->opq", a, c).flatten(1)
     down = torch.einsum("pi,qi->pqi", b, d).flatten(0, 1)
     return _pair(up, down.reshape(down.shape[0], *kernel), scale)
 
 
-def _lokr(parts: Parts, alpha: AlphaOf) -> LoraLayer:
-    """kron(w1, w2), w2 with a kernel or without. The host's scale: alpha over the rank of w2's factors, else of w1's;
-    1 if both are whole."""
+def _lokr(parts: Parts, scale_of: ScaleOf) -> LoraLayer:
+    """kron(w1, w2), w2 with a kernel or without. The scale is alpha over the rank of w2's factors, else of w1's. If
+    both are whole, it is 1 for LyCORIS and the host whatever alpha says, and for peft alpha / r of its
+    configuration."""
     (u1, d1), rank1 = _half_of_kron(parts, "lokr_w1", "lokr_t1")
     (u2, d2), rank2 = _half_of_kron(parts, "lokr_w2", "lokr_t2")
-    rank = rank2 or rank1
-    scale = _scale(alpha, rank) if rank else 1.0
+    scale = scale_of(rank2 or rank1)
     width, kernel = d2.shape[1], d2.shape[2:]
     down = _kron(d1.flatten(1), d2.flatten(1))
     return _pair(_kron(u1, u2), down.reshape(down.shape[0], d1.shape[1] * width, *kernel), scale)
@@ -217,7 +251,7 @@ def _half_of_kron(parts: Parts, name: str, core: str) -> tuple[tuple[Tensor, Ten
     return (up, down), rank
 
 
-def _difference(parts: Parts, alpha: AlphaOf) -> LoraLayer:
+def _difference(parts: Parts) -> LoraLayer:
     return _dense(parts["diff"].float())
 
 
@@ -247,6 +281,7 @@ def with_kernel(layer: LoraLayer, kernel: tuple[int, ...] | None) -> LoraLayer:
 
 def _pair(up: Tensor, down: Tensor, scale: float) -> LoraLayer:
     """scale * up [out, r] @ down [r, in, *kernel], the scale shared evenly by both factors."""
-    root = math.sqrt(abs(scale))
-    up = math.copysign(root, scale) * up
-    return LoraLayer(root * down, up.reshape(*up.shape, *(1 for _ in down.shape[2:])))
+    if scale != 1:  # nothing is copied that can have the size of a layer
+        root = math.sqrt(abs(scale))
+        up, down = math.copysign(root, scale) * up, root * down
+    return LoraLayer(down, up.reshape(*up.shape, *(1 for _ in down.shape[2:])))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 # ss_base_model_version of kohya: modelspec.architecture.
 ARCHITECTURES = {
@@ -17,11 +17,16 @@ ARCHITECTURES = {
 }
 
 
+def one_or_dynamic(found: Set[int | float]) -> int | float | str:
+    """The one rank or alpha of a file, or kohya's word for those that differ."""
+    return next(iter(found)) if len(found) == 1 else "Dynamic"
+
+
 def training_metadata(
     *,
     title: str,
-    rank: int,
-    alpha: float,
+    rank: int | float | str,
+    alpha: float | str,
     steps: int,
     learning_rate: float,
     seed: int,
@@ -37,6 +42,7 @@ def training_metadata(
     hash is left out: it would have to be computed over the finished file), and `dco.config`, the complete
     training configuration as JSON, from which a run can be repeated.
 
+    rank, alpha: numbers, or one_or_dynamic's word.
     base_model_version: kohya's name, `sdxl_base_v1-0`, `sd_v1`, ...; None if unknown, and then left out.
     architecture: modelspec's name; from base_model_version if that is a key of ARCHITECTURES.
     dated: False leaves the date out, so that the same run gives the same file.

@@ -82,7 +82,7 @@ class _Reader:
             self._names[key] = name
 
     def weights(self, other: dict[str, Tensor], metadata: Mapping[str, str]) -> LoraWeights:
-        paths = {key: name for key, name in self._names.items() if "." in name}
+        paths = {key: name for key, name in self._names.items() if name != key}
         vectors: dict[str, Tensor] = {}
         layered, lazy = [], isinstance(self._tensors, TensorFile)
         for key, name in self._names.items():
@@ -113,7 +113,9 @@ class _Reader:
         name = self._names[key]
         layer = self._layer_of(name, self._values(name), key)
         if not in_range(layer):
-            raise DCOError(f"{self._source}: {name} reaches beyond 1e14, as no LoRA does: the file is damaged.")
+            raise DCOError(
+                f"{self._source}: {name} reaches beyond 1e14, as no LoRA does: the file is damaged."
+            )
         return layer
 
     def _values(self, name: str) -> dict[str, Tensor]:
@@ -135,7 +137,7 @@ class _Reader:
                 )
 
         def made() -> LoraLayer:
-            layer = layer_of(parts, lambda rank: self._peft.alpha(name, rank))
+            layer = layer_of(parts, lambda rank: self._peft.alpha(name, rank), lambda: self._peft.scale(name))
             return with_kernel(layer, kernel_of(key)) if kind_of(parts) in ("LoHa", "LoKr") else layer
 
         return self._checked(name, made)
@@ -255,7 +257,9 @@ def stream_of(
     weights: LoraWeights, keys: str | Mapping[str, str], dtype: torch.dtype | str | None
 ) -> KohyaStream | DiffusersStream:
     """The tensors of to_tensors, one by one."""
-    return DiffusersStream(weights, _dtype(dtype)) if keys == "diffusers" else KohyaStream(weights, keys, dtype)
+    return (
+        DiffusersStream(weights, _dtype(dtype)) if keys == "diffusers" else KohyaStream(weights, keys, dtype)
+    )
 
 
 class DiffusersStream:

@@ -7,6 +7,8 @@ https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import json
+import math
+import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +28,8 @@ _DTYPES = {
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _ENTRY_ROOM = 200  # of a header entry beside its name: dtype, up to five sizes, two offsets
+_MOST_SIZES = 8  # a 3D convolution has 5
+_MOST_NUMBERS = 2**40
 _LATE_ROOM = 4096  # for header entries that are only known in the end
 
 
@@ -35,6 +39,7 @@ class TensorFile(Mapping[str, Tensor]):
     def __init__(self, path: Path):
         """Raises DCOError for a file that is missing, damaged or no safetensors."""
         self.path = path
+        self._state = _state(path)
         header = read_header(path)
         self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         self._entries: dict[str, dict[str, Any]] = header
@@ -55,14 +60,26 @@ class TensorFile(Mapping[str, Tensor]):
         if end > begin:
             with self.path.open("rb") as file:
                 file.seek(self._start + begin)
-                if file.readinto(data.numpy().data) != end - begin:
-                    raise DCOError(f"{self.path} became shorter while it was read: try again.")
+                whole = file.readinto(data.numpy().data) == end - begin
+                if not whole or _state(file.fileno()) != self._state:
+                    raise DCOError(
+                        f"{self.path} was changed while it was read: try again when nothing writes to it."
+                    )
         return data.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
     def meta(self, key: str) -> Tensor:
         """The tensor without its values: shape and dtype."""
         entry = self._entries[key]
         return torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]], device="meta")
+
+
+def _state(file: Path | int) -> tuple[int, ...] | None:
+    """Changes when a file is written to or another one takes its place; None for one that is not there."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -84,15 +101,24 @@ def read_header(path: Path) -> dict[str, Any]:
             (length,) = struct.unpack("<Q", start[:8])
             file.seek(8)
             header = json.loads(file.read(length), object_pairs_hook=lambda pairs: _unique(path, pairs))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         if isinstance(error, DCOError):
             raise
         raise DCOError(
             f"{path} is no complete safetensors file ({error}): download or save it again."
         ) from error
     for key, entry in header.items():
-        if key != "__metadata__" and entry["dtype"] not in _DTYPES:
+        if key == "__metadata__":
+            continue
+        if entry["dtype"] not in _DTYPES:
             raise DCOError(f"{path}: {key} is of type {entry['dtype']}: use a LoRA in fp32, fp16 or bf16.")
+        # without numbers a tensor can have any shape, which torch then cannot make
+        shape = entry["shape"]
+        if len(shape) > _MOST_SIZES or math.prod(max(1, n) for n in shape) > _MOST_NUMBERS:
+            sizes = ", ".join(map(str, shape[:5])) + (", ..." if len(shape) > 5 else "")
+            raise DCOError(
+                f"{path}: {key} has the shape [{sizes}], as no tensor of a LoRA: download or save it again."
+            )
     return header
 
 

@@ -84,8 +84,8 @@ class LoraWeights:
     other: tensors of the file that are no LoRA pairs, by their full key (`bundle_emb.*` embeddings), carried
     over.
     metadata: the file's header.
-    paths: the dotted module path, by canonical key, of modules whose file spelled one; underscores cannot be
-        undone outside the known grammars.
+    paths: the module path as its file spelled it, by canonical key, where it is another; underscores cannot be undone
+        outside the known grammars, and block numbers only be translated where the layout of the UNet is known.
     vectors: changes of biases and norms, [n], by canonical key and suffix, `KEY.diff_b` for the bias and `KEY.diff`
         for a weight with one dimension.
     """

@@ -55,20 +55,39 @@ def from_svd(svd: SmallSVD, rank: int, kernel: tuple[int, ...]) -> LoraLayer:
     return LoraLayer(down.reshape(rank, *kernel), up, float(rank))
 
 
+def over_ranked(layer: LoraLayer) -> bool:
+    """Whether it has more rank than its dW can have."""
+    return layer.rank > min(layer.up.shape[0], layer.down[0].numel())
+
+
+def compact(layer: LoraLayer) -> LoraLayer:
+    """The layer with no more rank than its dW can have, so that r x r matrices are never larger than the factors. A
+    small file can hold a high rank of a tiny layer."""
+    if not over_ranked(layer):
+        return layer
+    delta = layer.delta().flatten(1)
+    out, columns = delta.shape
+    return LoraLayer(delta, torch.eye(out)) if out <= columns else LoraLayer(torch.eye(columns), delta)
+
+
 def gram(a: Tensor, b: Tensor) -> Tensor:
     """a^T b of tall factors [n, r], in fp64."""
     return a.double().T @ b.double()
 
 
 def factors(layer: LoraLayer) -> tuple[Tensor, Tensor]:
-    """scale * up [out, r] and down^T [in * kernel, r]."""
+    """scale * up [out, r] and down^T [in * kernel, r]; r as in compact."""
+    layer = compact(layer)
     return layer.scale * layer.up.flatten(1).double(), layer.down.flatten(1).double().T
 
 
 def rounding_error(layer: LoraLayer, rounded: LoraLayer) -> tuple[float, float]:
     """|dW - dW_r| and |dW_r| (Frobenius) for two pairs of one rank and scale that differ by rounding. The difference is
     (up - up_r) down + up_r (down - down_r), no small difference of large numbers, and is taken from r x r Gram
-    matrices."""
+    matrices, or from the dW where those would be larger."""
+    if over_ranked(layer):
+        whole = rounded.delta().double()
+        return float((layer.delta().double() - whole).norm()), float(whole.norm())
     up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
     up_r, down_r = rounded.up.flatten(1).float(), rounded.down.flatten(1).float()
     d_up, d_down = up - up_r, down - down_r
@@ -92,7 +111,7 @@ def sampled_rounding_error(layer: LoraLayer, rounded: LoraLayer) -> tuple[float,
     extrapolated by the energy sum_r |up_r|^2 |down_r|^2 of the whole over that of the part: rounding is relative. A
     layer is within a few percent, a block nearer, since its layers err either way."""
     up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
-    if min(up.shape[0], down.shape[1]) < SAMPLED * _ENOUGH:
+    if over_ranked(layer) or min(up.shape[0], down.shape[1]) < SAMPLED * _ENOUGH:
         return None
     generator = torch.Generator().manual_seed(0)
     rows, columns = (
@@ -112,5 +131,6 @@ def sampled_rounding_error(layer: LoraLayer, rounded: LoraLayer) -> tuple[float,
 
 def norm(layer: LoraLayer) -> float:
     """|dW| (Frobenius), from the Gram matrices of the factors."""
+    layer = compact(layer)
     up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
     return abs(layer.scale) * math.sqrt(max(0.0, float(((up.T @ up) * (down @ down.T)).sum())))

@@ -22,6 +22,10 @@ from .report import ErrorReport
 from .ties import ties
 from .zip_lora import Mergers, with_columns
 
+# Numbers of a dense dW: the largest layers of Flux 1 have as many. Larger ones must have a LoRA of some rank.
+_DENSE = 2**26
+_DENSE_TIMES = 1024
+
 Weighted = Sequence[tuple[int, float, LoraLayer]]  # (number of the LoRA, weight, layer)
 
 
@@ -109,6 +113,16 @@ class Dare:
         return dare(deltas, weights, self.drop, torch.Generator().manual_seed(int.from_bytes(digest, "big")))
 
 
+def _check_dense(method: Ties | Dare, key: str, shape: Sequence[int], numbers: int) -> None:
+    """DCOError for a dense dW beyond the layers of image models, unless the LoRAs have a part of its size too."""
+    dense = math.prod(shape)
+    if dense > max(_DENSE, _DENSE_TIMES * numbers):
+        raise DCOError(
+            f"{key} is {list(shape)}: {method.name} needs its whole dW, {dense / 2**28:.1f} GiB for each LoRA, which "
+            "no image model's layer of this rank takes: merge with method exact."
+        )
+
+
 Method = Exact | NPLora | ZipLora | Ties | Dare
 
 
@@ -140,6 +154,7 @@ def merge_with(
 
     def approximate(key: str, layers: Weighted) -> LoraLayer:
         shape = max((layer.shape for *_, layer in layers), key=len)
+        _check_dense(method, key, shape, sum(layer.up.numel() + layer.down.numel() for *_, layer in layers))
         deltas = [layer.delta().reshape(shape) for *_, layer in layers]
         ranks = sum(layer.rank for *_, layer in layers)
         delta = method.delta(key, deltas, [weight for _, weight, _ in layers])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from ...dco_core.adapters import AdapterConfig
 from ...dco_core.content import network_fingerprint
 from ...dco_core.denoiser import NetworkDenoiser
 from ...dco_core.errors import DCOError
-from ...dco_core.lora import LoraLayer, LoraWeights
+from ...dco_core.lora import LoraLayer, LoraWeights, canonical_keys
 from ...dco_core.out_of_place import KeptCopies, out_of_place
 from ...dco_core.schedules import Schedule
 from .frozen_layers import use_frozen_layers
@@ -82,18 +82,23 @@ def kohya_names(model) -> dict[str, str]:
     """{canonical key: kohya base name} for every module of MODEL, as trainers write it for its family.
 
     SD1.5 and SD2 files use diffusers block names (A1111 and Forge read only those); every other family the names
-    of the checkpoint's own modules, which are the canonical ones. Taken from the host's own table, so that it is
-    right for UNets of unusual depth too."""
-    config = model.model.model_config.unet_config
-    modules = {
-        key[: -len(".weight")] for key in model.model.diffusion_model.state_dict() if key.endswith(".weight")
+    of the checkpoint's own modules, which are the canonical ones. So do SD files of a UNet with another number of
+    blocks per level, whose diffusers names would be read onto other blocks."""
+    own = {
+        canonical(key[: -len(".weight")]): tensor.dim()
+        for key, tensor in model.model.diffusion_model.state_dict().items()
+        if key.endswith(".weight")
     }
-    names = {canonical(module): canonical(module) for module in modules}
-    if family(model) in ("sd_v1", "sd_v2"):
-        for diffusers, module in comfy.utils.unet_to_diffusers(config).items():
-            if diffusers.endswith(".weight"):
-                names[canonical(module[: -len(".weight")])] = canonical(diffusers[: -len(".weight")])
-    return names
+    names = {key: key for key in own}
+    if family(model) not in ("sd_v1", "sd_v2"):
+        return names
+    for diffusers, module in comfy.utils.unet_to_diffusers(model.model.model_config.unet_config).items():
+        key = canonical(module.removesuffix(".weight"))
+        if diffusers.endswith(".weight") and key in own:
+            names[key] = canonical(diffusers.removesuffix(".weight"))
+    layers = {key: name for key, name in names.items() if own[key] > 1}
+    read = canonical_keys(layers.values())
+    return names if all(read[name] == key for key, name in layers.items()) else {key: key for key in own}
 
 
 def canonical(module: str) -> str:
@@ -260,6 +265,15 @@ def native_latent(model, latent: Tensor, std: Tensor | None = None) -> tuple[Ten
     )
 
 
+def _spelled_names(model, paths: Mapping[str, str]) -> dict[str, str]:
+    """Modules that a file names as diffusers does, by the host's own table: their numbers of blocks are MODEL's."""
+    table = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    names = {canonical(k.removesuffix(".weight")): to for k, to in table.items() if k.endswith(".weight")}
+    spelled = {key: "lora_unet_" + path.removeprefix("lora_unet_").removeprefix("unet.").replace(".", "_")
+               for key, path in paths.items()}  # fmt: skip
+    return {key: names[name].removesuffix(".weight") for key, name in spelled.items() if name in names}
+
+
 def started_layers(model, weights: LoraWeights) -> dict[str, LoraLayer]:
     """The layers of a LoRA to go on from, by the dotted names of MODEL's modules. DCOError where it was trained
     for another model or changes the text encoder too."""
@@ -270,6 +284,7 @@ def started_layers(model, weights: LoraWeights) -> dict[str, LoraLayer]:
             "trained here and would be lost: start from a LoRA of the diffusion model alone."
         )
     names = {canonical(name): name for name, _ in model.model.diffusion_model.named_modules()}
+    names |= _spelled_names(model, weights.paths)
     unknown = [key for key in weights.layers if key not in names]
     if unknown:
         raise DCOError(
