@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.hostile_files import MUTATIONS, SOUND, file_number
-from dco_core.command_line import main as command
+from dco_core.cli.commands import main as command
 from dco_core.lora import canonical_keys, read_lora
 from dco_core.lora.keys import split_key
 

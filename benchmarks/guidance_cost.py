@@ -70,7 +70,7 @@ class Bench:
         """w_rg: None for plain CFG."""
         import comfy.samplers
 
-        inputs = host.pack("nodes.guidance_inputs")
+        inputs = host.pack("nodes.guidance.inputs")
         model = self.model
         if w_rg is not None:
             patches = inputs.resolved(model, self.lora, 1.0)

@@ -32,7 +32,7 @@ def start() -> Path:
 
 
 def pack(module: str) -> types.ModuleType:
-    """A module of the pack as it is inside the host, such as "nodes.host.training"."""
+    """A module of the pack as it is inside the host, such as "nodes.host.training.network"."""
     if "nodes" in module and f"{_PACK}.nodes" not in sys.modules:  # the nodes themselves are not wanted
         package = types.ModuleType(f"{_PACK}.nodes")
         package.__path__ = [str(ROOT / "nodes")]

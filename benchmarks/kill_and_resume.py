@@ -32,10 +32,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from dco_core.checkpoints import KEPT
-from dco_core.command_line import main as command_line
-from dco_core.folder_training import checkpoint_folder
+from dco_core.cli.commands import main as command_line
+from dco_core.pipeline.run import checkpoint_folder
 from dco_core.toy_world.references import write_toy_references
+from dco_core.training.checkpoints import KEPT
 
 ROOT = Path(__file__).resolve().parent.parent
 _CHECKPOINT = re.compile(r"[0-9a-f]{16}-(\d{8})\.safetensors")

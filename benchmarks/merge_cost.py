@@ -94,7 +94,7 @@ def copy(a: Path, b: Path, out: Path, size: int) -> None:
 
 def ours(*options: str) -> Callable[[Path, Path, Path], None]:
     def run(a: Path, b: Path, out: Path) -> None:
-        from dco_core.command_line import main
+        from dco_core.cli.commands import main
 
         assert not main(["merge", f"{a}={WEIGHTS[0]}", f"{b}={WEIGHTS[1]}", "--output", str(out), *options])
 
@@ -229,7 +229,7 @@ def child(name: str, number: int, a: Path, b: Path, out: Path) -> None:
     run, takes_number, _ = CONTENDERS.get(name, (copy, True, False))
     import peft  # noqa: F401
 
-    import dco_core.command_line  # noqa: F401
+    import dco_core.cli.commands  # noqa: F401
 
     before = peak_memory()
     started, busy = time.perf_counter(), time.process_time()

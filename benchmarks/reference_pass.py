@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dco_core.adapters import AdapterConfig, lora_layers
-from dco_core.denoiser import NetworkDenoiser
+from dco_core.network.denoiser import NetworkDenoiser
+from dco_core.network.lora_layers import AdapterConfig, lora_layers
 
 from . import networks
 from .host import declare_torchvision_schemas

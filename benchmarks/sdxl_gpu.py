@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dco_core.adapters import ADAPTER, AdapterConfig, adapter_off, lora_layers
-from dco_core.config import TrainingConfig
-from dco_core.denoiser import NetworkDenoiser
-from dco_core.examples import Example
 from dco_core.guidance import reward_guidance
+from dco_core.network.denoiser import NetworkDenoiser
+from dco_core.network.lora_layers import ADAPTER, AdapterConfig, adapter_off, lora_layers
 from dco_core.schedules import Schedule
-from dco_core.trainer import Training
+from dco_core.training.config import TrainingConfig
+from dco_core.training.examples import Example
+from dco_core.training.trainer import Training
 
 from . import networks
 from .host import declare_torchvision_schemas

@@ -63,9 +63,9 @@ def _host_data(setting: Setting) -> tuple[Tensor, list]:
 
 def ours(setting: Setting, tick: Tick, objective: str, window: int) -> None:
     """Our Training, as the DCO LoRA Trainer node runs it inside the host."""
-    training, adapters = host.pack("nodes.host.training"), host.pack("dco_core.adapters")
-    trainer, examples = host.pack("dco_core.trainer"), host.pack("dco_core.examples")
-    config = host.pack("dco_core.config").TrainingConfig(
+    training, adapters = host.pack("nodes.host.training.network"), host.pack("dco_core.network.lora_layers")
+    trainer, examples = host.pack("dco_core.training.trainer"), host.pack("dco_core.training.examples")
+    config = host.pack("dco_core.training.config").TrainingConfig(
         steps=TOO_MANY, objective=objective, look_ahead=window
     )
     model = _host_model(setting)

@@ -4,17 +4,17 @@ The names below are the method; `dco_core.lora` holds LoRA files and their sums,
 model. peft is imported only when a LoRA is put into a network.
 """
 
-from .adapters import AdapterConfig
-from .captions import base_caption
-from .config import TrainingConfig
-from .denoiser import Denoiser, NetworkDenoiser
+from .captions.markers import base_caption
 from .errors import DCOError
-from .examples import Draw, Example, random_draws
 from .guidance import reward_guidance
 from .losses import dco_loss, dco_margin, diffusion_loss, mean_squared_error
-from .reports import StepReport
+from .network.denoiser import Denoiser, NetworkDenoiser
+from .network.lora_layers import AdapterConfig
 from .schedules import Schedule
-from .trainer import Training, evaluate, train
+from .training.config import TrainingConfig
+from .training.examples import Draw, Example, random_draws
+from .training.step_report import StepReport
+from .training.trainer import Training, evaluate, train
 
 __all__ = [
     "AdapterConfig",

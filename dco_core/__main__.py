@@ -3,7 +3,7 @@
 import io
 import sys
 
-from .command_line import main
+from .cli.commands import main
 
 if __name__ == "__main__":
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may not fit the terminal's encoding

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import (
-    captions,
-    dataset,
-    evidence,
-    guidance,
-    lora_files,
-    merge,
-    prompts,
-    scores,
-    sweep,
-    toy_world,
-    trainer,
-)
+from .evaluation import plots, scores
+from .guidance import prompts, reward_guidance, sweep
+from .merging import lora_files, merge
+from .training import captions, dataset, toy_world, trainer
 
 NODES = [
     node
     for module in (
         trainer,
-        guidance,
+        reward_guidance,
         sweep,
         merge,
         prompts,
@@ -31,7 +22,7 @@ NODES = [
         lora_files,
         toy_world,
         scores,
-        evidence,
+        plots,
     )  # fmt: skip
     for node in module.NODES
 ]

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from dco_core.denoiser import NetworkDenoiser
-from dco_core.examples import Example
+from dco_core.network.denoiser import NetworkDenoiser
+from dco_core.training.examples import Example
 
 
 class Attention(nn.Module):

@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from dco_core.adapters import AdapterConfig
-from dco_core.checkpoints import Checkpoints
-from dco_core.config import TrainingConfig
+from dco_core.network.lora_layers import AdapterConfig
 from dco_core.schedules import Schedule
-from dco_core.tokens import LearnedTokens
-from dco_core.trainer import Training
+from dco_core.training.checkpoints import Checkpoints
+from dco_core.training.config import TrainingConfig
+from dco_core.training.learned_tokens import LearnedTokens
+from dco_core.training.trainer import Training
 from tests.small_network import Denoiser, small_base, small_examples
 
 STEPS = 9

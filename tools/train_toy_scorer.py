@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from dco_core.prompts import evaluation_prompts, fill
+from dco_core.evidence.prompts import evaluation_prompts, fill
 from dco_core.toy_world.model import encode, load_text_encoder, load_unet, sample
 from dco_core.toy_world.renderer import render
 from dco_core.toy_world.scorer import (

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..contact_sheet import contact_sheet
+from ..drawing.contact_sheet import contact_sheet
+from ..drawing.pareto_plot import Curve, pareto_plot
 from .analysis import averages
 from .jobs import PICTURES, Bench, Job
-from .pareto_plot import Curve, pareto_plot
 from .setting import Setting
 from .study import BASE, METHODS, PLAIN, Study
 from .tables import Row

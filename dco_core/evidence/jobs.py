@@ -17,16 +17,16 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoints import Checkpoints
-from ..content import content_key
-from ..denoiser import NetworkDenoiser
 from ..errors import DCOError
-from ..folder_examples import FolderPictures
-from ..folder_training import FolderTraining, checkpoint_folder
-from ..generation import GenerationConfig
-from ..image_model import ImageModel
+from ..files.fingerprints import content_key
 from ..lora import merge, read_lora, write_lora
 from ..metrics import noise_distance
+from ..models.image_model import ImageModel
+from ..network.denoiser import NetworkDenoiser
+from ..pipeline.examples import FolderPictures
+from ..pipeline.generation import GenerationConfig
+from ..pipeline.run import FolderTraining, checkpoint_folder
+from ..training.checkpoints import Checkpoints
 from .pictures import draw, with_lora
 from .setting import Setting
 from .study import BASE, MERGES, PLAIN, Study

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..contact_sheet import contact_sheet
+from ..drawing.contact_sheet import contact_sheet
 from ..errors import DCOError
 from .score_table import split_label
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters import AdapterConfig
-from ..buckets import Fitted
-from ..denoiser import NetworkDenoiser
+from ..data.buckets import Fitted
 from ..errors import DCOError
-from ..image_model import ImageModel
 from ..lora import LoraLayer
-from ..preview import sample
+from ..models.image_model import ImageModel
+from ..network.denoiser import NetworkDenoiser
+from ..network.lora_layers import AdapterConfig
+from ..training.previews import sample
 from .study import PLAIN
 
 

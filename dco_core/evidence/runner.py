@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import DCOError
-from ..image_models import usable_device
+from ..models.loading import usable_device
 from .jobs import Bench, Job, jobs_of
 from .setting import setting_for
 from .study import Study

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..drawing.pareto_plot import Curve
 from ..errors import DCOError
-from .pareto_plot import Curve
 from .tables import Row, markdown
 
 LIKENESS, STYLE_LIKENESS, ALIGNMENT = "likeness", "style_likeness", "alignment"

@@ -13,19 +13,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..captions import markers
-from ..content import content_key, files_fingerprint
-from ..dataset import load_folder
+from ..captions.markers import markers
+from ..data.folders import load_folder
 from ..errors import DCOError
-from ..image_model import ImageModel
-from ..image_models import load_model
-from ..lora.atomic import whole_folder
+from ..files.atomic import whole_folder
+from ..files.fingerprints import content_key, files_fingerprint
 from ..metrics import ImageEncoder, SiglipScorer, image_similarity, load_image_encoder, load_siglip
-from ..prompts import evaluation_prompts, fill
+from ..models.image_model import ImageModel
+from ..models.loading import load_model
 from ..toy_world import scorer
 from ..toy_world.model import WEIGHTS
 from ..toy_world.references import to_cells, toy_references, write_toy_references
 from ..toy_world.renderer import render
+from .prompts import evaluation_prompts, fill
 from .study import Study
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..adapters import AdapterConfig
-from ..config import TrainingConfig
 from ..errors import DCOError
+from ..network.lora_layers import AdapterConfig
+from ..training.config import TrainingConfig
 
 BUILT_IN = Path(__file__).with_name("studies")
 BASE = "base model"  # without any LoRA

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config import TrainingConfig
-from ..folder_examples import FolderExamples, FolderPictures
-from ..image_model import ImageModel
 from ..lora import LoraWeights
 from ..merging import ZipLora, ZipSettings, merge_with, optimise
+from ..models.image_model import ImageModel
+from ..pipeline.examples import FolderExamples, FolderPictures
+from ..training.config import TrainingConfig
 
 
 def zip_merge(

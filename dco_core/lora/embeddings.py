@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from ..errors import DCOError, parsed_json
-from .atomic import save_tensors
+from ..files.atomic import save_tensors
 
 BUNDLE = "bundle_emb."  # bundle_emb.<name>.<encoder>, which A1111, OneTrainer and ComfyUI read
 

@@ -11,11 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import DCOError
-from .atomic import save_tensors, stream_tensors
+from ..files.atomic import save_tensors, stream_tensors
+from ..files.safetensors_file import TensorFile, header_room, read_header
 from .embeddings import from_bundle
 from .peft_header import HEADER, PeftHeader
 from .state_dict import from_tensors, stream_of, to_tensors
-from .tensor_file import TensorFile, header_room, read_header
 from .tensors import LazyLayers, LoraTensors, LoraWeights
 
 # Header entries that describe the bytes of the file they were read from, so they are not written again.

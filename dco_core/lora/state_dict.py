@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..errors import DCOError
+from ..files.safetensors_file import TensorFile
 from .embeddings import BUNDLE, from_bundle
 from .keys import canonical_keys, diffusers_names, kernel_of, kohya_names, split_key
 from .kinds import VECTORS, kind_of, layer_of, part_name, refuse_unsupported, with_kernel
 from .peft_header import PeftHeader
-from .tensor_file import TensorFile
 from .tensors import LazyLayers, LoraLayer, LoraTensors, LoraWeights, in_range, is_finite
 
 _T = TypeVar("_T")

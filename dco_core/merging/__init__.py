@@ -2,7 +2,6 @@
 
 from .blocks import PRESETS, BlockWeights, block_of, blocks_for, kind_of_layer, parse_blocks
 from .compatibility import Compatibility, compare
-from .compatibility_plot import compatibility_plot
 from .file_weights import parse_file_weight
 from .methods import Dare, Exact, Method, NPLora, Ties, ZipLora, merge_with
 from .reduce import Size, reduce
@@ -26,7 +25,6 @@ __all__ = [
     "block_of",
     "blocks_for",
     "compare",
-    "compatibility_plot",
     "kind_of_layer",
     "merge_with",
     "optimise",

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import TrainingConfig
-from ..denoiser import NetworkDenoiser
 from ..errors import DCOError
-from ..examples import Draw, Example, random_draws
 from ..lora import LoraLayer
+from ..network.denoiser import NetworkDenoiser
+from ..training.config import TrainingConfig
+from ..training.examples import Draw, Example, random_draws
 
 Mergers = tuple[Tensor, Tensor]  # m_c and m_s of one layer, [in]
 _CONTENT, _STYLE, _MERGED = "content", "style", "merged"

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ..config import TrainingConfig
-from ..denoiser import Denoiser
 from ..errors import DCOError
-from ..examples import Draw, Example, in_order, predict, random_draws
 from ..losses import mean_squared_error
+from ..network.denoiser import Denoiser
 from ..schedules import even_timesteps
+from ..training.config import TrainingConfig
+from ..training.examples import Draw, Example, in_order, predict, random_draws
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import DCOError
-from ..library_import import without_broken_torchvision
+from ..network.library_import import without_broken_torchvision
 
 BATCH = 8  # images a call
 

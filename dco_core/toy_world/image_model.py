@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..adapters import AdapterConfig
-from ..buckets import Fitted
-from ..content import network_fingerprint
+from ..data.buckets import Fitted
+from ..files.fingerprints import network_fingerprint
+from ..network.lora_layers import AdapterConfig
 from ..suggested_scales import TOY_WORLD
 from .model import ToyDenoiser, encode, load_text_encoder, load_unet
 from .renderer import PIXELS_PER_CELL, SIZE

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..adapters import AdapterConfig, adapter_off
-from ..denoiser import NetworkDenoiser
 from ..guidance import reward_guidance
+from ..network.denoiser import NetworkDenoiser
+from ..network.lora_layers import AdapterConfig, adapter_off
 from ..schedules import Schedule
 from ..suggested_scales import TOY_WORLD
 from .text_encoder import TextEncoder

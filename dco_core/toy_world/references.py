@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import DCOError
-from ..lora.atomic import whole_folder
+from ..files.atomic import whole_folder
 from .renderer import PIXELS_PER_CELL, render
 from .world import EAR_KINDS, Scenes, sample_scenes, style_reference, subject_references
 

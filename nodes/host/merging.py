@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...dco_core.errors import DCOError
-from ...dco_core.examples import Example
 from ...dco_core.lora import LoraLayer, LoraWeights
 from ...dco_core.merging import ZipResult, ZipSettings, optimise
+from ...dco_core.training.examples import Example
 from .progress import progress_bar, raise_if_interrupted
-from .training import HostDenoiser, canonical, native_latent, training_session
+from .training.network import HostDenoiser, canonical, native_latent, training_session
 
 
 def zip_mergers(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.samplers
 from torch import Tensor
 
-from nodes import VAEDecode, common_ksampler  # the host's module of this name
+from nodes import VAEDecode, common_ksampler
 
 from ...dco_core.errors import DCOError
 

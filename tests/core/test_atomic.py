@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dco_core.checkpoints import Checkpoints
-from dco_core.lora.atomic import remove_abandoned, save_tensors
+from dco_core.files.atomic import remove_abandoned, save_tensors
+from dco_core.training.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="locks that a kill lets go of")
 
@@ -69,7 +69,7 @@ def test_a_writer_clears_up_after_a_killed_one_of_the_same_file_alone(tmp_path, 
 
 
 def test_where_there_are_no_locks_an_hour_tells(tmp_path, monkeypatch):
-    monkeypatch.setattr("dco_core.lora.atomic.fcntl", None)
+    monkeypatch.setattr("dco_core.files.atomic.fcntl", None)
     young, old = (tmp_path / f".{name}.safetensors.01234567.tmp" for name in ("young", "old"))
     for path, age in ((young, 60), (old, 7200)):
         path.write_bytes(b"")

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dco_core.buckets import MIN_SIDE, bucket_size, bucket_step, fit
+from dco_core.data.buckets import MIN_SIDE, bucket_size, bucket_step, fit
 from dco_core.errors import DCOError
 
 

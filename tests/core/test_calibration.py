@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from dco_core.adapters import AdapterConfig
-from dco_core.calibration import beta_T_for, resolved
-from dco_core.config import TrainingConfig
 from dco_core.errors import DCOError
-from dco_core.examples import Example, random_draws
-from dco_core.objectives import batch_errors
+from dco_core.network.lora_layers import AdapterConfig
 from dco_core.toy_world import model as toy
 from dco_core.toy_world.renderer import render
 from dco_core.toy_world.world import subject_references
-from dco_core.trainer import train
+from dco_core.training.calibration import beta_T_for, resolved
+from dco_core.training.config import TrainingConfig
+from dco_core.training.examples import Example, random_draws
+from dco_core.training.objectives import batch_errors
+from dco_core.training.trainer import train
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dco_core.caption_check import CaptionNote, check_captions, report
+from dco_core.captions.check import CaptionNote, check_captions, report
 from dco_core.errors import DCOError
 
 DOGS = [

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dco_core.caption_check import check_captions
-from dco_core.caption_draft import (
+from dco_core.captions.check import check_captions
+from dco_core.captions.draft import (
     KINDS,
     article,
     clean_answer,

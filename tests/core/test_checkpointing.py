@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dco_core.adapters import AdapterConfig, adapter_off, add_adapter, dropout_on
-from dco_core.checkpointing import checkpoint_blocks
 from dco_core.errors import DCOError
-from dco_core.out_of_place import KeptCopies, out_of_place, watched
+from dco_core.network.gradient_checkpointing import checkpoint_blocks
+from dco_core.network.lora_layers import AdapterConfig, adapter_off, add_adapter, dropout_on
+from dco_core.network.out_of_place import KeptCopies, out_of_place, watched
 from dco_core.toy_world.unet import UNet
 
 
@@ -500,7 +500,7 @@ def test_blocks_that_change_their_arguments_are_refused():
 
 def test_a_wrapped_network_of_half_precision_weights_trains_through_frozen_layers():
     """Both savings together: neither activations nor cast weights."""
-    from dco_core.frozen import frozen_linear
+    from dco_core.network.frozen_layers import frozen_linear
 
     class Frozen(nn.Linear):
         def forward(self, x):

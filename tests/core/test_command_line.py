@@ -16,18 +16,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dco_core import command_line, compiling, dataset
-from dco_core.adapters import LAYERS
-from dco_core.command_line import main
-from dco_core.config import AUTOMATIC_BETA, KEPT, OBJECTIVE_NAMES
+from dco_core.cli import commands
+from dco_core.cli.commands import main
+from dco_core.data import folders
 from dco_core.errors import DCOError
 from dco_core.evidence.pictures import draw, with_lora
-from dco_core.image_models import PRECISIONS
 from dco_core.lora import read_lora
 from dco_core.losses import REDUCTIONS, WEIGHTINGS
-from dco_core.optimizers import OPTIMIZERS, SCHEDULES
+from dco_core.models.loading import PRECISIONS
+from dco_core.network import compiling
+from dco_core.network.lora_layers import LAYERS
 from dco_core.toy_world.image_model import ToyWorldModel
 from dco_core.toy_world.references import write_toy_references
+from dco_core.training.config import AUTOMATIC_BETA, KEPT, OBJECTIVE_NAMES
+from dco_core.training.optimizers import OPTIMIZERS, SCHEDULES
 from devtools.environment import ROOT
 
 STEPS = 60  # enough that a signal within 0.1 s of the first checkpoint comes in the middle
@@ -271,7 +273,7 @@ def no_model(*_):
     ],
 )
 def test_what_needs_no_model_is_refused_before_one_is_loaded(data, tmp_path, capsys, monkeypatch, options, words):
-    monkeypatch.setattr(command_line, "load_model", no_model)
+    monkeypatch.setattr(commands, "load_model", no_model)
     monkeypatch.setitem(sys.modules, "prodigyopt", None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert main(command(**{"data": data, "output": tmp_path / "toy.safetensors", **options})[3:]) == 1
@@ -284,7 +286,7 @@ def test_a_file_of_others_is_not_replaced_without_being_asked(whole, data, tmp_p
     save_file({"x": torch.zeros(1)}, output)
     before = digest(output)
     with monkeypatch.context() as patch:
-        patch.setattr(command_line, "load_model", no_model)
+        patch.setattr(commands, "load_model", no_model)
         assert main(arguments) == 1
     said = capsys.readouterr().err
     assert f"{output} was not written by this command and would be lost" in said and "--overwrite" in said
@@ -336,7 +338,7 @@ def test_markers_are_said_to_be_read_as_words(data, tmp_path, capsys):
 
 
 def test_large_pictures_are_said_to_be_made_smaller(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(dataset, "MAX_PIXELS", 200 * 200)
+    monkeypatch.setattr(folders, "MAX_PIXELS", 200 * 200)
     assert main(command(data, tmp_path / "toy.safetensors", steps=1)[3:]) == 0
     assert "0.png has 256 x 256 px and was read at 200 x 200 px." in capsys.readouterr().out
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from dco_core.drawing.compatibility_plot import compatibility_plot
 from dco_core.lora import LoraLayer, LoraWeights
-from dco_core.merging import compare, compatibility_plot
+from dco_core.merging import compare
 
 DOWN = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
 UP = "lora_unet_output_blocks_1_1_transformer_blocks_0_attn2_to_k"

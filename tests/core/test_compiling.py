@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from dco_core.adapters import AdapterConfig
-from dco_core.compiling import compile_blocks
-from dco_core.config import TrainingConfig
 from dco_core.errors import DCOError
+from dco_core.network.compiling import compile_blocks
+from dco_core.network.lora_layers import AdapterConfig
 from dco_core.schedules import Schedule
-from dco_core.trainer import Training
+from dco_core.training.config import TrainingConfig
+from dco_core.training.trainer import Training
 from tests.small_network import Denoiser, small_base, small_examples
 
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dco_core import content
-from dco_core.content import content_key, files_fingerprint, network_fingerprint
+from dco_core.files import fingerprints
+from dco_core.files.fingerprints import content_key, files_fingerprint, network_fingerprint
 
 # 3 x 7 x 11 is odd; 40 x 64 is a multiple of all strides; 640 x 320 is a layer's size; 1025 words leave a rest
 SHAPES = {"odd": (3, 7, 11), "even": (40, 64), "layer": (640, 320), "rest": (2050,), "bias": (5,), "one": ()}
@@ -152,9 +152,9 @@ def test_an_edit_of_equal_size_shows_anywhere_in_a_file_of_moderate_size(tmp_pat
 @pytest.fixture
 def large(tmp_path, monkeypatch):
     """A file that counts as large, of tensors of all sizes."""
-    monkeypatch.setattr(content, "WHOLE", 2**18)
-    monkeypatch.setattr(content, "_EVERY", 2**16)
-    monkeypatch.setattr(content, "_PIECE", 2**8)
+    monkeypatch.setattr(fingerprints, "WHOLE", 2**18)
+    monkeypatch.setattr(fingerprints, "_EVERY", 2**16)
+    monkeypatch.setattr(fingerprints, "_PIECE", 2**8)
     path = tmp_path / "large.safetensors"
     shapes = {
         "long": (300, 501),

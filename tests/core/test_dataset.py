@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from dco_core import dataset
-from dco_core.dataset import MAX_PICTURES, load_folder, made_smaller, read_caption, read_picture
+from dco_core.data import folders
+from dco_core.data.folders import MAX_PICTURES, load_folder, made_smaller, read_caption, read_picture
 from dco_core.errors import DCOError
 
 
@@ -68,7 +68,7 @@ def test_a_folder_that_repeats_endlessly_is_refused_by_name(tmp_path, name):
     _save(tmp_path / "1000_dog" / "a.png")
     assert load_folder(tmp_path)[0].repeats == 1000
     with pytest.raises(DCOError, match=f"folder {name} repeats"):
-        dataset._repeats(name)
+        folders._repeats(name)
 
 
 def test_only_one_level_of_subfolders_is_read(tmp_path):
@@ -171,7 +171,7 @@ def test_missing_captions_are_listed_where_they_are_required(tmp_path, monkeypat
     (tmp_path / "0.txt").write_text("a dog")
     (tmp_path / "1.txt").write_text(" \n")
     assert len(load_folder(tmp_path)) == 8
-    monkeypatch.setattr(dataset, "read_picture", lambda path: pytest.fail("a picture was read"))
+    monkeypatch.setattr(folders, "read_picture", lambda path: pytest.fail("a picture was read"))
     with pytest.raises(DCOError) as caught:
         load_folder(tmp_path, require_captions=True)
     assert "7 of 8" in str(caught.value)
@@ -275,7 +275,7 @@ def test_16_bit_grey_turns_upright_too(tmp_path):
 def test_every_16_bit_mode_is_scaled_alike(mode):
     data = np.array([[0, 65535]], {"I": "<i4", "I;16B": ">u2"}.get(mode, "<u2"))
     picture = Image.frombytes(mode, (2, 1), data.tobytes())
-    image, _ = dataset._to_tensors(picture)
+    image, _ = folders._to_tensors(picture)
     assert image[0].tolist() == [[0, 0, 0], [1, 1, 1]]
 
 
@@ -338,7 +338,7 @@ def test_a_huge_folder_is_refused_before_a_picture_is_read(tmp_path, monkeypatch
     for number in range(10_000):
         (tmp_path / f"{number}.png").touch()
         (tmp_path / "3_more" / f"{number}.png").touch()
-    monkeypatch.setattr(dataset, "read_picture", lambda path: pytest.fail("a picture was read"))
+    monkeypatch.setattr(folders, "read_picture", lambda path: pytest.fail("a picture was read"))
     start = time.perf_counter()
     with pytest.raises(DCOError, match=r"1 to 20 pictures; .*20000.*1000") as caught:
         load_folder(tmp_path)
@@ -347,7 +347,7 @@ def test_a_huge_folder_is_refused_before_a_picture_is_read(tmp_path, monkeypatch
 
 
 def test_the_largest_allowed_folder_is_read_and_one_more_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "read_picture", lambda path: (torch.zeros(1, 1, 3), None, None))
+    monkeypatch.setattr(folders, "read_picture", lambda path: (torch.zeros(1, 1, 3), None, None))
     for number in range(MAX_PICTURES):
         (tmp_path / f"{number}.png").touch()
     assert len(load_folder(tmp_path)) == MAX_PICTURES
@@ -422,7 +422,7 @@ def _scene(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_large_picture_is_made_smaller_as_it_is_read_upright_and_said(tmp_path, monkeypatch, name, orientation):
-    monkeypatch.setattr(dataset, "MAX_PIXELS", 120 * 90)
+    monkeypatch.setattr(folders, "MAX_PIXELS", 120 * 90)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     shown = _scene(480, 320)
@@ -440,7 +440,7 @@ def test_a_large_picture_is_made_smaller_as_it_is_read_upright_and_said(tmp_path
 
 @pytest.mark.parametrize("kind", ["half transparent", "palette", "grey16"])
 def test_a_large_picture_keeps_its_kind(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(dataset, "MAX_PIXELS", 5000)
+    monkeypatch.setattr(folders, "MAX_PIXELS", 5000)
     if kind == "half transparent":
         Image.new("RGBA", (200, 100), (0, 0, 255, 128)).save(tmp_path / "a.png")
         colour, alpha = (127 / 255, 127 / 255, 1), 128 / 255
@@ -459,7 +459,7 @@ def test_a_large_picture_keeps_its_kind(tmp_path, monkeypatch, kind):
 
 
 def test_a_picture_of_the_largest_size_is_read_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "MAX_PIXELS", 48 * 32)
+    monkeypatch.setattr(folders, "MAX_PIXELS", 48 * 32)
     pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     image, _, full_size = read_picture(tmp_path / "a.png")
@@ -468,7 +468,7 @@ def test_a_picture_of_the_largest_size_is_read_as_it_is(tmp_path, monkeypatch):
 
 
 def test_a_picture_beyond_all_use_is_refused_before_it_is_decoded_with_its_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "MAX_FILE_PIXELS", 4000)
+    monkeypatch.setattr(folders, "MAX_FILE_PIXELS", 4000)
     _save(tmp_path / "a.png", size=(100, 50))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
     with pytest.raises(DCOError, match=r"a\.png is too large \(100 x 50 px; .*smaller"):
@@ -478,5 +478,5 @@ def test_a_picture_beyond_all_use_is_refused_before_it_is_decoded_with_its_size(
 def test_a_picture_of_12000_px_is_read_in_bounded_memory_without_a_warning(tmp_path, recwarn):
     Image.new("RGB", (12000, 8000), (200, 30, 60)).save(tmp_path / "a.png", compress_level=1)
     image, _, full_size = read_picture(tmp_path / "a.png")
-    assert image.shape[0] * image.shape[1] <= dataset.MAX_PIXELS and full_size == (12000, 8000)
+    assert image.shape[0] * image.shape[1] <= folders.MAX_PIXELS and full_size == (12000, 8000)
     assert not recwarn.list

@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny_pipelines import sd15, sdxl
 
-from dco_core import command_line
-from dco_core.adapters import AdapterConfig
-from dco_core.buckets import Fitted
-from dco_core.diffusers_model import load
+from dco_core.cli import commands
+from dco_core.data.buckets import Fitted
 from dco_core.errors import DCOError
 from dco_core.lora import read_lora
+from dco_core.models.diffusers_model import load
+from dco_core.network.lora_layers import AdapterConfig
 from dco_core.toy_world.references import write_toy_references
 
 KINDS = {"sd15": sd15, "sdxl": sdxl}
@@ -103,7 +103,7 @@ def test_the_loaded_unet_is_shared_and_not_changed(written):
 
 
 def train(folder, data, output, *more):
-    return command_line.main([
+    return commands.main([
         "train", "--model", f"diffusers:{folder}", "--data", str(data), "--output", str(output), "--steps", "4",
         "--rank", "2", "--learning-rate", "1e-2", "--checkpoint-every", "1", "--seed", "3", *more,
     ])  # fmt: skip
@@ -119,7 +119,7 @@ def test_trained_stopped_and_resumed_the_file_is_the_same_and_works_in_diffusers
     folder, pipeline = written
     whole, split = tmp_path / "whole" / "lora.safetensors", tmp_path / "split" / "lora.safetensors"
     assert train(folder, data, whole) == 0
-    monkeypatch.setattr(command_line._Progress, "__call__", lambda self, report: stop(report))
+    monkeypatch.setattr(commands._Progress, "__call__", lambda self, report: stop(report))
 
     def stop(report):
         if report.step == 2:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dco_core.captions import markers
+from dco_core.captions.markers import markers
 from dco_core.errors import DCOError
-from dco_core.prompts import CATEGORIES, KINDS, evaluation_prompts, fill
+from dco_core.evidence.prompts import CATEGORIES, KINDS, evaluation_prompts, fill
 from dco_core.toy_world.scorer import named
 from dco_core.toy_world.tokenizer import UNKNOWN, tokenize
 from dco_core.toy_world.world import FACTORS

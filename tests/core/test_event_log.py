@@ -5,13 +5,13 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dco_core.adapters import AdapterConfig
-from dco_core.checkpoints import Checkpoints
-from dco_core.config import TrainingConfig
 from dco_core.errors import DCOError
-from dco_core.event_log import EventLog
+from dco_core.network.lora_layers import AdapterConfig
 from dco_core.schedules import Schedule
-from dco_core.trainer import Training
+from dco_core.training.checkpoints import Checkpoints
+from dco_core.training.config import TrainingConfig
+from dco_core.training.tensorboard import EventLog
+from dco_core.training.trainer import Training
 from tests.small_network import Denoiser, small_base, small_examples
 
 

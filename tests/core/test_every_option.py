@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dco_core.adapters import AdapterConfig
-from dco_core.config import TrainingConfig
+from dco_core.network.lora_layers import AdapterConfig
+from dco_core.training.config import TrainingConfig
 
 TESTS = Path(__file__).parents[1]
 

@@ -13,7 +13,7 @@ from PIL import Image
 from small_vision import write_dinov2, write_siglip
 from tiny_pipelines import sd15, sdxl
 
-from dco_core.dataset import load_folder
+from dco_core.data.folders import load_folder
 from dco_core.errors import DCOError
 from dco_core.evidence.jobs import Bench, Job, jobs_of
 from dco_core.evidence.runner import run

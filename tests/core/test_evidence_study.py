@@ -10,8 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dco_core.adapters import AdapterConfig
-from dco_core.command_line import main
+from dco_core.cli.commands import main
 from dco_core.errors import DCOError
 from dco_core.evidence import jobs as jobs_module
 from dco_core.evidence import setting as setting_module
@@ -22,6 +21,7 @@ from dco_core.evidence.setting import setting_for
 from dco_core.evidence.study import METHODS, PLAIN, load_study, study_from
 from dco_core.evidence.tables import read_table
 from dco_core.lora import LoraLayer
+from dco_core.network.lora_layers import AdapterConfig
 from dco_core.toy_world.image_model import ToyWorldModel
 
 SMALL = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dco_core.frozen import frozen_conv2d, frozen_linear
+from dco_core.network.frozen_layers import frozen_conv2d, frozen_linear
 
 STORED = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 GEOMETRIES = [

@@ -10,20 +10,20 @@ import torch
 from PIL import Image
 from tiny_pipelines import sd15, sdxl
 
-from dco_core import folder_examples
-from dco_core.adapters import AdapterConfig
-from dco_core.command_line import main
-from dco_core.config import TrainingConfig
-from dco_core.diffusers_model import load
+from dco_core.cli.commands import main
 from dco_core.errors import DCOError
-from dco_core.folder_examples import FolderExamples, FolderPictures
-from dco_core.folder_training import GENERATED, checkpoint_folder
-from dco_core.generation import GenerationConfig, generate
 from dco_core.lora import read_lora
+from dco_core.models.diffusers_model import load
+from dco_core.network.lora_layers import AdapterConfig
+from dco_core.pipeline import examples as folder_examples
+from dco_core.pipeline.examples import FolderExamples, FolderPictures
+from dco_core.pipeline.generation import GenerationConfig, generate
+from dco_core.pipeline.run import GENERATED, checkpoint_folder
 from dco_core.toy_world.image_model import ToyWorldModel
 from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder, load_unet
 from dco_core.toy_world.model import sample as toy_sample
 from dco_core.toy_world.references import write_toy_references
+from dco_core.training.config import TrainingConfig
 
 FEW = GenerationConfig(class_images=6, rejected_images=2, generation_steps=4)
 

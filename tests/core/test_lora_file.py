@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import dco_core.lora.atomic as atomic_module
+import dco_core.files.atomic as atomic_module
 from dco_core.errors import DCOError
 from dco_core.lora import (
     LoraLayer,

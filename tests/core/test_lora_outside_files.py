@@ -13,7 +13,7 @@ from test_lora_readers import layers_for, modules_of, tiny_sdxl_unet
 from test_merge_writers import by_key, randomised
 
 from benchmarks.hostile_files import joined, split
-from dco_core.command_line import main
+from dco_core.cli.commands import main
 from dco_core.errors import DCOError
 from dco_core.lora import (
     LoraLayer,
@@ -127,7 +127,7 @@ def test_a_small_file_takes_no_gigabytes(tmp_path, parts):
     limit = 6 << 30  # of addresses, which torch alone takes some of
     peak = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
     code = (
-        f"import resource, sys; from dco_core.command_line import main; before = {peak}; status = main(sys.argv[1:]); "
+        f"import resource, sys; from dco_core.cli.commands import main; before = {peak}; status = main(sys.argv[1:]); "
         f"print(status, {peak} - before)"
     )
     for command in commands(
@@ -186,7 +186,7 @@ def test_names_of_a_unet_with_one_block_per_level_stay_as_they_are():
 
 @pytest.mark.parametrize("layers_per_block", [1, 3])
 def test_diffusers_loads_every_layer_of_a_unet_without_two_layers_per_block(tmp_path, layers_per_block):
-    from dco_core.diffusers_model import DiffusersModel
+    from dco_core.models.diffusers_model import DiffusersModel
 
     unet = diffusers.UNet2DConditionModel(
         block_out_channels=(8, 8, 8), layers_per_block=layers_per_block, cross_attention_dim=8, attention_head_dim=4,

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from dco_core.adapters import AdapterConfig
-from dco_core.config import TrainingConfig
 from dco_core.errors import DCOError
-from dco_core.examples import Example, random_draws
-from dco_core.memory import PeakMemory, estimate, megabytes
-from dco_core.objectives import batch_errors
+from dco_core.network.lora_layers import AdapterConfig
 from dco_core.toy_world.model import ToyDenoiser
-from dco_core.trainer import Training
+from dco_core.training.config import TrainingConfig
+from dco_core.training.examples import Example, random_draws
+from dco_core.training.memory import PeakMemory, estimate, megabytes
+from dco_core.training.objectives import batch_errors
+from dco_core.training.trainer import Training
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dco_core.command_line import main
+from dco_core.cli.commands import main
 from dco_core.errors import DCOError, printable
 from dco_core.lora import LoraLayer, LoraWeights, fingerprint, from_tensors, merge, read_lora, write_lora
 from dco_core.merging import NPLora, Size, reduce

@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dco_core.denoiser import NetworkDenoiser
 from dco_core.errors import DCOError
-from dco_core.examples import Example
 from dco_core.lora import LoraLayer, LoraWeights
 from dco_core.merging import (
     Dare,
@@ -27,7 +25,9 @@ from dco_core.merging.dense import factorised
 from dco_core.merging.np_lora import np_lora
 from dco_core.merging.ties import ties, trim
 from dco_core.merging.zip_lora import with_columns
+from dco_core.network.denoiser import NetworkDenoiser
 from dco_core.schedules import Schedule
+from dco_core.training.examples import Example
 
 KEY = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
 OTHER = "lora_unet_output_blocks_1_1_transformer_blocks_0_attn1_to_q"

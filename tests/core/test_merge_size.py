@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import dco_core
-from dco_core.command_line import main
+from dco_core.cli.commands import main
 from dco_core.errors import DCOError
 from dco_core.lora import LoraLayer, LoraWeights, bundled, merge, open_lora, read_lora, write_lora
 from dco_core.merging import (
@@ -198,7 +198,7 @@ def test_a_merge_by_command_needs_less_memory_than_its_files(tmp_path, keys, lim
         }
         write_lora(tmp_path / f"{name}.safetensors", LoraWeights(layers))
     code = (
-        "import re, pathlib, torch, dco_core.command_line as c\n"
+        "import re, pathlib, torch, dco_core.cli.commands as c\n"
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', pathlib.Path('/proc/self/status').read_text())[1])\n"
         "before = peak()\n"
         f"assert c.main(['merge', r'{tmp_path}/a.safetensors', r'{tmp_path}/b.safetensors=-1', '--output', "

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_lora_readers import modules_of, tiny_sdxl_unet
 
-from dco_core.command_line import main
+from dco_core.cli.commands import main
 from dco_core.lora import canonical_keys, read_lora
 
 diffusers = pytest.importorskip("diffusers")

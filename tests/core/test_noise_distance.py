@@ -8,10 +8,10 @@ import pytest
 import torch
 from small_network import Denoiser, small_base, small_examples
 
-from dco_core.adapters import AdapterConfig
 from dco_core.errors import DCOError
 from dco_core.lora import LoraLayer, LoraWeights
 from dco_core.metrics import column_cosine, noise_distance
+from dco_core.network.lora_layers import AdapterConfig
 from dco_core.schedules import Schedule, even_timesteps
 
 SCHEDULES = {

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dco_core.drawing.axes import nice_axis
+from dco_core.drawing.pareto_plot import COLOURS, SHAPES, Curve, pareto_plot
+from dco_core.drawing.point_labels import Box, place_labels
 from dco_core.errors import DCOError
-from dco_core.evidence.pareto_plot import COLOURS, SHAPES, Curve, pareto_plot
-from dco_core.evidence.plot_axes import nice_axis
-from dco_core.evidence.point_labels import Box, place_labels
 
 
 def plot(*curves: Curve, title: str = "title") -> np.ndarray:

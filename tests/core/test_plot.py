@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from dco_core.plot import loss_plot, smoothed
-from dco_core.trainer import StepReport
+from dco_core.drawing.training_plot import loss_plot, smoothed
+from dco_core.training.trainer import StepReport
 
 
 def report(step, value):

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from dco_core.adapters import ADAPTER, AdapterConfig, lora_layers
-from dco_core.config import TrainingConfig
 from dco_core.errors import DCOError
-from dco_core.examples import Example
-from dco_core.preview import Preview, PreviewPrompt, Previews, labelled_row, sample, sheet
+from dco_core.network.lora_layers import ADAPTER, AdapterConfig, lora_layers
 from dco_core.schedules import Schedule
-from dco_core.tokens import LearnedTokens
 from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder
 from dco_core.toy_world.model import sample as toy_sample
-from dco_core.trainer import Training
+from dco_core.training.config import TrainingConfig
+from dco_core.training.examples import Example
+from dco_core.training.learned_tokens import LearnedTokens
+from dco_core.training.previews import Preview, PreviewPrompt, Previews, labelled_row, sample, sheet
+from dco_core.training.trainer import Training
 from tests.small_network import Denoiser, small_base, small_examples
 
 SCALES = [(0.0, 7.5), (7.5, 7.5), (3.0, 7.5), (0.0, 1.0), (1.0, 1.0), (0.4, 1.0)]

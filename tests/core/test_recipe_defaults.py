@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from dco_core.adapters import AdapterConfig, add_adapter
-from dco_core.config import TrainingConfig
-from dco_core.examples import Example, random_draws
 from dco_core.losses import WEIGHTINGS, weights_at
-from dco_core.objectives import OBJECTIVES, Batch, batch_errors
-from dco_core.optimizers import make_optimizer
+from dco_core.network.lora_layers import AdapterConfig, add_adapter
 from dco_core.schedules import Schedule
+from dco_core.training.config import TrainingConfig
+from dco_core.training.examples import Example, random_draws
+from dco_core.training.objectives import OBJECTIVES, Batch, batch_errors
+from dco_core.training.optimizers import make_optimizer
 from tests.small_network import Denoiser, small_base, small_examples
 
 

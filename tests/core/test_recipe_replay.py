@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from dco_core.adapters import AdapterConfig
-from dco_core.config import TrainingConfig
-from dco_core.denoiser import NetworkDenoiser
-from dco_core.examples import Example, random_draws
+from dco_core.network.denoiser import NetworkDenoiser
+from dco_core.network.lora_layers import AdapterConfig
 from dco_core.schedules import Schedule
-from dco_core.tokens import LearnedTokens
-from dco_core.trainer import train
+from dco_core.training.config import TrainingConfig
+from dco_core.training.examples import Example, random_draws
+from dco_core.training.learned_tokens import LearnedTokens
+from dco_core.training.trainer import train
 
 RANK, STEPS = 3, 10
 BASE_IDS, TOKEN = (1, 4, 2, 7), 2  # a caption of four words; the third is the subject's

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dco_core.drawing.pareto_plot import Curve
 from dco_core.errors import DCOError
 from dco_core.evidence.labelled_sheet import _row_labels, labelled_sheet
-from dco_core.evidence.pareto_plot import Curve
 from dco_core.evidence.score_table import ScoreTable, split_label
 
 

@@ -4,11 +4,11 @@ import inspect
 
 import pytest
 
-from dco_core.diffusers_model import DiffusersModel
-from dco_core.preview import Previews
+from dco_core.models.diffusers_model import DiffusersModel
 from dco_core.suggested_scales import PAPER, TOY_WORLD, suggested_scales
 from dco_core.toy_world.image_model import ToyWorldModel
 from dco_core.toy_world.model import sample
+from dco_core.training.previews import Previews
 
 FAMILIES = [
     ("sd_v1", "epsilon"), ("sd_v2", "v"), ("sdxl_base_v1-0", "epsilon"), ("sd3", "flow"), ("flux1", "flow"),

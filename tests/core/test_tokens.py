@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dco_core.captions import base_caption, class_prompt, markers, split_at_markers
+from dco_core.captions.markers import base_caption, class_prompt, markers, split_at_markers
 from dco_core.errors import DCOError
 from dco_core.lora import (
     LoraLayer,
@@ -21,7 +21,13 @@ from dco_core.lora import (
     write_embedding,
     write_lora,
 )
-from dco_core.tokens import LearnedTokens, TokenSpec, initial_rows, random_rows, token_specs
+from dco_core.training.learned_tokens import (
+    LearnedTokens,
+    TokenSpec,
+    initial_rows,
+    random_rows,
+    token_specs,
+)
 
 KEY = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dco_core.errors import DCOError
-from dco_core.prompts import evaluation_prompts, fill
+from dco_core.evidence.prompts import evaluation_prompts, fill
 from dco_core.toy_world import scorer
 from dco_core.toy_world.model import encode, load_text_encoder, load_unet, sample
 from dco_core.toy_world.renderer import render

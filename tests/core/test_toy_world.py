@@ -1,7 +1,7 @@
 import torch
 
-from dco_core.adapters import AdapterConfig, add_adapter
-from dco_core.captions import base_caption
+from dco_core.captions.markers import base_caption
+from dco_core.network.lora_layers import AdapterConfig, add_adapter
 from dco_core.toy_world import scorer
 from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder, load_unet, sample
 from dco_core.toy_world.renderer import render
@@ -18,7 +18,7 @@ from dco_core.toy_world.world import (
     subject_references,
     training_captions,
 )
-from dco_core.trainer import Example, TrainingConfig, evaluate, random_draws, train
+from dco_core.training.trainer import Example, TrainingConfig, evaluate, random_draws, train
 
 
 def generator(seed=0):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from dco_core.config import TrainingConfig
-from dco_core.trained_header import TrainedHeader
+from dco_core.pipeline.file_header import TrainedHeader
+from dco_core.training.config import TrainingConfig
 
 
 def entries(

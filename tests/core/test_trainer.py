@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from dco_core.adapters import AdapterConfig, adapter_off, add_adapter, target_modules
-from dco_core.config import TrainingConfig
 from dco_core.errors import DCOError
-from dco_core.examples import Example, random_draws
 from dco_core.lora import LoraLayer
-from dco_core.objectives import batch_errors
+from dco_core.network.lora_layers import AdapterConfig, adapter_off, add_adapter, target_modules
 from dco_core.schedules import Schedule
-from dco_core.tokens import LearnedTokens
-from dco_core.trainer import evaluate, train
+from dco_core.training.config import TrainingConfig
+from dco_core.training.examples import Example, random_draws
+from dco_core.training.learned_tokens import LearnedTokens
+from dco_core.training.objectives import batch_errors
+from dco_core.training.trainer import evaluate, train
 from tests.small_network import Denoiser, Network
 
 RANK, LR, STEPS = 3, 1e-3, 12

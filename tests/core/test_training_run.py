@@ -9,13 +9,13 @@ import textwrap
 import pytest
 import torch
 
-import dco_core.lora.atomic as atomic
-from dco_core.checkpoints import RUNS, Checkpoints
-from dco_core.config import TrainingConfig
+import dco_core.files.atomic as atomic
 from dco_core.errors import DCOError
-from dco_core.optimizers import OPTIMIZERS
 from dco_core.schedules import Schedule
-from dco_core.trainer import Training
+from dco_core.training.checkpoints import RUNS, Checkpoints
+from dco_core.training.config import TrainingConfig
+from dco_core.training.optimizers import OPTIMIZERS
+from dco_core.training.trainer import Training
 from tests.small_runs import STEPS, Run, Stop, assert_same
 
 CONFIGURATIONS = {
@@ -131,7 +131,7 @@ def test_checkpoints_are_few(tmp_path):
 
 def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("dco_core.checkpoints.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dco_core.training.checkpoints.time.monotonic", lambda: now[0])
     checkpoints = Checkpoints(tmp_path, minutes=5)
     checkpoints.open("0" * 64, 10)
     assert not checkpoints.due(1)

@@ -7,18 +7,18 @@ import sys
 import pytest
 import torch
 
-from dco_core import look_ahead, trainer
-from dco_core.adapters import AdapterConfig
-from dco_core.checkpoints import Checkpoints
-from dco_core.config import TrainingConfig
 from dco_core.errors import DCOError
-from dco_core.examples import Draw
-from dco_core.look_ahead import automatic_window
-from dco_core.memory import estimate
-from dco_core.optimizers import rate_factor
+from dco_core.network.lora_layers import AdapterConfig
 from dco_core.schedules import Schedule
-from dco_core.speed_watch import SpeedWatch
-from dco_core.trainer import Training
+from dco_core.training import reference_pass, trainer
+from dco_core.training.checkpoints import Checkpoints
+from dco_core.training.config import TrainingConfig
+from dco_core.training.examples import Draw
+from dco_core.training.memory import estimate
+from dco_core.training.optimizers import rate_factor
+from dco_core.training.reference_pass import automatic_window
+from dco_core.training.step_time import SpeedWatch
+from dco_core.training.trainer import Training
 from tests.small_network import Denoiser, small_base, small_examples
 from tests.small_runs import STEPS, Run
 
@@ -74,7 +74,7 @@ def test_the_window_follows_the_room_there_is(monkeypatch):
     assert run.training.config.look_ahead == window() == 8
     one = estimate(run.denoiser, run.examples, TrainingConfig()).activations
     for free, expected in ((0.62 * one, 3), (0.01 * one, 1), (None, 8)):
-        monkeypatch.setattr(look_ahead, "free_memory", lambda device, free=free: free)
+        monkeypatch.setattr(reference_pass, "free_memory", lambda device, free=free: free)
         assert window() == expected
     run.denoiser.rows_at_once = lambda shape: 3
     assert window() == 3

@@ -14,7 +14,7 @@ TOLERANCE = 1e-5
 
 def guided(model, lora, w_rg: float = 2.0, personalized=None, kind: str = "reward", **options):
     """The MODEL with guidance. lora: one, or [(LoRA, strength), ...]."""
-    inputs = host.pack("nodes.guidance_inputs")
+    inputs = host.pack("nodes.guidance.inputs")
     loras = lora if isinstance(lora, list) else [(lora, 1.0)]
     patches = [p for one, strength in loras for p in inputs.resolved(model, one, strength)]
     return inputs.patched(model, patches, kind, w_rg, personalized, **options)

@@ -132,4 +132,4 @@ def test_the_width_is_read_off_the_network_where_the_configuration_has_none(fami
     """As the host detects these two from a file."""
     model = small_model(family).model
     model.model_config.unet_config.pop(layer)
-    assert host.pack("nodes.host.conditioning_check").text_width(model) == 24
+    assert host.pack("nodes.host.guidance.conditioning_check").text_width(model) == 24

@@ -19,7 +19,7 @@ W_RG, W_TEXT = 2.0, 4.0
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_runs_all_rows_in_one_call(family, caplog):
     """A LoRA on all layers, and none of them has to leave the batch."""
-    host.pack("nodes.host.notices")._said.clear()
+    host.pack("nodes.host.guidance.notices")._said.clear()
     case, calls = Case(family), []
 
     def count(apply_model, args):
@@ -39,7 +39,7 @@ def test_a_step_cache_keeps_theta_and_phi_apart(monkeypatch):
     from comfy_extras.nodes_easycache import EasyCacheNode
 
     case, apart, calls = Case(), [], []
-    guidance = host.pack("nodes.host.guidance")
+    guidance = host.pack("nodes.host.guidance.engine")
     genuine = guidance.reward_guidance
 
     def spy(theta, phi, *rest):
@@ -116,7 +116,7 @@ def test_memory_of_the_run_is_given_back():
     """Copies of the LoRA in the network's dtype live as long as the run."""
     case = Case(dtype=torch.float16)
     case.lora = {k: t.double() for k, t in case.lora.items()}  # so that a copy is needed
-    adapters, seen = host.pack("nodes.host.adapters"), []
+    adapters, seen = host.pack("nodes.host.guidance.adapter_hooks"), []
     model = guided(case.phi, case.lora)
     genuine = adapters.Rows.indices
 
@@ -189,7 +189,7 @@ def test_layers_of_a_quantised_checkpoint(dora, caplog):
     case.phi, case.theta = quantised(case.phi), quantised(small_model("flux"))
     weights = [m.weight for m in case.phi.model.diffusion_model.modules() if hasattr(m, "quant_format")]
     assert len(weights) > 8 and all(isinstance(w, comfy.quant_ops.QuantizedTensor) for w in weights)
-    host.pack("nodes.host.notices")._said.clear()
+    host.pack("nodes.host.guidance.notices")._said.clear()
     if dora:
         name = next(k for k in case.lora if "double_blocks" in k).removesuffix(".lora_down.weight")
         out = len(case.lora[f"{name}.lora_up.weight"])
@@ -270,7 +270,7 @@ def test_loras_of_conditioning_hooks_are_part_of_the_base():
 
 
 def test_the_slower_ways_are_told_once(caplog):
-    host.pack("nodes.host.notices")._said.clear()
+    host.pack("nodes.host.guidance.notices")._said.clear()
     name = "middle_block.1.transformer_blocks.0.attn1.to_q"
     case = Case()
     case.lora = {f"diffusion_model.{name}.set_weight": torch.zeros(64, 64)}

@@ -32,7 +32,7 @@ def test_rows_whose_coefficient_is_zero_are_not_run(w_rg, w_text, rows, low_memo
     case = Case()
     model = guided(case.phi, case.lora, w_rg, low_memory=low_memory, self_check=False)
     assert rows_of_each_step(case, model, w_text) == [rows] * 3
-    report = host.pack("nodes.guidance_report").reward_report
+    report = host.pack("nodes.guidance.report").reward_report
     assert report(w_rg, w_text).startswith(f"{rows} UNet row{'s' * (rows > 1)} a step")
     case.check(w_rg, w_text, low_memory=low_memory) if w_rg else None
 
@@ -141,7 +141,7 @@ def test_relatives_run_the_rows_that_they_report(kind, scale, rows, at_one):
     for w_text, expected in ((4.0, rows), (1.0, at_one)):
         model = guided(case.phi, case.lora, scale, kind=kind, self_check=False)
         assert rows_of_each_step(case, model, w_text) == [expected] * 3
-    report = host.pack("nodes.guidance_report").relative_report(kind, scale)
+    report = host.pack("nodes.guidance.report").relative_report(kind, scale)
     assert report.startswith(f"{rows} UNet rows a step") and f"; {at_one} where cfg is 1" in report
 
 
@@ -155,7 +155,7 @@ def test_a_scale_that_falls_away_from_w_text_needs_all_rows(schedule):
         3,
         2,
     ]  # w_rg is w_text at first, and 0 at last
-    report = host.pack("nodes.guidance_report").reward_report
+    report = host.pack("nodes.guidance.report").reward_report
     assert report(4.0, 4.0, w_rg_schedule=schedule).startswith("3 UNet rows a step")
     assert report(4.0, None, w_rg_schedule=schedule).startswith("3 UNet rows a step")
     assert report(4.0, 1.0, w_rg_schedule=schedule).startswith(
@@ -199,7 +199,7 @@ def test_the_lora_on_the_negative_only():
 
 def test_the_self_check_names_the_module_that_leaks(monkeypatch):
     case = Case()
-    adapters = host.pack("nodes.host.adapters")
+    adapters = host.pack("nodes.host.guidance.adapter_hooks")
     genuine = adapters.Rows.indices
 
     def leaking(rows, batch):
@@ -216,7 +216,7 @@ def test_the_self_check_names_the_module_that_leaks(monkeypatch):
 def test_a_module_that_mixes_rows_gets_a_call_of_its_own(caplog):
     """A batch of one for all rows: the layer cannot tell them apart."""
     case = Case()
-    host.pack("nodes.host.notices")._said.clear()
+    host.pack("nodes.host.guidance.notices")._said.clear()
 
     for model in (case.phi, case.theta):
         embed = model.model.diffusion_model.time_embed

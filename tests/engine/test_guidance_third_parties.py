@@ -125,7 +125,7 @@ def test_nag_is_on_both_models(family, options):
 @pytest.mark.parametrize("low_memory", [False, True])
 @pytest.mark.parametrize("name", PATCHES)
 def test_patches_that_relate_rows_find_what_they_expect(name, low_memory, caplog):
-    host.pack("nodes.host.notices")._said.clear()
+    host.pack("nodes.host.guidance.notices")._said.clear()
     case = case_for("sd15", PATCHES[name])
     expected = of_two_models(case)
     assert difference(expected, case.ours(model=case.unpatched, low_memory=low_memory)) > 1e-3
@@ -219,7 +219,7 @@ def test_patches_that_draw_random_numbers_draw_the_same_ones(patch, options):
 
 
 def test_a_leak_names_both_remedies_and_what_to_do_about_random_numbers(monkeypatch):
-    case, adapters = Case(), host.pack("nodes.host.adapters")
+    case, adapters = Case(), host.pack("nodes.host.guidance.adapter_hooks")
     genuine = adapters.Rows.indices
     monkeypatch.setattr(
         adapters.Rows,
@@ -234,7 +234,7 @@ def test_a_leak_names_both_remedies_and_what_to_do_about_random_numbers(monkeypa
 
 def test_a_cache_that_knows_rows_by_their_index_only_is_told(caplog):
     """As TeaCache: what a step added is kept by the index of a row, and added again in the steps between."""
-    host.pack("nodes.host.notices")._said.clear()
+    host.pack("nodes.host.guidance.notices")._said.clear()
     kept, calls = {}, []
 
     def cached(apply_model, args):
@@ -255,14 +255,14 @@ def test_a_cache_that_knows_rows_by_their_index_only_is_told(caplog):
         case.ours(self_check=False, sampling={"steps": 4})
     assert "the LoRA made no difference at all" in caplog.text and "EasyCache" in caplog.text
 
-    host.pack("nodes.host.notices")._said.clear()
+    host.pack("nodes.host.guidance.notices")._said.clear()
     caplog.clear()
     Case().ours()
     assert "made no difference" not in caplog.text
 
 
 def test_rows_are_a_list_to_whoever_copies_them():
-    known, asked = host.pack("nodes.host.known_rows"), []
+    known, asked = host.pack("nodes.host.guidance.known_rows"), []
     rows = known.KnownRows([0, 1, 0], asked.append)
     assert len(rows) == 3 and [i for i in rows] == [0, 1, 0] and not asked
     for made in (deepcopy({"rows": rows})["rows"], copy(rows), rows[:], rows.copy()):
@@ -276,7 +276,7 @@ def test_rows_are_a_list_to_whoever_copies_them():
 
 
 def test_compiled_code_reads_the_rows():
-    known = host.pack("nodes.host.known_rows")
+    known = host.pack("nodes.host.guidance.known_rows")
 
     @torch.compile(backend="eager")
     def halves(x, options):
@@ -290,7 +290,7 @@ def test_compiled_code_reads_the_rows():
 
 @pytest.mark.parametrize("second", ["DCORewardGuidance", "DCOLoRAGuidance"])
 def test_a_second_guidance_node_says_that_it_replaces_the_first(second, caplog):
-    nodes = {node.__name__: node for node in host.pack("nodes.guidance").NODES}
+    nodes = {node.__name__: node for node in host.pack("nodes.guidance.reward_guidance").NODES}
     case = Case()
     once, report = nodes["DCORewardGuidance"].execute(case.phi, case.lora, 2.0).args
     assert "takes its place" not in report + caplog.text

@@ -7,7 +7,7 @@ import torch
 from small_models import fill
 
 from benchmarks import host
-from dco_core.tokens import TokenSpec
+from dco_core.training.learned_tokens import TokenSpec
 
 
 @pytest.fixture(scope="module", params=[torch.float16, torch.bfloat16], ids=str)
@@ -24,7 +24,7 @@ def clip(request):
 
 
 def test_rows_are_fp32_and_a_step_smaller_than_half_precision_can_hold_moves_them(clip):
-    learned = host.pack("nodes.host.learned_tokens")
+    learned = host.pack("nodes.host.training.learned_tokens")
     table = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
     assert table.dtype in (torch.float16, torch.bfloat16)
     before = table.detach().clone()
@@ -51,12 +51,12 @@ def test_rows_are_fp32_and_a_step_smaller_than_half_precision_can_hold_moves_the
 
 @pytest.mark.parametrize("name", ["|startoftext|", "|endoftext|"])
 def test_a_token_of_the_vocabulary_is_refused(clip, name):
-    learned = host.pack("nodes.host.learned_tokens")
+    learned = host.pack("nodes.host.training.learned_tokens")
     with pytest.raises(ValueError, match="already exists in clip_l: choose another name"):
         learned.start(clip, [TokenSpec(name, "dog")], seed=0)
 
 
 def test_one_vector_for_an_initializer_of_several_tokens_is_refused(clip):
-    learned = host.pack("nodes.host.learned_tokens")
+    learned = host.pack("nodes.host.training.learned_tokens")
     with pytest.raises(ValueError, match=r'"golden retriever" of <rex> is 2 tokens in clip_l, not 1'):
         learned.start(clip, [TokenSpec("rex", "golden retriever", 1)], seed=0)

@@ -21,7 +21,7 @@ class Vae:
 @pytest.mark.parametrize("family, frames", [("sd15", 1), ("wan", 3)])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_every_picture_has_a_label(family, frames, batch):
-    sweep = host.pack("nodes.sweep")
+    sweep = host.pack("nodes.guidance.sweep")
     case = Case(family, batch=batch)
     node = type("Sweep", (sweep.DCORewardGuidanceSweep,), {"hidden": SimpleNamespace(unique_id=None)})
     images, sheet, labels, report = node.execute(

@@ -7,8 +7,8 @@ import torch
 from small_models import small_model
 
 from benchmarks import host
-from dco_core.adapters import AdapterConfig
-from dco_core.config import TrainingConfig
+from dco_core.network.lora_layers import AdapterConfig
+from dco_core.training.config import TrainingConfig
 
 
 def embedded(numbers):
@@ -24,9 +24,9 @@ def embedded(numbers):
     [("real", (100, 300, 0, 64, 64, 64)), ("fixed (as the authors)", (64, 64, 0, 0, 64, 64))],
 )
 def test_sdxl_is_told_the_real_size_and_crop_or_the_authors(choice, numbers):
-    training, data = host.pack("nodes.host.training"), host.pack("nodes.training_data")
-    conditioning = host.pack("nodes.host.conditioning")
-    reference = host.pack("nodes.references").Reference(torch.rand(100, 300, 3), "a <dog>")
+    training, data = host.pack("nodes.host.training.network"), host.pack("nodes.training.data")
+    conditioning = host.pack("nodes.host.training.conditioning")
+    reference = host.pack("nodes.training.references").Reference(torch.rand(100, 300, 3), "a <dog>")
     (fitted,) = data.fit_all([reference], 64, "square")
     sizes = data._sizes(fitted, {"size_conditioning": choice, "resolution": 64})
     pooled = torch.randn(1, 8)
@@ -39,7 +39,7 @@ def test_sdxl_is_told_the_real_size_and_crop_or_the_authors(choice, numbers):
 
 
 def test_repeats_of_a_picture_are_fitted_and_read_once_and_do_not_count_as_pictures():
-    data, references = host.pack("nodes.training_data"), host.pack("nodes.references")
+    data, references = host.pack("nodes.training.data"), host.pack("nodes.training.references")
     one, two = torch.rand(1, 64, 96, 3), torch.rand(1, 64, 64, 3)
     mask = torch.ones(1, 64, 96)
     images = [one] * 1500 + [two]
@@ -50,7 +50,7 @@ def test_repeats_of_a_picture_are_fitted_and_read_once_and_do_not_count_as_pictu
     model, clip, vae = host.pack("nodes.host.toy_world").load(None)
     config, values = TrainingConfig(), {"resolution": 64, "crop": "square", "size_conditioning": "real"}
     encoded = data.encode(model, clip, vae, gathered, data.Vocabulary(), config, values, {})
-    with host.pack("nodes.host.training").training_session(model, AdapterConfig(rank=1)) as denoiser:
+    with host.pack("nodes.host.training.network").training_session(model, AdapterConfig(rank=1)) as denoiser:
         examples = data.examples(model, denoiser, encoded, None)
     assert len(examples) == 1501 and len({id(e) for e in examples}) == 2
     view = one[:, :, :64]  # begins at the same place in memory, and is another picture
@@ -62,8 +62,8 @@ def test_repeats_of_a_picture_are_fitted_and_read_once_and_do_not_count_as_pictu
 
 
 def test_learned_tokens_count_as_many_tokens_as_they_have_vectors():
-    learned, toy = host.pack("nodes.host.learned_tokens"), host.pack("nodes.host.toy_world")
-    captions = host.pack("nodes.captions")
+    learned, toy = host.pack("nodes.host.training.learned_tokens"), host.pack("nodes.host.toy_world")
+    captions = host.pack("nodes.training.captions")
     clip = toy.load(None)[1]
     text = "a large <toy> on the beach, in flat style"
     assert learned.prompt_length(clip, text) == 9

@@ -9,11 +9,11 @@ from benchmarks import host
 
 
 def training():
-    return host.pack("nodes.host.training")
+    return host.pack("nodes.host.training.network")
 
 
 def adapter(**options):
-    return host.pack("dco_core.adapters").AdapterConfig(
+    return host.pack("dco_core.network.lora_layers").AdapterConfig(
         rank=2, layers="all linear and convolution", **options
     )
 
@@ -68,7 +68,7 @@ def test_every_family_has_the_gradient_of_its_finite_differences(family, checkpo
 
 
 def test_an_unknown_operation_without_gradient_is_refused_in_one_sentence():
-    core = host.pack("dco_core.out_of_place")
+    core = host.pack("dco_core.network.out_of_place")
     error = host.pack("dco_core.errors").DCOError
     x = torch.ones(3, requires_grad=True)
     y = x.exp()
@@ -87,7 +87,7 @@ ROPE = ["apply_rope", "apply_rope1", "apply_rope_split_half", "apply_rope_split_
 @pytest.mark.parametrize("name", ROPE)
 def test_fused_rope_has_the_gradient_of_plain_rope(name):
     """Ernie, Cosmos Predict2 and Anima call these while training."""
-    host.pack("nodes.host.fused_rope").differentiable_rope()
+    host.pack("nodes.host.training.fused_rope").differentiable_rope()
     plain = getattr(pytest.importorskip("comfy_kitchen.backends.eager.rope"), name)
     fused = getattr(torch.ops.comfy_kitchen, name)
     torch.manual_seed(0)
@@ -143,8 +143,8 @@ def test_inpainting_models_see_what_sampling_shows_them(family):
     """With a mask: the mask, and the picture without what it covers. Without: nothing is given, all is painted."""
     picture, mask, positive, _, vae = inpainted(family)
     model = small_model(family)
-    inpainting = host.pack("nodes.host.inpainting")
-    conditioning = host.pack("nodes.host.conditioning")
+    inpainting = host.pack("nodes.host.training.inpainting")
+    conditioning = host.pack("nodes.host.training.conditioning")
     latent = vae.encode(picture[None])[0]
     assert inpainting.takes_mask(model, latent)
     ours = conditioning.with_size(text(family, 7, 1), inpainting.entries(vae, picture, mask))
@@ -171,7 +171,7 @@ def test_inpainting_models_see_what_sampling_shows_them(family):
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "flux"])
 def test_other_models_are_given_no_mask(family):
-    assert not host.pack("nodes.host.inpainting").takes_mask(
+    assert not host.pack("nodes.host.training.inpainting").takes_mask(
         small_model(family), torch.zeros(FAMILIES[family].latent)
     )
 
@@ -182,7 +182,7 @@ def test_what_is_to_be_learned_is_never_shown(family):
     latent = torch.randn(FAMILIES[family].latent)
     with training().training_session(small_model(family), adapter()) as denoiser:
         assert not denoiser.model_conditions(text(family, 7, 1), latent)["c_concat"].cond.any()
-    assert not host.pack("nodes.host.inpainting").takes_mask(small_model(family), latent)
+    assert not host.pack("nodes.host.training.inpainting").takes_mask(small_model(family), latent)
 
 
 def a_lora(family):
@@ -218,16 +218,16 @@ def test_an_inpainting_lora_loads_and_guidance_agrees(family):
 @pytest.mark.parametrize("family", [*INPAINTING, "sd15"])
 def test_pictures_with_and_without_masks_train_together(family):
     """From references to a run of the trainer; only an inpainting model is given what the mask leaves."""
-    data = host.pack("nodes.training_data")
-    config = host.pack("dco_core.config").TrainingConfig(steps=2, batch_size=2, beta=1.0)
+    data = host.pack("nodes.training.data")
+    config = host.pack("dco_core.training.config").TrainingConfig(steps=2, batch_size=2, beta=1.0)
     picture, mask, _, _, vae = inpainted(family)
     latent = vae.encode(picture[None])[0]
-    sizes = host.pack("nodes.host.conditioning").fixed_sizes(64)
+    sizes = host.pack("nodes.host.training.conditioning").fixed_sizes(64)
     model = small_model(family)
     inpaint = {}
-    if host.pack("nodes.host.inpainting").takes_mask(model, latent):
-        inpaint = host.pack("nodes.host.inpainting").entries(vae, picture, mask)
-    cells = host.pack("dco_core.buckets").latent_mask(mask, latent)
+    if host.pack("nodes.host.training.inpainting").takes_mask(model, latent):
+        inpaint = host.pack("nodes.host.training.inpainting").entries(vae, picture, mask)
+    cells = host.pack("dco_core.data.buckets").latent_mask(mask, latent)
     with torch.inference_mode():
         one, two = (
             data.Encoded(latent.clone(), None, m, sizes, "a dog", text(family, 7, 1), inpaint=i)
@@ -236,7 +236,7 @@ def test_pictures_with_and_without_masks_train_together(family):
     assert bool(inpaint) == (family != "sd15")
     with training().training_session(model, adapter()) as denoiser:
         examples = data.examples(model, denoiser, [one, two], None)
-        run = host.pack("dco_core.trainer").Training(denoiser, examples, config)
+        run = host.pack("dco_core.training.trainer").Training(denoiser, examples, config)
         run.run()
     assert [r.skipped for r in run.history] == [False, False]
 
@@ -244,8 +244,8 @@ def test_pictures_with_and_without_masks_train_together(family):
 @pytest.mark.parametrize("family", ["wan", "qwen-image", "hunyuan-video", "ltxv"])
 def test_masks_weight_every_frame_of_their_own_sample(family):
     """Masks are pictures; latents of these families have frames."""
-    core = host.pack("dco_core.examples")
-    config = host.pack("dco_core.config").TrainingConfig(steps=1, batch_size=3, beta=1.0)
+    core = host.pack("dco_core.training.examples")
+    config = host.pack("dco_core.training.config").TrainingConfig(steps=1, batch_size=3, beta=1.0)
     shape = FAMILIES[family].latent
     torch.manual_seed(0)
     masks = [(torch.rand(shape[-2:]) > 0.5).float() for _ in range(2)] + [None]

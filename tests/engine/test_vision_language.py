@@ -55,7 +55,7 @@ def test_it_says_what_generate_text_says_of_the_same_picture(clip):
 
 
 def test_the_caption_node_takes_its_answers(clip):
-    captions = host.pack("nodes.captions")
+    captions = host.pack("nodes.training.captions")
     pictures = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         out = captions.DCOComprehensiveCaption.execute(

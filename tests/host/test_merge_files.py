@@ -8,7 +8,7 @@ import torch
 from host_graph import Graph, facts
 from safetensors.torch import save_file
 
-from dco_core.command_line import main
+from dco_core.cli.commands import main
 
 MODULES = {
     "lora_unet_": ("model.diffusion_model.", (r"attn1.to_q", r"attn2.to_v", r"ff.net.2", r"in_layers.2", r"0.op")),

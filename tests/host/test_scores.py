@@ -12,8 +12,8 @@ from host_graph import Graph, facts
 from PIL import Image
 from small_vision import SIDE, write_dinov2, write_siglip
 
+from dco_core.evidence.prompts import evaluation_prompts, fill
 from dco_core.metrics import image_similarity, load_image_encoder, load_siglip
-from dco_core.prompts import evaluation_prompts, fill
 from dco_core.toy_world import scorer
 from dco_core.toy_world.renderer import render
 from dco_core.toy_world.world import subject_references

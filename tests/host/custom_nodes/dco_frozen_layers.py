@@ -17,7 +17,7 @@ import torch
 def pack(module):
     """A module of the pack under test, whatever name the host loaded it by."""
     name = next(n for n in sys.modules if n.endswith("ComfyUI-DCO.nodes.host.training"))
-    return importlib.import_module(name.removesuffix("nodes.host.training") + module)
+    return importlib.import_module(name.removesuffix("nodes.host.training.network") + module)
 
 
 def plain_tensors(network):
@@ -53,8 +53,9 @@ def saved_bytes(run, network):
 
 
 def aliased(network):
-    """As nodes/host/shared_weights.py does it."""
-    share, frozen = pack("nodes.host.shared_weights")._on_same_storage, pack("nodes.host.frozen_layers")
+    """As nodes/host/training/shared_weights.py does it."""
+    share = pack("nodes.host.training.shared_weights")._on_same_storage
+    frozen = pack("nodes.host.training.frozen_layers")
     memo = {}
     for p in network.parameters():
         if isinstance(p, comfy.quant_ops.QuantizedTensor):
@@ -87,8 +88,8 @@ class FrozenLayers:
         return {"ui": {"text": [json.dumps(facts)]}}
 
     def facts(self, network, compute):
-        frozen, adapters = pack("nodes.host.frozen_layers"), pack("dco_core.adapters")
-        checkpointing = pack("dco_core.checkpointing")
+        frozen, adapters = pack("nodes.host.training.frozen_layers"), pack("dco_core.network.lora_layers")
+        checkpointing = pack("dco_core.network.gradient_checkpointing")
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(1, 4, 8, 8, generator=generator).to(compute)
         context = torch.randn(1, 77, 768, generator=generator).to(compute).requires_grad_()
@@ -167,7 +168,7 @@ class TrainsFlux:
 
     def run(self):
         ops, flux = importlib.import_module("comfy.ops"), importlib.import_module("comfy.ldm.flux.model")
-        adapters, checkpointing = pack("dco_core.adapters"), pack("dco_core.checkpointing")
+        adapters, checkpointing = pack("dco_core.network.lora_layers"), pack("dco_core.network.gradient_checkpointing")
         was = comfy.model_management.in_training
         comfy.model_management.in_training = True  # the host's fused kernels have no gradient
         try:
@@ -181,7 +182,7 @@ class TrainsFlux:
                 )  # fmt: skip
                 for p in net.parameters():
                     p.data = (torch.randn(p.shape) * 0.3).half()
-                pack("nodes.host.frozen_layers").use_frozen_layers(net)
+                pack("nodes.host.training.frozen_layers").use_frozen_layers(net)
                 trainable = adapters.add_adapter(net, adapters.AdapterConfig(rank=2, layers="all linear"))
                 for p in trainable.values():
                     torch.nn.init.normal_(p, std=0.2)

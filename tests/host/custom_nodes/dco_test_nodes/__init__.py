@@ -89,12 +89,12 @@ class TokenGradient:
     RETURN_TYPES, FUNCTION, OUTPUT_NODE, CATEGORY = (), "run", True, "test"
 
     def run(self, clip, text):
-        learned = pack("nodes.host.learned_tokens")
-        tokens_module = pack("dco_core.tokens")
+        learned = pack("nodes.host.training.learned_tokens")
+        tokens_module = pack("dco_core.training.learned_tokens")
         before = ClipHash().run(clip)
         # the text's own marker is a word of every vocabulary
         table = learned.start(clip, tokens_module.token_specs([text]), 0)
-        (plain,) = pack("nodes.host.conditioning").encode_captions(
+        (plain,) = pack("nodes.host.training.conditioning").encode_captions(
             clip, [text.replace("<", "").replace(">", "")]
         )
 
@@ -224,7 +224,7 @@ class TwoCalls:
     original = None
 
     def run(self, model, on):
-        adapters = pack("nodes.host.adapters")
+        adapters = pack("nodes.host.guidance.adapter_hooks")
         TwoCalls.original = original = TwoCalls.original or adapters.Rows.indices
 
         def refuse(rows, batch):
@@ -291,8 +291,8 @@ class HeldOutLoss:
     RETURN_TYPES, FUNCTION, OUTPUT_NODE, CATEGORY = (), "run", True, "test"
 
     def run(self, model, clip, vae, image, lora, caption, rank, resolution, beta):
-        training, conditioning = pack("nodes.host.training"), pack("nodes.host.conditioning")
-        core, buckets = pack("dco_core"), pack("dco_core.buckets")
+        training, conditioning = pack("nodes.host.training.network"), pack("nodes.host.training.conditioning")
+        core, buckets = pack("dco_core"), pack("dco_core.data.buckets")
         (condition,) = conditioning.encode_captions(clip, [caption])
         pictures = [buckets.fit(i, (resolution, resolution)).image for i in image]
         latents = conditioning.encode_images(vae, pictures)
@@ -325,7 +325,7 @@ class RefusesQuantised:
         layer = torch.nn.Linear(2, 2)
         layer.register_buffer("packed", torch.zeros(2).as_subclass(Quantised))
         try:
-            pack("nodes.host.training").network_on_same_storage(layer)
+            pack("nodes.host.training.network").network_on_same_storage(layer)
         except ValueError as error:
             return {"ui": {"text": [str(error)]}}
         return {"ui": {"text": ["accepted"]}}
@@ -376,7 +376,7 @@ class Posterior:
             k: torch.randn_like(v) * 0.1 for k, v in AutoencoderKL(**config["params"]).state_dict().items()
         }
         vae = comfy.sd.VAE(sd=weights, config=config)
-        conditioning, training = pack("nodes.host.conditioning"), pack("nodes.host.training")
+        conditioning, training = pack("nodes.host.training.conditioning"), pack("nodes.host.training.network")
         one, two = torch.rand(64, 96, 3), torch.rand(64, 64, 3)
         calls, encode = [], vae.encode
         vae.encode = lambda pixels: calls.append(1) or encode(pixels)
@@ -448,7 +448,7 @@ class Offload:
         def loaded():
             return sorted(type(m.model.model).__name__ for m in comfy.model_management.current_loaded_models)
 
-        training, config = pack("nodes.host.training"), pack("dco_core").AdapterConfig(rank=1)
+        training, config = pack("nodes.host.training.network"), pack("dco_core").AdapterConfig(rank=1)
         clip.encode_from_tokens(clip.tokenize("a dog"))
         vae.encode(torch.rand(1, 64, 64, 3))
         facts = {"before": len(loaded())}

@@ -36,9 +36,9 @@ class Pictures:
     RETURN_TYPES, FUNCTION, OUTPUT_NODE, CATEGORY = (), "run", True, "test"
 
     def run(self, model, vae, image):
-        preview, conditioning = pack("nodes.host.preview"), pack("nodes.host.conditioning")
+        preview, conditioning = pack("nodes.host.training.previews"), pack("nodes.host.training.conditioning")
         ((latent, _),) = conditioning.encode_images(vae, [image[0]])
-        x0, _ = pack("nodes.host.training").native_latent(model, latent)
+        x0, _ = pack("nodes.host.training.network").native_latent(model, latent)
         decoded = preview.decode(model, vae, [x0.cpu()])[0]
         expected = vae.decode(latent[None]).reshape(-1, *decoded.shape)[0].float().cpu().numpy() * 255
         asked, pictures, kept = args.preview_method, [], []
@@ -113,7 +113,7 @@ class NoFormat:
         base.latent_format = copy.copy(own)
         base.latent_format.latent_rgb_factors = base.latent_format.taesd_decoder_name = None
         try:
-            found = pack("nodes.host.preview").live(model)
+            found = pack("nodes.host.training.previews").live(model)
         finally:
             base.latent_format = own
         return {"ui": {"text": [json.dumps({"none": found is None})]}}
@@ -133,7 +133,7 @@ class Show:
             if step in (3, 6):
                 picture = np.zeros((300, 800, 3), np.uint8)
                 picture[:, : 100 * step] = (255, 0, 0)
-                pack("nodes.host.preview").show(bar, step, 9, picture)
+                pack("nodes.host.training.previews").show(bar, step, 9, picture)
         return {"ui": {"text": ["done"]}}
 
 

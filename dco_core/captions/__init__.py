@@ -1,0 +1,1 @@
+"""Captions: the `<dog>` markers, what a comprehensive caption names, checks and drafts."""

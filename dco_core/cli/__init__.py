@@ -1,0 +1,1 @@
+"""`python -m dco_core`: train, merge, resize, convert, inspect, evidence."""

@@ -1,0 +1,1 @@
+"""Every chart and sheet of pictures."""

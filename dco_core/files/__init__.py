@@ -1,0 +1,1 @@
+"""Files written whole or not at all, read back exactly, and told apart by their contents."""

@@ -1,0 +1,1 @@
+"""What training from pictures needs of a model, and the models there are outside a host."""

@@ -1,0 +1,52 @@
+"""The models that `--model` names, and the devices that `--device` names."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import DCOError
+from .image_model import ImageModel
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_model(name: str, device: str | None = None, precision: str = "fp32") -> ImageModel:
+    """The ImageModel that --model names, on a device (see usable_device) with weights of a precision. Raises DCOError
+    for a name that is none."""
+    kind, _, folder = name.partition(":")
+    if name != "toy-world" and not (kind == "diffusers" and folder):
+        raise DCOError(f"--model {name} is unknown: use toy-world, or diffusers:FOLDER.")
+    found, dtype = usable_device(device), PRECISIONS[precision]
+    if name == "toy-world":
+        from ..toy_world.image_model import ToyWorldModel
+
+        return ToyWorldModel(found, dtype)
+    from .diffusers_model import load
+
+    return load(folder, found, dtype)
+
+
+def usable_device(asked: str | None) -> str:
+    """The device that --device names; None: the GPU if there is one. Raises DCOError for a name that is none and for a
+    device that is not there."""
+    if asked is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise DCOError(f"--device {asked} is unknown: use cpu, cuda, or cuda:1 for the second GPU.") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise DCOError(
+                f"--device {asked}: torch {torch.__version__} finds no GPU: use --device cpu, or install a driver and "
+                "a torch for CUDA."
+            )
+        if (device.index or 0) >= count:
+            raise DCOError(f"--device {asked} is not there: use cuda:0 to cuda:{count - 1}, or cpu.")
+        return asked
+    try:
+        torch.ones(1, device=device).item()
+    except Exception:  # each backend says in its own way that it is not there
+        raise DCOError(f"--device {asked} cannot be used with this torch: use cpu or cuda.") from None
+    return asked

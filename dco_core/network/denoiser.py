@@ -1,0 +1,79 @@
+"""What the trainer needs from a network. The Toy World, a diffusers UNet and a host model all fit this seam."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..lora import LoraLayer
+from ..schedules import Schedule
+from .gradient_checkpointing import checkpoint_blocks
+from .lora_layers import AdapterConfig, adapter_off, add_adapter, dropout_on, read_adapter
+
+
+class Denoiser(Protocol):
+    """theta and phi in one: a frozen pretrained network phi with an adapter that can be switched off."""
+
+    schedule: Schedule
+
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Sequence[Any], *, adapter: bool) -> Tensor:
+        """The network's native prediction [B, ...] for x_t [B, ...] at timestep indices t int64 [B], on one
+        conditioning a sample; theta with `adapter`, phi without."""
+        ...
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name, always in the same order."""
+        ...
+
+    def lora(self) -> dict[str, LoraLayer]:
+        """The adapter as it is now, {dotted module name: LoraLayer}, copied."""
+        ...
+
+
+class NetworkDenoiser(ABC):
+    """A Denoiser over any torch network: injects a LoRA into `network` (in place: hand over a copy of your own);
+    with config None it stays as it is, for learned tokens alone.
+
+    Subclasses say how the network is called by defining `forward(x_t, t, conditioning)`.
+    """
+
+    def __init__(self, network: nn.Module, schedule: Schedule, config: AdapterConfig | None):
+        self.network, self.schedule = network, schedule
+        self.checkpointed = False
+        self._dropout = config is not None and config.dropout > 0
+        self._trainable = {} if config is None else add_adapter(network, config)
+
+    @abstractmethod
+    def forward(self, x_t: Tensor, t: Tensor, conditioning: Sequence[Any]) -> Tensor:
+        """The network's native prediction [B, ...], with whatever adapter is switched on."""
+
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Sequence[Any], *, adapter: bool) -> Tensor:
+        if adapter and self._dropout and torch.is_grad_enabled():
+            with dropout_on(self.network):
+                return self.forward(x_t, t, conditioning)
+        if adapter:
+            return self.forward(x_t, t, conditioning)
+        with adapter_off(self.network):
+            return self.forward(x_t, t, conditioning)
+
+    def checkpoint_blocks(self) -> int:
+        """Switch gradient checkpointing on, for the network's blocks; how many there are."""
+        found = checkpoint_blocks(self.network)
+        self.checkpointed = self.checkpointed or found > 0
+        return found
+
+    def compile_blocks(self) -> int:
+        """torch.compile the network's blocks, before they are checkpointed; how many there are."""
+        from .compiling import compile_blocks
+
+        return compile_blocks(self.network)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return self._trainable
+
+    def lora(self) -> dict[str, LoraLayer]:
+        return read_adapter(self.network)

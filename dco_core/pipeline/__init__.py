@@ -1,0 +1,1 @@
+"""From pictures and captions to examples, and from examples to a LoRA file."""

@@ -1,0 +1,1 @@
+"""A training run: settings, draws, objectives, the trainer, its checkpoints and reports."""

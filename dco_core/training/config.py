@@ -1,0 +1,127 @@
+"""The configuration of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import DCOError
+from ..losses import REDUCTIONS, WEIGHTINGS, T
+from .optimizers import OPTIMIZERS, SCHEDULES
+
+OBJECTIVE_NAMES = ("dco", "dreambooth", "dreambooth-prior", "mapo", "output-preservation", "dco-prior")
+KEPT = ("last", "best")
+AUTOMATIC_BETA = ("paper", "images")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """objective: one of OBJECTIVE_NAMES. The optimiser is the authors': AdamW (0.9, 0.999), weight decay 1e-4,
+    constant rate, gradients clipped at norm 1 over all trainable values.
+
+    beta: 1.0 is beta*T = 1000, which suits epsilon prediction; v and flow errors are larger and saturate the gate
+        there. None: automatic (calibration.py).
+    automatic_beta: "paper" takes the paper's 1.0 for epsilon prediction and finds beta on the images elsewhere;
+        "images" always finds it.
+    open_gates: the share of full rate that a beta found on the images aims at.
+    accumulation: micro-batches of batch_size per step.
+    token_learning_rate: of learned tokens; the paper has 5e-4, the authors' code 5e-6.
+    weighting: w(t), "uniform" or "min-snr" with snr_gamma; min-snr weighs references alone, not class images.
+    prior_weight: lambda of prior preservation; beside DCO, whose loss follows errors up to beta*T (1000) times as
+        strongly, 1 is little. preservation_weight: of output preservation.
+    mapo_beta, mapo_snr: of MaPO, the values of its authors.
+    optimizer, rate_schedule, warmup: see optimizers.py; warmup in steps.
+    ema: decay of an exponential moving average of what trains, which then is the result; 0 is none.
+    look_ahead: batches that phi looks at in one call (look_ahead.py): 1 is one a step, 0 as many as there is room
+        for.
+    score_every: score the adapter on held-out draws after this many steps, 0 for never. keep: "last", or "best"
+        for the adapter with the highest held-out margin (at the steps that are scored).
+    """
+
+    steps: int = 1000
+    batch_size: int = 1
+    learning_rate: float = 5e-5
+    objective: str = "dco"
+    beta: float | None = 1.0
+    reduction: str = "per-sample"
+    offset_noise: float = 0.0
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    seed: int = 0
+    accumulation: int = 1
+    token_learning_rate: float = 5e-4
+    weighting: str = "uniform"
+    snr_gamma: float = 5.0
+    caption_dropout: float = 0.0
+    open_gates: float = 0.3
+    prior_weight: float = 1.0
+    preservation_weight: float = 1.0
+    mapo_beta: float = 0.1
+    mapo_snr: float = 0.5
+    optimizer: str = "adamw"
+    rate_schedule: str = "constant"
+    warmup: int = 0
+    ema: float = 0.0
+    look_ahead: int = 0
+    score_every: int = 0
+    keep: str = "last"
+    automatic_beta: str = "paper"
+
+    def check(self) -> None:
+        """Raise DCOError for a value that cannot train."""
+        for name, known in (
+            ("objective", OBJECTIVE_NAMES),
+            ("reduction", REDUCTIONS),
+            ("weighting", WEIGHTINGS),
+            ("optimizer", OPTIMIZERS),
+            ("rate_schedule", SCHEDULES),
+            ("keep", KEPT),
+            ("automatic_beta", AUTOMATIC_BETA),
+        ):
+            if getattr(self, name) not in known:
+                raise DCOError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(known)}.")
+        for name in (
+            "steps", "batch_size", "learning_rate", "clip_norm", "accumulation", "token_learning_rate", "snr_gamma",
+            "mapo_snr",
+        ):  # fmt: skip
+            if not getattr(self, name) > 0:
+                raise DCOError(f"{name} is {getattr(self, name)}: it must be greater than 0.")
+        for name in (
+            "offset_noise", "weight_decay", "prior_weight", "preservation_weight", "mapo_beta", "warmup",
+            "look_ahead", "score_every",
+        ):  # fmt: skip
+            if not getattr(self, name) >= 0:
+                raise DCOError(f"{name} is {getattr(self, name):g}: it cannot be negative.")
+        if self.is_dco and self.beta is not None and not self.beta > 0:
+            raise DCOError(
+                f'beta is {self.beta:g}: DCO needs more than 0; for the plain loss choose "dreambooth".'
+            )
+        if not 0 <= self.caption_dropout < 1:
+            raise DCOError(f"caption_dropout is {self.caption_dropout:g}: it must be from 0 to below 1.")
+        if not 0 <= self.ema < 1:
+            raise DCOError(f"ema is {self.ema:g}: it must be from 0 (none) to below 1, such as 0.99.")
+        if self.keep == "best" and not self.score_every:
+            raise DCOError("keep is best, but nothing is scored: set score_every, such as to 50 steps.")
+        if not 0 < self.open_gates < 0.5:
+            raise DCOError(
+                f"open_gates is {self.open_gates:g}: it must lie between 0 and 0.5, where gates begin."
+            )
+
+    @property
+    def is_dco(self) -> bool:
+        """Whether the loss is gated by a margin over phi, and beta counts."""
+        return self.objective in ("dco", "dco-prior")
+
+    @property
+    def with_prior(self) -> bool:
+        """Whether class images are learned from beside the references."""
+        return self.objective in ("dreambooth-prior", "dco-prior")
+
+    @property
+    def beta_T(self) -> float:
+        if self.beta is None:
+            raise DCOError("beta is automatic: calibrate it first (dco_core.training.calibration.resolved).")
+        return self.beta * T
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,122 @@
+"""What a training step needs of memory: told before the run, and measured after it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from ..network.denoiser import Denoiser
+from .config import TrainingConfig
+from .examples import Example, random_draws
+from .objectives import OBJECTIVES, Batch, checked_examples, references_of
+
+# Values a trainable parameter needs in fp32 beside itself, by optimizer: gradient and states.
+_COPIES = {"adamw": 3, "adafactor": 1.2, "adamw-8bit": 1.5, "prodigy": 5}
+_BYTES = 4
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """In bytes. activations: kept from the forward to the backward pass; training: the LoRA with its gradient,
+    optimizer states and average."""
+
+    activations: int
+    training: int
+
+    @property
+    def total(self) -> int:
+        """Beside the weights of the base model."""
+        return self.activations + self.training
+
+    def __str__(self) -> str:
+        return f"{megabytes(self.total)} beside the model ({megabytes(self.activations)} of activations)"
+
+
+def estimate(denoiser: Denoiser, examples: Sequence[Example], config: TrainingConfig) -> MemoryEstimate:
+    """What one step needs, from the loss of a batch of the largest latents of which nothing is kept: every tensor
+    that autograd wants to save is counted and given back."""
+    examples = checked_examples(examples, config)
+    kinds = [[e for e in examples if e.prior == prior] for prior in (False, True)]
+    largest = [max(kind, key=lambda e: e.latent.numel()) for kind in kinds if kind]
+    draws = next(random_draws(largest, len(denoiser.schedule), config))
+    known = {p.untyped_storage().data_ptr() for p in _weights(denoiser)}
+    alive: dict[int, StorageWeakRef] = {}
+    activations = 0
+
+    def count(tensor: Tensor) -> None:
+        nonlocal activations
+        storage = tensor.untyped_storage()
+        address = storage.data_ptr()
+        # the same tensor is saved by several layers, but a freed one's address is used again
+        counted = address in alive and not alive[address].expired()
+        if address not in known and not counted:
+            alive[address] = StorageWeakRef(storage)
+            activations += storage.nbytes()
+
+    def unused(_: None) -> Tensor:
+        raise AssertionError("the estimate has no backward pass")
+
+    some_beta = dataclasses.replace(config, beta=config.beta or 1.0)
+    batch = Batch(denoiser, largest, draws, some_beta, error_phi=torch.zeros(len(references_of(largest, draws))))
+    with saved_tensors_hooks(count, unused), torch.random.fork_rng([]), torch.enable_grad():
+        OBJECTIVES[config.objective](batch)
+    trained = sum(p.numel() for p in denoiser.trainable().values()) * _BYTES
+    copies = _COPIES[config.optimizer] + (1 if config.ema else 0) + (1 if config.keep == "best" else 0)
+    return MemoryEstimate(activations, int(trained * (1 + copies)))
+
+
+def _weights(denoiser: Denoiser) -> list[Tensor]:
+    network = getattr(denoiser, "network", None)
+    return [] if network is None else [*network.parameters(), *network.buffers()]
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a step can still take on a device; None where nothing tells."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        (available,) = (line for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError):
+        return None
+    return int(available.split()[1]) * 1024
+
+
+class PeakMemory:
+    """The peak since `start`: of the GPU's allocator, or of the process where there is none."""
+
+    def __init__(self, device: torch.device):
+        self._cuda = device.type == "cuda"
+        self._device = device
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def __str__(self) -> str:
+        if self._cuda:
+            return f"{megabytes(torch.cuda.max_memory_allocated(self._device))} of GPU memory"
+        peak = _process_peak()
+        return "unknown" if peak is None else f"{megabytes(peak)} of the whole process"
+
+
+def _process_peak() -> int | None:
+    """The largest resident size of this process so far, in bytes; None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def megabytes(n: float) -> str:
+    """`512 MB`, `1.5 GB`."""
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"

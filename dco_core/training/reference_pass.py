@@ -1,0 +1,76 @@
+"""The look-ahead reference: phi is frozen, so what it says about the next draws can be had in one call.
+
+Only its errors, one number a draw, are kept. The losses are the same as with one call of phi a step (window 1),
+up to the rounding of a larger batch.
+
+The layers before the first adapted one say the same for theta and phi. They are computed for both all the same: they
+are 0.4 to 2.6 % of a step (benchmarks/reference_pass.py --prefix), which is all that sharing them could save, and every
+family would have to be cut in two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..network.denoiser import Denoiser
+from .config import TrainingConfig
+from .examples import Draw, Example
+from .memory import estimate, free_memory
+from .objectives import batch_errors, references_of
+
+DEFAULT_ROWS = 8
+# A step must not need more memory for phi than theta needs anyway. Without gradient a row holds 0.05 to 0.08 of what a
+# step of one row keeps; where theta's blocks are checkpointed, three batches of phi are as much as theta's step at
+# its peak (UNets shaped as SD1.5 and SDXL, 128 and 512 px: benchmarks/reference_pass.py).
+CHECKPOINTED_WINDOW = 3
+_SHARE, _SHARE_CHECKPOINTED = 0.1, 1.0
+
+
+def automatic_window(denoiser: Denoiser, examples: Sequence[Example], config: TrainingConfig) -> int:
+    """How many batches phi looks at in one call: DEFAULT_ROWS samples at most, as many as half of the free memory has
+    room for, and no more than theta's own step needs.
+
+    A denoiser that knows its memory says what fits by `rows_at_once(shape of a latent)`."""
+    checkpointed = bool(getattr(denoiser, "checkpointed", False))
+    rows_at_once = getattr(denoiser, "rows_at_once", None)
+    if rows_at_once is not None:
+        largest = max((e.latent for e in examples), key=lambda x: x.numel())
+        room = rows_at_once(tuple(largest.shape))
+    else:
+        room = _rows_in_free_memory(denoiser, examples, config, checkpointed)
+    window = max(1, min(DEFAULT_ROWS, room) // config.batch_size)
+    return min(window, CHECKPOINTED_WINDOW) if checkpointed else window
+
+
+def _rows_in_free_memory(
+    denoiser: Denoiser, examples: Sequence[Example], config: TrainingConfig, checkpointed: bool
+) -> int:
+    free = free_memory(examples[0].latent.device)
+    if free is None:
+        return DEFAULT_ROWS
+    one = estimate(denoiser, examples, dataclasses.replace(config, batch_size=1)).activations
+    return int(free / 2 / max(1, one * (_SHARE_CHECKPOINTED if checkpointed else _SHARE)))
+
+
+def possible(examples: Sequence[Example]) -> bool:
+    """Whether phi reads the same in every step: not where it shares a caption of tokens in training."""
+    return not any(e.base_conditioning is None and callable(e.conditioning) for e in examples)
+
+
+def with_reference(
+    denoiser: Denoiser,
+    examples: Sequence[Example],
+    batches: Iterator[Sequence[Draw]],
+    window: int,
+) -> Iterator[tuple[Sequence[Draw], Tensor]]:
+    """Every batch with phi's errors [B] on its references, which are had for `window` batches at once."""
+    while ahead := list(itertools.islice(batches, window)):
+        asked = [references_of(examples, batch) for batch in ahead]
+        with torch.no_grad():
+            errors = batch_errors(denoiser, examples, [d for draws in asked for d in draws], adapter=False)
+        yield from zip(ahead, errors.split([len(draws) for draws in asked]), strict=True)

@@ -1,0 +1,416 @@
+"""The trainer: examples and draws in, steps out (Algorithm 1). It knows a Denoiser and nothing of any host."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DCOError
+from ..files.fingerprints import content_key
+from ..lora import LoraLayer
+from ..losses import gate
+from ..network.denoiser import Denoiser
+from ..network.out_of_place import clear_refusal
+from . import calibration, reference_pass, step_report
+from .calibration import resolved
+from .checkpoints import Checkpoints, Saved
+from .config import TrainingConfig
+from .examples import Draw, Example, random_draws
+from .learned_tokens import LearnedTokens
+from .objectives import OBJECTIVES, Batch, Outcome, checked_examples
+from .optimizers import make_optimizer, packed, rate_factor, unpack
+from .step_report import StepReport
+from .step_time import SpeedWatch
+from .validation import HeldOut, Score
+
+_FORMAT = 2  # of checkpoints: those of another are of another run
+MAX_SKIPPED = 5  # steps in a row without a finite loss, before training stops
+
+
+def train(
+    denoiser: Denoiser,
+    examples: Sequence[Example],
+    config: TrainingConfig,
+    on_step: Callable[[StepReport], None] | None = None,
+    draws: Iterator[Sequence[Draw]] | None = None,
+    tokens: LearnedTokens | None = None,
+) -> dict[str, LoraLayer]:
+    """Run Algorithm 1 and return the LoRA as {dotted module name: LoraLayer}: a Training from start to end, without
+    checkpoints; the arguments are its."""
+    training = Training(denoiser, examples, config, tokens, draws=draws)
+    training.run(on_step)
+    with training.result():
+        return denoiser.lora()
+
+
+class Training:
+    """One run of Algorithm 1: what trains, how far it is, and where it goes on after a stop.
+
+    config: as asked; afterwards with the values that were automatic (beta, look_ahead).
+    tokens: rows that train along; the conditionings of the examples are then functions that read them.
+    draws: batches of draws to use in place of random ones, so that a recorded run can be replayed exactly; with
+        accumulation every step takes several. They cannot be resumed.
+    checkpoints: where to keep the run. A checkpoint in it that was made of the same `content`, start and
+        configuration is gone on from, bit for bit as if the run had never stopped.
+    content: whatever else the run is made of (model, pictures, captions), as `content_key` gives it.
+    tick: called now and then while the automatic beta is sought; whatever it raises ends that.
+    watch_speed: stop when steps become many times slower.
+
+    Raises DCOError for bad input. examples: those that are trained on. history: the reports of all steps so far;
+    scores: of the held-out draws; notes: sentences for the user about resuming.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        examples: Sequence[Example],
+        config: TrainingConfig,
+        tokens: LearnedTokens | None = None,
+        *,
+        draws: Iterator[Sequence[Draw]] | None = None,
+        checkpoints: Checkpoints | None = None,
+        content: str = "",
+        tick: Callable[[], None] = lambda: None,
+        watch_speed: bool = False,
+    ):
+        config.check()
+        self.examples = checked_examples(examples, config, recorded=draws is not None)
+        if draws is not None and checkpoints is not None:
+            raise DCOError("A recorded run cannot be resumed: replay it without checkpoints.")
+        self.denoiser, self.tokens, self.checkpoints = denoiser, tokens, checkpoints
+        self.history: list[StepReport] = []
+        self.scores: list[Score] = []
+        self.notes: list[str] = []
+        self.step = 0
+        self._parameters: dict[str, torch.nn.Parameter] = dict(denoiser.trainable())
+        if tokens is not None:
+            self._parameters |= {f"token:{name}": p for name, p in tokens.parameters().items()}
+        if not self._parameters:
+            raise DCOError("There is nothing to train: choose a LoRA, learned tokens, or both.")
+        self._draws, self._asked, self._content = draws, config, content
+        self._ema: dict[str, Tensor] = {}
+        self._best: dict[str, Tensor] = {}
+        self._whole = True  # no step is half done
+        self._saved_step = 0
+        self._watch = SpeedWatch() if watch_speed else None
+
+        saved = self._found(checkpoints) if checkpoints is not None else None
+        if saved is not None:
+            self.config = dataclasses.replace(TrainingConfig(**saved.about["config"]), steps=config.steps)
+        else:
+            self.config = self._settled(config, tick)
+        groups = [
+            (list(denoiser.trainable().values()), self.config.learning_rate),
+            (
+                list(tokens.parameters().values()) if tokens is not None else [],
+                self.config.token_learning_rate,
+            ),
+        ]
+        self._optimizer = make_optimizer(self.config.optimizer, groups, self.config.weight_decay)
+        if self.config.ema:
+            self._ema = self._copied()
+        if saved is not None:
+            self._restore(saved)
+        factor = rate_factor(self.config.rate_schedule, self.config.warmup, self.config.steps)
+        self._rates = torch.optim.lr_scheduler.LambdaLR(self._optimizer, factor, last_epoch=self.step - 1)
+        self._held_out = HeldOut(denoiser, self.examples, self.config) if self.config.score_every else None
+
+    # --- the run
+
+    def run(self, on_step: Callable[[StepReport], None] | None = None) -> None:
+        """Train to the last step.
+
+        on_step: called after every step; whatever it raises ends training, as every other exception does. What was
+            trained until then is kept: in the adapter, and as a checkpoint where there are any.
+        Raises DCOError when steps have had no finite loss again and again, and when a checkpoint cannot be
+        written.
+        """
+        batches = self._batches()
+        with _seeded_dropout(self.config.seed) as seed_step:
+            try:
+                while self.step < self.config.steps:
+                    seed_step(self.step + 1)
+                    self._one_step(batches)
+                    if on_step is not None:
+                        on_step(self.history[-1])
+                    if self._watch is not None:
+                        self._watch.tick(self.history[-1].seconds)
+                    if self.checkpoints is not None and self.checkpoints.due(self.step):
+                        self._save()
+            except BaseException:
+                self._save_while_stopping()
+                raise
+        if self.checkpoints is not None:
+            self._save()
+            self.checkpoints.finish()
+
+    def _one_step(self, batches: Iterator[Batch]) -> None:
+        started = time.monotonic()
+        step, config = self.step + 1, self.config
+        self._optimizer.zero_grad(set_to_none=True)
+        outcomes = [_backward(next(batches)) for _ in range(config.accumulation)]
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), config.clip_norm))
+        finite = math.isfinite(norm) and all(bool(torch.isfinite(o.loss)) for o in outcomes)
+        rate = float(self._rates.get_last_lr()[0])
+        self._whole = False
+        if finite:
+            self._optimizer.step()
+            if self.tokens is not None:
+                self.tokens.keep_norms()
+            if self._ema:
+                names = list(self._parameters)
+                with torch.no_grad():
+                    torch._foreach_lerp_(
+                        [self._ema[n] for n in names], [self._parameters[n] for n in names], 1 - config.ema
+                    )
+        self._optimizer.zero_grad(set_to_none=True)
+        self._advance_rate()
+        self.step = step
+        seconds = time.monotonic() - started
+        self.history.append(_report(outcomes, step, config, rate, norm, seconds, not finite))
+        if self._held_out is not None and (step % config.score_every == 0 or step == config.steps):
+            self._score()
+        self._whole = True
+        if not finite:
+            self._give_up_if_hopeless(outcomes)
+
+    def _advance_rate(self) -> None:
+        self._optimizer._opt_called = True  # type: ignore[attr-defined]  # a first step may have been skipped
+        self._rates.step()
+
+    def _give_up_if_hopeless(self, outcomes: Sequence[Outcome]) -> None:
+        skipped = sum(1 for _ in itertools.takewhile(lambda report: report.skipped, reversed(self.history)))
+        if skipped < min(MAX_SKIPPED, self.config.steps):
+            return
+        base = any(o.error_phi is not None and not torch.isfinite(o.error_phi).all() for o in outcomes)
+        theta = any(not torch.isfinite(o.error_theta).all() for o in outcomes)
+        if base:
+            cause = (
+                "the base model itself gives NaN, as fp16 weights that overflow do: load it in bf16 or fp32."
+            )
+        elif theta:
+            cause = (
+                f"the LoRA drove the model to NaN: lower the learning rate (now {self.config.learning_rate:g}), or "
+                "load the model in bf16 or fp32."
+            )
+        else:
+            cause = f"the gradients overflow: lower the learning rate (now {self.config.learning_rate:g})."
+        raise DCOError(
+            f"The loss or its gradient was not finite in {skipped} steps in a row, up to step {self.step} of "
+            f"{self.config.steps}; the LoRA of the last good step is kept. Likely {cause}"
+        )
+
+    def _batches(self) -> Iterator[Batch]:
+        """The batches of this and the following steps, with phi's errors where it looks ahead. Windows lie where
+        they would lie in a run from the start, so that their rounding is the same."""
+        config, examples = self.config, self.examples
+        number = self.step * config.accumulation
+        window = config.look_ahead if config.is_dco else 1
+        first = number // window * window
+        stream = self._draws or random_draws(examples, len(self.denoiser.schedule), config, start=first)
+        if window == 1:
+            return (Batch(self.denoiser, examples, draws, config) for draws in stream)
+        pairs = reference_pass.with_reference(self.denoiser, examples, stream, window)
+        return (
+            Batch(self.denoiser, examples, draws, config, error_phi)
+            for draws, error_phi in itertools.islice(pairs, number - first, None)
+        )
+
+    def _settled(self, config: TrainingConfig, tick: Callable[[], None]) -> TrainingConfig:
+        """The configuration with numbers for what is automatic."""
+        with _seeded_dropout(config.seed) as seed_step:
+            seed_step(0)
+            config = resolved(config, self.denoiser, self.examples, self.tokens, tick)
+        window = config.look_ahead
+        if not reference_pass.possible(self.examples) or not config.is_dco:
+            window = 1
+        elif window == 0:
+            window = reference_pass.automatic_window(self.denoiser, self.examples, config)
+        return dataclasses.replace(config, look_ahead=window)
+
+    # --- what it has made
+
+    @contextmanager
+    def result(self) -> Iterator[None]:
+        """Inside, the adapter and the tokens are the result: the best-scored ones or their moving average where the
+        configuration says so, otherwise as they are."""
+        chosen = self._best if self.config.keep == "best" and self._best else self._ema
+        with self._in_place(chosen):
+            yield
+
+    @property
+    def learned(self) -> bool:
+        """Whether any step has changed what trains."""
+        return any(not report.skipped for report in self.history)
+
+    @property
+    def best(self) -> Score | None:
+        """The highest margin among the scores."""
+        return max(self.scores, key=lambda score: score.margin, default=None)
+
+    def _score(self) -> None:
+        assert self._held_out is not None
+        with self._in_place(self._ema):
+            self.scores.append(self._held_out.score(self.step))
+            if self.config.keep == "best" and self.best is self.scores[-1]:
+                self._best = self._copied()
+
+    def _copied(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    @contextmanager
+    def _in_place(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        if not values:
+            yield
+            return
+        own = {name: p.data for name, p in self._parameters.items()}
+        try:
+            for name, p in self._parameters.items():
+                p.data = values[name]
+            yield
+        finally:
+            for name, p in self._parameters.items():
+                p.data = own[name]
+
+    # --- checkpoints
+
+    def _found(self, checkpoints: Checkpoints) -> Saved | None:
+        """The checkpoint to go on from, and a note of what was found."""
+        key = content_key(
+            _FORMAT, self._content, self._identity(), self._copied(), self._words(), self.denoiser.schedule
+        )
+        saved = checkpoints.open(key, self._asked.steps)
+        self.notes += [
+            f"The checkpoint {name} is damaged and was passed over." for name in checkpoints.damaged
+        ]
+        if saved is not None:
+            done = "finished" if saved.step == self._asked.steps else "going on from there"
+            self.notes.append(f"Found the checkpoint of step {saved.step}: {done}.")
+            return saved
+        other = checkpoints.latest_other()
+        if other is not None:
+            self.notes.append(f"Starting anew: the earlier run had {self._difference(other)}.")
+        return None
+
+    def _identity(self) -> dict[str, Any]:
+        """The configuration as far as steps depend on it: a run may be asked for more of them."""
+        return calibration.identity(self._asked, self.denoiser)
+
+    def _words(self) -> dict[str, str]:
+        return dict(self.tokens.initializers) if self.tokens is not None else {}
+
+    def _difference(self, other: Mapping[str, Any]) -> str:
+        now, then = self._asked.as_dict(), other.get("asked", {})
+        changed = [f"{k} {then[k]} (now {now[k]})" for k in now if k in then and then[k] != now[k]]
+        if other.get("content") != self._content:
+            changed.append("another model, other pictures, captions or settings of the LoRA")
+        return ", ".join(changed) or "another start or another noise schedule"
+
+    def _save(self) -> None:
+        if self.checkpoints is None or self._saved_step == self.step:
+            return
+        state, rest = packed(self._optimizer, self._parameters)
+        tensors = {f"value.{name}": p.detach() for name, p in self._parameters.items()}
+        tensors |= {f"optimizer.{name}": t for name, t in state.items()}
+        tensors |= {f"ema.{name}": t for name, t in self._ema.items()}
+        tensors |= {f"best.{name}": t for name, t in self._best.items()}
+        tensors |= {f"history.{name}": t for name, t in step_report.to_tensors(self.history).items()}
+        about = {
+            "config": self.config.as_dict(),
+            "asked": self._asked.as_dict(),
+            "content": self._content,
+            "optimizer": rest,
+            "scores": [dataclasses.asdict(score) for score in self.scores],
+        }
+        self.checkpoints.save(self.step, tensors, about)
+        self._saved_step = self.step
+
+    def _save_while_stopping(self) -> None:
+        """Keep what is there; a failure to do so must not hide why training stopped."""
+        if self._whole and self.learned:
+            try:
+                self._save()
+            except DCOError as error:
+                logging.error("DCO: %s", error)
+
+    def _restore(self, saved: Saved) -> None:
+        def part(prefix: str) -> dict[str, Tensor]:
+            found = {k: t for k, t in saved.tensors.items() if k.startswith(prefix)}
+            return {k[len(prefix) :]: t for k, t in found.items()}
+
+        with torch.no_grad():
+            for name, value in part("value.").items():
+                self._parameters[name].copy_(value)
+        self._ema, self._best = (
+            {name: found[name].to(p.device) for name, p in self._parameters.items()} if found else {}
+            for found in (part("ema."), part("best."))
+        )
+        unpack(self._optimizer, self._parameters, part("optimizer."), saved.about["optimizer"])
+        self.history = step_report.from_tensors(part("history."), self.config.steps)
+        self.scores = [Score(**score) for score in saved.about["scores"]]
+        self.step = self._saved_step = saved.step
+
+
+def _backward(batch: Batch) -> Outcome:
+    """Add one micro-batch's gradient."""
+    config = batch.config
+    outcome = OBJECTIVES[config.objective](batch)
+    if torch.isfinite(outcome.loss):
+        with clear_refusal():
+            (outcome.loss / config.accumulation).backward()
+    return outcome._replace(loss=outcome.loss.detach(), error_theta=outcome.error_theta.detach())
+
+
+@contextmanager
+def _seeded_dropout(seed: int) -> Iterator[Callable[[int], None]]:
+    """Dropout of the LoRA takes torch's global generator: seeded from (seed, step), and left as it was found."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+
+    def seed_step(step: int) -> None:
+        torch.manual_seed((seed * 1_000_003 + step) % 2**63)
+
+    with torch.random.fork_rng(devices):
+        yield seed_step
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _report(
+    outcomes: Sequence[Outcome], step: int, config: TrainingConfig, rate: float, norm: float, seconds: float,
+    skipped: bool,
+) -> StepReport:  # fmt: skip
+    margins = [o.margin for o in outcomes if o.margin is not None]
+    phi = [o.error_phi for o in outcomes if o.error_phi is not None]
+    return StepReport(
+        step=step,
+        steps=config.steps,
+        loss=_mean([o.loss.item() for o in outcomes]),
+        margin=_mean([m.mean().item() for m in margins]) if margins else 0.0,
+        gate=_mean([gate(m).mean().item() for m in margins]) if margins else 1.0,
+        learning_rate=rate,
+        gradient_norm=norm,
+        error_theta=_mean([o.error_theta.mean().item() for o in outcomes]),
+        error_phi=_mean([e.mean().item() for e in phi]) if phi else math.nan,
+        seconds=seconds,
+        skipped=skipped,
+    )
+
+
+def evaluate(
+    denoiser: Denoiser, examples: Sequence[Example], config: TrainingConfig, draws: Sequence[Sequence[Draw]]
+) -> float:
+    """The training loss averaged over fixed (held-out) batches of draws, without gradient."""
+    with torch.no_grad():
+        batches = (Batch(denoiser, examples, batch, config) for batch in draws)
+        return _mean([OBJECTIVES[config.objective](batch).loss.item() for batch in batches])

@@ -1,0 +1,1 @@
+"""Nodes that score pictures and draw the scores."""

@@ -1,0 +1,1 @@
+"""Nodes that sample with reward guidance."""

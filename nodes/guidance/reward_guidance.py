@@ -1,0 +1,213 @@
+"""Reward guidance: a MODEL patch for any sampler, a guider, and a sampler with everything in it."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..host import sampling
+from . import inputs as shared
+from .report import relative_report, reward_report
+
+
+class DCORewardGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DCORewardGuidance",
+            display_name="Reward Guidance (DCO)",
+            category="advanced/guidance",
+            description="Patches a model so that any sampler follows reward guidance (Direct Consistency Optimization, "
+            "Sec. 4.2). The sampler's cfg is w_text. Every step evaluates the base model on the prompt and the "
+            "negative, and the LoRA on the prompt, in one batch. Weights are never changed.",
+            search_aliases=["reward guidance", "dco", "w_rg", "lora guidance", "autoguidance"],
+            inputs=[
+                shared.MODEL,
+                shared.LORA,
+                shared.W_RG,
+                shared.STRENGTH,
+                shared.PERSONALIZED,
+                *shared.options(),
+            ],
+            outputs=[
+                io.Model.Output(
+                    display_name="model", tooltip="The model with reward guidance, for any sampler."
+                ),
+                shared.REPORT,
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        lora,
+        w_rg: float,
+        lora_strength: float = 1.0,
+        personalized=None,
+        more_loras=None,
+        **options,
+    ) -> io.NodeOutput:
+        patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
+        patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
+        adds = bool(patches) or personalized is not None
+        return io.NodeOutput(patched, reward_report(w_rg, None, adds, **options) + shared.replaced(model))
+
+
+class DCORewardGuider(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DCORewardGuider",
+            display_name="Reward Guider (DCO)",
+            category="sampling/guiders",
+            description="Reward guidance as a guider for SamplerCustomAdvanced: "
+            "phi(0) + w_text (phi(c) - phi(0)) + w_rg (theta(c) - phi(c)).",
+            search_aliases=["reward guidance", "dco", "guider", "w_rg", "samplercustomadvanced"],
+            inputs=[
+                shared.MODEL,
+                shared.LORA,
+                shared.POSITIVE,
+                shared.NEGATIVE,
+                shared.W_RG,
+                shared.W_TEXT,
+                shared.STRENGTH,
+                shared.PERSONALIZED,
+                *shared.options(),
+            ],
+            outputs=[
+                io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."),
+                shared.REPORT,
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, lora, positive, negative, w_rg, w_text, lora_strength=1.0, personalized=None, more_loras=None,
+        **options,
+    ) -> io.NodeOutput:  # fmt: skip
+        patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
+        patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
+        guider = sampling.cfg_guider(patched, positive, negative, w_text)
+        adds = bool(patches) or personalized is not None
+        return io.NodeOutput(guider, reward_report(w_rg, w_text, adds, **options) + shared.replaced(model))
+
+
+class DCORewardGuidanceSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DCORewardGuidanceSampler",
+            display_name="Reward Guidance Sampler (DCO)",
+            category="sampling",
+            description="KSampler with reward guidance: w_rg trades likeness to the subject or style against the "
+            "prompt, at sampling time, without training again.",
+            search_aliases=["reward guidance", "dco", "ksampler", "sampler", "w_rg"],
+            inputs=[
+                shared.MODEL,
+                shared.LORA,
+                shared.POSITIVE,
+                shared.NEGATIVE,
+                shared.LATENT,
+                shared.SEED,
+                shared.STEPS,
+                shared.W_RG,
+                shared.W_TEXT,
+                shared.SAMPLER,
+                shared.SCHEDULER,
+                shared.DENOISE,
+                shared.STRENGTH,
+                shared.PERSONALIZED,
+                *shared.options(),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
+                shared.REPORT,
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, lora, positive, negative, latent_image, seed, steps, w_rg, w_text, sampler_name, scheduler,
+        denoise=1.0, lora_strength=1.0, personalized=None, more_loras=None, **options,
+    ) -> io.NodeOutput:  # fmt: skip
+        patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
+        patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
+        samples = sampling.ksample(
+            patched, seed, steps, w_text, sampler_name, scheduler, positive, negative, latent_image, denoise
+        )
+        adds = bool(patches) or personalized is not None
+        return io.NodeOutput(samples, reward_report(w_rg, w_text, adds, **options) + shared.replaced(model))
+
+
+_METHODS = {
+    "AutoGuidance": "auto",
+    "Personalization guidance": "personalization",
+    "LoRA on the negative only": "negative",
+}
+
+
+class DCOLoRAGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        methods = [
+            io.DynamicCombo.Option("AutoGuidance", [
+                io.Float.Input(
+                    "w_auto", default=2.0, min=0.0, max=100.0, step=0.1,
+                    tooltip="w of AutoGuidance: away from the LoRA, which is the weak model. 1 is off. cfg 1 on the "
+                    "sampler is AutoGuidance alone.",
+                ),
+            ]),
+            io.DynamicCombo.Option("Personalization guidance", [
+                io.Float.Input(
+                    "weak_strength", default=0.5, min=0.0, max=1.0, step=0.05,
+                    tooltip="How much of the LoRA the weak model on the negative prompt has: 0 is the base model, 1 "
+                    "ordinary sampling with the LoRA.",
+                ),
+            ]),
+            io.DynamicCombo.Option("LoRA on the negative only", []),
+        ]  # fmt: skip
+        return io.Schema(
+            node_id="DCOLoRAGuidance",
+            display_name="LoRA Guidance: Relatives (DCO)",
+            category="advanced/guidance",
+            description="Other ways to guide with a LoRA, on the engine of reward guidance, to compare with: "
+            "AutoGuidance with the LoRA as the weak model (arXiv 2406.02507), Steering Guidance for personalised "
+            "models (arXiv 2508.00319), and the LoRA on the negative prompt only (Diffusion-NPO, arXiv 2505.11245).",
+            search_aliases=[
+                "autoguidance",
+                "steering guidance",
+                "personalization guidance",
+                "lora negative",
+                "dco",
+            ],
+            inputs=[
+                shared.MODEL,
+                shared.LORA,
+                io.DynamicCombo.Input(
+                    "method", options=methods, tooltip="How the LoRA takes part in a step."
+                ),
+                shared.STRENGTH,
+                shared.PERSONALIZED,
+                *shared.options(),
+            ],
+            outputs=[
+                io.Model.Output(
+                    display_name="model", tooltip="The guided model, for any sampler; cfg is its own."
+                ),
+                shared.REPORT,
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, lora, method, lora_strength=1.0, personalized=None, more_loras=None, **options
+    ) -> io.NodeOutput:
+        kind = _METHODS[method["method"]]
+        scale = {"auto": method.get("w_auto"), "personalization": method.get("weak_strength")}.get(kind, 1.0)
+        patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
+        patched = shared.patched(model, patches, kind, scale, personalized, **options)
+        adds = bool(patches) or personalized is not None
+        return io.NodeOutput(patched, relative_report(kind, scale, adds, **options) + shared.replaced(model))
+
+
+NODES = [DCORewardGuidance, DCORewardGuidanceSampler, DCORewardGuider, DCOLoRAGuidance]

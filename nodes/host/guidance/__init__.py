@@ -1,0 +1,1 @@
+"""Reward guidance inside the host's sampling loop."""

@@ -1,0 +1,1 @@
+"""The host's loaded models as networks to train."""

@@ -1,0 +1,295 @@
+"""A host MODEL as the trainer's Denoiser (its weights: shared_weights.py)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.conds
+import comfy.model_management
+import comfy.model_sampling
+import comfy.sampler_helpers
+import comfy.samplers
+import comfy.utils
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from torch import Tensor
+
+from ....dco_core.errors import DCOError
+from ....dco_core.files.fingerprints import network_fingerprint
+from ....dco_core.lora import LoraLayer, LoraWeights, canonical_keys
+from ....dco_core.network.denoiser import NetworkDenoiser
+from ....dco_core.network.lora_layers import AdapterConfig
+from ....dco_core.network.out_of_place import KeptCopies, out_of_place
+from ....dco_core.schedules import Schedule
+from .frozen_layers import use_frozen_layers
+from .fused_rope import differentiable_rope
+from .shared_weights import network_on_same_storage
+
+_PREDICTIONS = (  # most specific first: V_PREDICTION is a subclass of EPS, EDM of V_PREDICTION
+    (comfy.model_sampling.CONST, "flow"),
+    (comfy.model_sampling.V_PREDICTION, "v"),
+    (comfy.model_sampling.EPS, "epsilon"),
+)
+_UNTRAINABLE = (
+    comfy.model_sampling.EDM,
+    comfy.model_sampling.X0,
+    comfy.model_sampling.IMG_TO_IMG_FLOW,
+    comfy.model_sampling.StableCascadeSampling,
+)
+
+
+def schedule_of(sampling) -> Schedule:
+    """The core Schedule of a host `model_sampling`; DCOError if the trainer has no formula for it."""
+    kind = next((name for cls, name in _PREDICTIONS if isinstance(sampling, cls)), None)
+    sigmas = getattr(sampling, "sigmas", None)
+    scaled = getattr(sampling, "sigma_data", 1.0) != 1.0
+    if kind is None or isinstance(sampling, _UNTRAINABLE) or sigmas is None or scaled:
+        names = " / ".join(c.__name__ for c in type(sampling).__mro__[1:3])
+        raise DCOError(
+            f"A model with {names} noise cannot be trained yet: use an epsilon (SD1.5, SDXL), v (SD2) or flow model."
+        )
+    if getattr(sampling, "noise_scale", 1.0) != 1.0:
+        raise DCOError(f"A flow model with noise scale {sampling.noise_scale:g} cannot be trained yet.")
+    return Schedule.from_sigmas(kind, sigmas)
+
+
+class _NativeSampling:
+    """Stands in for a model's `model_sampling`: x_t goes in and the network's own prediction comes out."""
+
+    def __init__(self, original):
+        self.timestep = original.timestep
+
+    def calculate_input(self, _sigma: Tensor, x: Tensor) -> Tensor:
+        return x
+
+    def calculate_denoised(self, _sigma: Tensor, output: Tensor, _x: Tensor) -> Tensor:
+        return output
+
+
+def _torch_attention(_chosen_by_host, *args, **kwargs):
+    """Attention with a gradient, always computed alike: the host's choice may lack a backward pass (sage, flash) or
+    cut its chunks by the free memory, which differs when checkpointed blocks run again."""
+    return attention_pytorch(*args, **kwargs)
+
+
+_ATTENTION = {"optimized_attention_override": _torch_attention}
+
+
+def kohya_names(model) -> dict[str, str]:
+    """{canonical key: kohya base name} for every module of MODEL, as trainers write it for its family.
+
+    SD1.5 and SD2 files use diffusers block names (A1111 and Forge read only those); every other family the names
+    of the checkpoint's own modules, which are the canonical ones. So do SD files of a UNet with another number of
+    blocks per level, whose diffusers names would be read onto other blocks."""
+    own = {
+        canonical(key[: -len(".weight")]): tensor.dim()
+        for key, tensor in model.model.diffusion_model.state_dict().items()
+        if key.endswith(".weight")
+    }
+    names = {key: key for key in own}
+    if family(model) not in ("sd_v1", "sd_v2"):
+        return names
+    for diffusers, module in comfy.utils.unet_to_diffusers(model.model.model_config.unet_config).items():
+        key = canonical(module.removesuffix(".weight"))
+        if diffusers.endswith(".weight") and key in own:
+            names[key] = canonical(diffusers.removesuffix(".weight"))
+    layers = {key: name for key, name in names.items() if own[key] > 1}
+    read = canonical_keys(layers.values())
+    return names if all(read[name] == key for key, name in layers.items()) else {key: key for key in own}
+
+
+def canonical(module: str) -> str:
+    """`a.b.c` of the diffusion model -> `lora_unet_a_b_c`."""
+    return "lora_unet_" + module.replace(".", "_")
+
+
+_FAMILIES = {  # the host's model class: kohya's name of the base
+    "SDXL": "sdxl_base_v1-0",
+    "SD15": "sd_v1",
+    "SD20": "sd_v2",
+    "SD21UnclipL": "sd_v2",
+    "SD21UnclipH": "sd_v2",
+    "SD3": "sd3",
+    "Flux": "flux1",
+    "FluxSchnell": "flux1",
+}
+
+
+def family(model) -> str:
+    """The base model version for the file's header: kohya's name, or the host's class name where kohya has none."""
+    config = type(model.model.model_config)
+    return next(
+        (_FAMILIES[c.__name__] for c in config.__mro__ if c.__name__ in _FAMILIES), config.__name__.strip("_")
+    )
+
+
+def fingerprint(model, clip, vae) -> str:
+    """Tells the loaded weights of MODEL (with the user's patches), CLIP and VAE from all others."""
+    networks = {
+        "network": model.model.diffusion_model,
+        "text encoder": getattr(clip, "cond_stage_model", None),
+        "vae": getattr(vae, "first_stage_model", None),
+    }
+    return network_fingerprint(
+        (f"{kind}.{name}", p)
+        for kind, network in networks.items()
+        if network is not None
+        for name, p in network.named_parameters()
+    )
+
+
+PRECISIONS = ("auto", "model's own", "bf16")
+
+
+def _autocast_dtype(model, precision: str) -> torch.dtype | None:
+    """bf16 where it is asked for, or where the host computes in half precision on a GPU that knows bf16: fp32
+    LoRA layers then do not slow the network down, and small gradients do not vanish as in fp16."""
+    if precision == "bf16":
+        return torch.bfloat16
+    half = model.model.get_dtype_inference() in (torch.float16, torch.bfloat16)
+    on_gpu = model.load_device.type == "cuda"
+    return (
+        torch.bfloat16 if precision == "auto" and half and on_gpu and torch.cuda.is_bf16_supported() else None
+    )
+
+
+class HostDenoiser(NetworkDenoiser):
+    """One conditioning is the host's model conditions of one caption, {name: comfy.conds object}. precision: one of
+    PRECISIONS."""
+
+    def __init__(self, model, config: AdapterConfig | None, precision: str = "auto"):
+        base = model.model
+        self.device = model.load_device
+        self._autocast = _autocast_dtype(model, precision)
+        self._copies = KeptCopies()
+        self._base = copy.copy(base)  # shallow: shares everything but what is replaced below
+        self._base._modules = dict(base._modules)
+        self._base.current_patcher = model
+        sampling = model.get_model_object("model_sampling")
+        network = use_frozen_layers(network_on_same_storage(base.diffusion_model).eval())
+        self._base._modules["diffusion_model"] = network
+        self._base._modules.pop("model_sampling", None)
+        self._base.__dict__["model_sampling"] = _NativeSampling(sampling)
+        schedule = schedule_of(sampling)
+        sigmas = sampling.sigmas.detach().cpu()
+        self._sigmas = torch.empty_like(sigmas).copy_(sigmas)
+        super().__init__(self._base._modules["diffusion_model"], schedule, config)
+        self.network.to(self.device)  # moves the injected LoRA; the weights are there already
+
+    def forward(self, x_t: Tensor, t: Tensor, conditioning: Sequence[dict[str, Any]]) -> Tensor:
+        sigma = self._sigmas[t.cpu()].to(self.device)
+        conds = comfy.samplers.cond_cat(list(conditioning))
+        autocast = torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None)
+
+        def call() -> Tensor:
+            return self._base._apply_model(x_t.clone(), sigma, transformer_options=dict(_ATTENTION), **conds)
+
+        with out_of_place(), autocast:
+            return self._copies.run(call)
+
+    def free_memory(self) -> int:
+        """Bytes free on the device."""
+        return int(comfy.model_management.get_free_memory(self.device))
+
+    def rows_at_once(self, latent_shape: Sequence[int]) -> int:
+        """How many samples the network can look at in one call without gradient, by the host's own estimate and with
+        half of the free memory."""
+        one = self._base.memory_required([1, *latent_shape])
+        return max(1, int(self.free_memory() / 2 / max(1, one)))
+
+    def weights(self) -> LoraWeights:
+        """The LoRA by canonical keys."""
+        return LoraWeights({canonical(name): layer for name, layer in self.lora().items()})
+
+    def model_conditions(self, conditioning: list, latent: Tensor) -> dict[str, Any]:
+        """What the network takes besides x and t for a host CONDITIONING, for an image of the latent's size [C, H, W]
+        and without crop: SDXL's size and crop embedding among it, and an inpainting model's mask and masked image.
+        Where the CONDITIONING has none, these say that nothing is given and all is to be painted."""
+        conds = comfy.sampler_helpers.convert_cond(conditioning[:1])
+        empty = torch.zeros_like(
+            latent[None]
+        )  # families that show the network a latent must not show the answer
+        encoded = comfy.samplers.encode_model_conds(
+            self._base.extra_conds, conds, empty, self.device, "positive", latent_image=empty
+        )
+        return {
+            name: _outside_inference(cond.process_cond(batch_size=1, area=None, device=self.device))
+            for name, cond in encoded[0]["model_conds"].items()
+        }
+
+
+def _outside_inference(cond):
+    """The host's tensors were made in inference mode and cannot be saved for backward: clone what it holds."""
+    if torch.is_tensor(cond.cond):
+        return cond._copy_with(cond.cond.clone())
+    if isinstance(cond.cond, list):
+        return cond._copy_with([c.clone() for c in cond.cond])
+    return cond
+
+
+@contextmanager
+def training_session(
+    model, config: AdapterConfig | None, clip=None, precision: str = "auto"
+) -> Iterator[HostDenoiser]:
+    """Load MODEL (and CLIP, where tokens train), send every other model off the device, yield the Denoiser with
+    autograd on, and leave nothing behind: neither gradients nor LoRA nor memory stay, whether training ends, fails
+    or is interrupted."""
+    if model.is_dynamic():  # weights in evictable memory must not be aliased
+        model = model.get_non_dynamic_delegate()
+    needed = [model] if clip is None else [model, clip.patcher]
+    keep = [comfy.model_management.LoadedModel(m) for m in needed]
+    comfy.model_management.free_memory(1e30, model.load_device, keep_loaded=keep)
+    comfy.model_management.load_models_gpu(needed, force_full_load=True)
+    was_training = comfy.model_management.in_training
+    comfy.model_management.in_training = True  # the host's fused kernels (rope, int8) have no gradient
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            differentiable_rope()
+            yield HostDenoiser(model, config, precision)
+    finally:
+        comfy.model_management.in_training = was_training
+        comfy.model_management.soft_empty_cache()
+
+
+def native_latent(model, latent: Tensor, std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """A VAE latent [C, H, W] and its posterior's std in the scale that the network was trained on, on its device,
+    free of inference mode."""
+    mean = model.model.process_latent_in(latent[None].float())[0]
+    if std is not None:  # the scaling is affine: shift out, scale in
+        std = (model.model.process_latent_in((latent + std)[None].float())[0] - mean).abs()
+    return tuple(  # type: ignore[return-value]
+        None if x is None else x.to(model.load_device, torch.float32).clone() for x in (mean, std)
+    )
+
+
+def _spelled_names(model, paths: Mapping[str, str]) -> dict[str, str]:
+    """Modules that a file names as diffusers does, by the host's own table: their numbers of blocks are MODEL's."""
+    table = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    names = {canonical(k.removesuffix(".weight")): to for k, to in table.items() if k.endswith(".weight")}
+    spelled = {key: "lora_unet_" + path.removeprefix("lora_unet_").removeprefix("unet.").replace(".", "_")
+               for key, path in paths.items()}  # fmt: skip
+    return {key: names[name].removesuffix(".weight") for key, name in spelled.items() if name in names}
+
+
+def started_layers(model, weights: LoraWeights) -> dict[str, LoraLayer]:
+    """The layers of a LoRA to go on from, by the dotted names of MODEL's modules. DCOError where it was trained
+    for another model or changes the text encoder too."""
+    text = [key for key in weights.layers if not key.startswith("lora_unet_")]
+    if text:
+        raise DCOError(
+            f"The LoRA to start from also changes the text encoder ({text[0]} and {len(text) - 1} more), which is not "
+            "trained here and would be lost: start from a LoRA of the diffusion model alone."
+        )
+    names = {canonical(name): name for name, _ in model.model.diffusion_model.named_modules()}
+    names |= _spelled_names(model, weights.paths)
+    unknown = [key for key in weights.layers if key not in names]
+    if unknown:
+        raise DCOError(
+            f"The LoRA to start from does not belong to this model ({type(model.model).__name__}): it has no layer "
+            f"{unknown[0]} ({len(unknown)} of {len(weights.layers)} are missing). Load the checkpoint it was trained "
+            "on."
+        )
+    return {names[key]: layer for key, layer in weights.layers.items()}

@@ -1,0 +1,87 @@
+"""Latents as pictures: live without a VAE, by the host's previewers, and in the end through the user's VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import comfy.utils
+import folder_paths
+import latent_preview  # the host's
+import numpy as np
+import torch
+from comfy.cli_args import LatentPreviewMethod, args
+from comfy_execution.graph_utils import ExecutionBlocker
+from PIL import Image
+from torch import Tensor
+
+from ....dco_core.errors import DCOError
+from ....dco_core.suggested_scales import suggested_scales
+from . import network
+
+Picture = np.ndarray  # uint8 [H, W, 3]
+NOTHING = ExecutionBlocker(None)  # an output that what follows it quietly waits for
+
+
+def scales(model) -> tuple[float, float]:
+    """(w_rg, w_text) that show a LoRA of this family well: those which its file will suggest."""
+    prediction = network.schedule_of(model.get_model_object("model_sampling")).prediction
+    found = suggested_scales(network.family(model), prediction)
+    assert found is not None  # schedule_of knows no other predictions
+    return found.w_rg, found.w_text
+
+
+def live(model) -> Callable[[Tensor], Picture] | None:
+    """What turns a latent [C, ...] in MODEL's own scale into a picture while it trains, without a VAE in memory: the
+    TAESD decoder if it lies in models/vae_approx, otherwise the latent format's linear estimate, enlarged to the size
+    in pixels. None for a latent format that has neither.
+
+    The host's preview method does not matter: its default is "none", and whoever asks a trainer for previews wants
+    to see them.
+    """
+    latent_format = model.model.latent_format
+    asked = args.preview_method
+    args.preview_method = _method(latent_format)
+    try:  # the setting is read while the previewer is made, in this thread alone
+        previewer = latent_preview.get_previewer(model.load_device, latent_format)
+    finally:
+        args.preview_method = asked
+    if previewer is None:
+        return None
+
+    def picture(latent: Tensor) -> Picture:
+        with torch.no_grad():
+            image = previewer.decode_latent_to_preview(latent[None].float().to(model.load_device))
+        ratio = latent_format.spacial_downscale_ratio
+        height, width = latent.shape[-2] * ratio, latent.shape[-1] * ratio
+        return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+
+    return picture
+
+
+def _method(latent_format) -> LatentPreviewMethod:
+    """TAESD where its decoder is there. The decoders of video formats are models that the host would load, and to
+    make room it would send away the model in training."""
+    name = latent_format.taesd_decoder_name
+    if name is None or name in getattr(latent_preview, "VIDEO_TAES", ()):
+        return LatentPreviewMethod.Latent2RGB
+    there = any(file.startswith(name) for file in folder_paths.get_filename_list("vae_approx"))
+    return LatentPreviewMethod.TAESD if there else LatentPreviewMethod.Latent2RGB
+
+
+def decode(model, vae, latents: Sequence[Tensor]) -> list[Picture]:
+    """Latents [C, ...] in MODEL's own scale as pictures, through the VAE. Call it after the training session: the host
+    may move its models."""
+    if vae is None:
+        raise DCOError("The VAE input is empty: the checkpoint has no VAE. Load one with a VAE loader.")
+    pictures = []
+    for latent in latents:
+        pixels = vae.decode(model.model.process_latent_out(latent[None].float()))
+        first = pixels.reshape(-1, *pixels.shape[-3:])[0]  # of the frames, where it is a video VAE
+        pictures.append(first[..., :3].float().clamp(0, 1).mul(255).round().to("cpu", torch.uint8).numpy())
+    return pictures
+
+
+def show(bar: comfy.utils.ProgressBar, step: int, total: int, image: Picture) -> None:
+    """The picture on the running node, with its progress. It is sent as it is: the host's --preview-size is meant for
+    one picture, not for a row of them."""
+    bar.update_absolute(step, total, preview=("JPEG", Image.fromarray(image), None))

@@ -1,0 +1,1 @@
+"""Nodes for LoRA files and their sums."""

@@ -1,0 +1,136 @@
+"""My subject in my style: one LoRA from several."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...dco_core.drawing.compatibility_plot import compatibility_plot
+from ...dco_core.errors import DCOError, printable_lines
+from ...dco_core.lora import LazyLayers, LoraLayer, LoraWeights, from_tensors, to_tensors, write_lora
+from ...dco_core.lora.arithmetic import rank_header
+from ...dco_core.lora.state_dict import DTYPES
+from ...dco_core.merging import ErrorReport, Method, ZipLora, ZipSettings, blocks_for, compare, merge_with
+from ...dco_core.merging.report import carried
+from ..host.files import new_lora_path, shown_name
+from ..host.progress import raise_if_interrupted
+from . import inputs as merge_inputs
+
+
+class DCOLoRAArithmeticMerge(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DCOLoRAArithmeticMerge",
+            display_name="LoRA Arithmetic Merge (DCO)",
+            category="model/merging",
+            description="dW = weight_1 dW_1 + weight_2 dW_2 + ...: the exact weighted sum of any number of LoRAs, "
+            "of any rank and alpha, as one LoRA. LoRAs trained with DCO stay close to the base model, so that a "
+            "subject and a style merge without further training (Sec. 5.3).",
+            search_aliases=[
+                "merge lora", "lora merge", "combine lora", "resize lora", "my subject in my style", "ziplora", "ties",
+                "dare", "dco",
+            ],
+            is_output_node=True,
+            inputs=merge_inputs.inputs(),
+            outputs=merge_inputs.outputs(),
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, files="", **_) -> str:
+        return merge_inputs.state_of_files(files or "")
+
+    @classmethod
+    def execute(
+        cls, loras, weights, filename_prefix, size=None, block_weights="", method=None, save_dtype="fp32",
+        save_keys="kohya", compare=True, files="",
+    ) -> io.NodeOutput:  # fmt: skip
+        inputs = [from_tensors(lora, name) for name, lora in loras.items() if lora is not None]
+        factors = merge_inputs.parse_weights(weights, len(inputs))
+        named, more = merge_inputs.read_files(files)
+        inputs, factors = inputs + named, factors + more
+        merge_inputs.check_terms(factors)
+        path = new_lora_path(filename_prefix) if filename_prefix.strip() else None
+        blocks = blocks_for(block_weights, inputs)
+        wanted, chosen = merge_inputs.parse_size(size), merge_inputs.parse_method(method)
+        dtype, said = DTYPES[save_dtype], []
+        if chosen is None:
+            chosen, text = _zipped(inputs, factors, method)
+            said.append(text)
+        table, picture = _compared(inputs, factors) if compare else ("", _blank())
+
+        report = ErrorReport()
+        rounding = None if dtype == torch.float32 else dtype
+        merged = merge_with(
+            chosen, [_interruptible(lora) for lora in inputs], factors, blocks, wanted, rounding, report
+        )
+        layers = dict(merged.layers)
+        header = merged.metadata | rank_header(report.ranks()) | report.header()
+        merged = LoraWeights(layers, merged.other, header, merged.paths, merged.vectors)
+        said.insert(
+            0,
+            f"Merged {len(inputs)} LoRAs with weights {', '.join(f'{w:g}' for w in factors)}: "
+            f"{len(layers)} modules, {chosen.name}.",
+        )
+        if path is not None:
+            write_lora(path, merged, keys=save_keys, dtype=dtype)
+            said.append(f"Saved {shown_name(path)}. Press R to see it in the LoRA lists.")
+        said += [report.text(), *carried(merged)]
+        text = printable_lines("\n".join(said))
+        return io.NodeOutput(to_tensors(merged, dtype=dtype), text, picture, table, ui={"text": [text]})
+
+
+def _interruptible(lora: LoraWeights) -> LoraWeights:
+    """The LoRA with layers that look for a cancel when they are read."""
+
+    def layer(key: str) -> LoraLayer:
+        raise_if_interrupted()
+        return lora.layers[key]
+
+    lazy = LazyLayers(lora.layers, layer)
+    return LoraWeights(lazy, lora.other, lora.metadata, lora.paths, lora.vectors)
+
+
+def _zipped(inputs: Sequence[LoraWeights], weights: Sequence[float], options) -> tuple[Method, str]:
+    """ZipLoRA's mergers, trained on the MODEL, and what to say of it."""
+    from ..host.merging import zip_mergers
+
+    if len(inputs) != 2:
+        raise DCOError(
+            f"ZipLoRA merges a subject and a style LoRA, in this order, but there are {len(inputs)}."
+        )
+    settings = ZipSettings(
+        options["steps"], options["learning_rate"], options["similarity"], options["zip_seed"]
+    )
+    found = zip_mergers(
+        options["model"], inputs, (weights[0], weights[1]),
+        (options["subject_latent"], options["style_latent"]),
+        (options["subject_prompt"], options["style_prompt"]), settings,
+    )  # fmt: skip
+    return ZipLora(found.mergers), found.text()
+
+
+def _compared(inputs: Sequence[LoraWeights], weights: Sequence[float]) -> tuple[str, Tensor]:
+    """Tables and one picture of all pairs of LoRAs that are used."""
+    used = [i for i, weight in enumerate(weights) if weight]
+    tables, pictures = [], []
+    for a, b in itertools.combinations(used, 2):
+        title = f"LoRA {a + 1} (weight {weights[a]:g}) and LoRA {b + 1} (weight {weights[b]:g})"
+        found = compare(_interruptible(inputs[a]), _interruptible(inputs[b]), (weights[a], weights[b]))
+        tables.append(f"{title}: {found.table()}")
+        pictures.append(compatibility_plot(found, title))
+    if not pictures:
+        return "One LoRA alone: nothing to compare.", _blank()
+    return "\n\n".join(tables), torch.tensor(np.concatenate(pictures)).float()[None] / 255
+
+
+def _blank() -> Tensor:
+    return torch.ones(1, 64, 64, 3)
+
+
+NODES = [DCOLoRAArithmeticMerge]

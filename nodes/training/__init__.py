@@ -1,0 +1,1 @@
+"""Nodes that train: pictures, captions and a model in, a LoRA out."""

@@ -1,0 +1,164 @@
+"""Captions in the graph: drafting and checking them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from comfy_api.latest import io
+
+from ...dco_core.captions.check import check_captions, report
+from ...dco_core.captions.draft import KINDS, clean_answer, instruction, plain_draft
+from ...dco_core.errors import printable_lines
+from ..host import vision_language
+from ..host.progress import progress_bar, raise_if_interrupted
+from ..host.training import learned_tokens
+from .references import flatten_images, split_captions
+
+
+class DCOComprehensiveCaption(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DCOComprehensiveCaption",
+            display_name="Comprehensive Caption (DCO)",
+            category="model/training",
+            description="Drafts comprehensive captions for reference images: subject, background, view and style "
+            "(paper, Sec. 4.3). With a vision-language model it looks at the pictures; without one it gives you a form "
+            "to fill in. Copy the drafts into `captions` and edit them: what stands there is used.",
+            search_aliases=["caption", "captioning", "vlm", "describe image", "dataset", "dco"],
+            is_input_list=True,
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("images", tooltip="Reference images: a batch, or the list of a dataset node."),
+                io.Combo.Input("kind", options=list(KINDS), default="subject", tooltip="What you teach."),
+                io.String.Input(
+                    "name",
+                    default="dog",
+                    tooltip="The subject's plain word (dog), or the style in words (flat cartoon illustration).",
+                ),
+                io.String.Input(
+                    "captions",
+                    multiline=True,
+                    default="",
+                    tooltip="Your own captions, one a line. Empty: the drafts are used as they are.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="A vision-language model, loaded with a CLIP loader (what core's Generate Text takes).",
+                ),
+                io.String.Input(
+                    "instruction",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="What to ask the model. Empty: the built-in instruction, which the output shows.",
+                ),
+                io.Int.Input(
+                    "max_length",
+                    default=256,
+                    min=8,
+                    max=4096,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Longest answer of the model, in tokens.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    display_name="captions",
+                    is_output_list=True,
+                    tooltip="One caption an image, for the trainer.",
+                ),
+                io.String.Output(
+                    display_name="instruction",
+                    tooltip="What the model was asked; you can ask any other model the same.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, images, kind, name, captions, clip=None, **optional) -> io.NodeOutput:
+        pictures = flatten_images(images)
+        what, word = kind[0], name[0]
+        prompt = (optional.get("instruction") or [""])[0].strip() or instruction(what, word)
+        if any(text.strip() for text in captions):
+            texts = split_captions(captions, len(pictures))
+        elif clip and clip[0] is not None:
+            texts, bar = [], progress_bar(len(pictures))
+            for picture in pictures:
+                raise_if_interrupted()
+                length = (optional.get("max_length") or [256])[0]
+                texts.append(
+                    clean_answer(vision_language.describe(clip[0], prompt, picture, length, 0), what, word)
+                )
+                bar.update(1)
+        else:
+            texts = [plain_draft(what, word)] * len(pictures)
+        shown = printable_lines("\n".join([*texts, "", report(check_captions(texts, kind=what), texts)]))
+        return io.NodeOutput(texts, prompt, ui={"text": [shown]})
+
+
+class DCOCheckCaptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DCOCheckCaptions",
+            display_name="Check Captions (DCO)",
+            category="model/training",
+            description="Reads captions as the trainer will, and says what to mend: a missing marker, rare-token "
+            "identifiers, captions that leave out background, view or style, too long ones, duplicates. Each with a "
+            "suggestion.",
+            search_aliases=["caption", "lint", "dataset", "dco"],
+            is_input_list=True,
+            is_output_node=True,
+            inputs=[
+                io.String.Input(
+                    "captions",
+                    multiline=True,
+                    default="",
+                    tooltip="One caption a line, or the list of a dataset node.",
+                ),
+                io.Combo.Input(
+                    "kind",
+                    options=["auto", *KINDS],
+                    default="auto",
+                    tooltip="What you teach. auto: told from the captions.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoder, to find captions that are too long for it.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="report", tooltip="What to mend, with suggestions.")],
+        )
+
+    @classmethod
+    def execute(cls, captions, kind, clip=None) -> io.NodeOutput:
+        texts = list(captions)
+        if len(texts) == 1:
+            texts = texts[0].splitlines() or [""]
+        said = check(texts, kind[0], clip[0] if clip else None)
+        return io.NodeOutput(said, ui={"text": [said]})
+
+
+def check(
+    texts: list[str], kind: str = "auto", clip=None, initializers: Mapping[str, str] | None = None,
+    vectors: Mapping[str, int] | None = None,
+) -> str:  # fmt: skip
+    """The caption check as text, with the length limit of a CLIP. initializers: what learned tokens start from;
+    vectors: how many tokens each of them counts for."""
+    limit = learned_tokens.prompt_limit(clip) if clip is not None else None
+    notes = check_captions(
+        texts,
+        kind=kind,
+        count_tokens=(lambda text: learned_tokens.prompt_length(clip, text, vectors)) if limit else None,
+        max_tokens=limit or 75,
+        initializers=initializers,
+    )
+    return printable_lines(report(notes, texts))
+
+
+NODES = [DCOComprehensiveCaption, DCOCheckCaptions]

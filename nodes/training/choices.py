@@ -1,0 +1,159 @@
+"""The trainer's inputs that are a choice of several with options of their own: objectives and learned tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ...dco_core.losses import REDUCTIONS, WEIGHTINGS
+
+OBJECTIVES = {
+    "DCO": "dco",
+    "DreamBooth": "dreambooth",
+    "DreamBooth + prior preservation": "dreambooth-prior",
+    "MaPO": "mapo",
+    "Output preservation": "output-preservation",
+    "DCO + prior preservation": "dco-prior",
+}
+TOKENS_OFF, TOKENS_WITH_LORA, TOKENS_ALONE = "off", "with the LoRA", "alone (Textual Inversion)"
+
+
+def _weighting() -> io.Combo.Input:
+    return io.Combo.Input(
+        "weighting",
+        options=list(WEIGHTINGS),
+        default="uniform",
+        optional=True,
+        advanced=True,
+        tooltip="w(t), the weight of the noise levels. uniform is the paper's; min-snr (gamma 5) lowers the weight of "
+        "almost clean images (not of class images, as in the authors' code).",
+    )
+
+
+def _prior_weight(maximum: float, tooltip: str) -> io.Float.Input:
+    return io.Float.Input(
+        "prior_weight", default=1.0, min=0.0, max=maximum, step=0.1, optional=True, tooltip=tooltip
+    )
+
+
+def _class_prompt() -> io.String.Input:
+    return io.String.Input(
+        "class_prompt",
+        default="",
+        optional=True,
+        tooltip="The prompt of the subject's class, such as \"a photo of a dog\". Empty: from the captions' marker.",
+    )
+
+
+def _generation(count: int, what: str) -> list[Any]:
+    return [
+        io.Int.Input(
+            "generated_images", default=count, min=1, max=1000, optional=True, tooltip=f"How many {what}."
+        ),
+        io.Int.Input(
+            "generation_steps", default=30, min=1, max=1000, optional=True, advanced=True,
+            tooltip="Sampling steps for these images.",
+        ),
+        io.Float.Input(
+            "generation_w_text", default=7.5, min=0.0, max=100.0, step=0.1, optional=True, advanced=True,
+            tooltip="Text guidance (cfg) for these images; 2 for the Toy World.",
+        ),
+    ]  # fmt: skip
+
+
+def objectives() -> list[io.DynamicCombo.Option]:
+    dco = [
+        io.Float.Input(
+            "beta",
+            default=0.0,
+            min=0.0,
+            max=1000.0,
+            step=0.01,
+            round=0.0001,
+            tooltip="How strongly to stay close to the base model. 0 is automatic: the paper's 1 for SD1.5 and SDXL "
+            "(beta*T = 1000 on the element mean), and for v and flow models, whose errors are larger, a value found "
+            "on your images before training.",
+        ),
+        io.Combo.Input(
+            "reduction",
+            options=list(REDUCTIONS),
+            default="per-sample",
+            advanced=True,
+            tooltip="With batches: one gate per sample (the paper) or one for the batch (the authors' code).",
+        ),
+        _weighting(),
+        io.Float.Input(
+            "open_gates",
+            default=0.3,
+            min=0.01,
+            max=0.49,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip="What a beta found on your images aims at: how far gates stand open, on average, after a tenth of "
+            "the run. 0.5 is where they begin; lower stays closer to the base model.",
+        ),
+    ]
+    prior = [
+        _prior_weight(100.0, "lambda, the weight of the class images' loss."),
+        _class_prompt(),
+        *_generation(50, "class images the base model makes first, where none are connected"),
+        _weighting(),
+    ]  # fmt: skip
+    mapo = [
+        io.Float.Input(
+            "mapo_beta", default=0.1, min=0.0, max=100.0, step=0.01, optional=True,
+            tooltip="Weight of the margin over the rejected image (MaPO's authors: 0.1).",
+        ),
+        *_generation(1, "rejected images the base model makes of every caption first"),
+        _weighting(),
+    ]  # fmt: skip
+    preservation = [
+        io.Float.Input(
+            "preservation_weight", default=1.0, min=0.0, max=100.0, step=0.1, optional=True,
+            tooltip="Weight of the drift from the base model on the class prompt.",
+        ),
+        _class_prompt(),
+        _weighting(),
+    ]  # fmt: skip
+    options = {
+        "DCO": dco,
+        "DreamBooth": [_weighting()],
+        "DreamBooth + prior preservation": prior,
+        "MaPO": mapo,
+        "Output preservation": preservation,
+        "DCO + prior preservation": [
+            *dco,
+            _prior_weight(
+                100000.0,
+                "lambda, the weight of the class images' loss. DCO's own follows errors up to beta*T (1000) times as "
+                "strongly, so that the authors' 1 holds the class but gently.",
+            ),
+            *prior[1:-1],
+        ],
+    }
+    return [io.DynamicCombo.Option(name, options[name]) for name in OBJECTIVES]
+
+
+def tokens() -> list[io.DynamicCombo.Option]:
+    inputs = [
+        io.Float.Input(
+            "token_learning_rate", default=5e-4, min=1e-7, max=1.0, step=1e-6, round=1e-7,
+            tooltip="Learning rate of the tokens. The paper: 5e-4; the authors' code: 5e-6.",
+        ),
+        io.String.Input(
+            "initializers", default="", multiline=True,
+            tooltip="What markers start from, where it is not their own words, one a line: <my_dog> = dog. The base "
+            "model reads these words.",
+        ),
+        io.Int.Input(
+            "vectors", default=0, min=0, max=32, advanced=True,
+            tooltip="Vectors per token. 0: as many as the initialiser has.",
+        ),
+    ]  # fmt: skip
+    return [
+        io.DynamicCombo.Option(TOKENS_OFF, []),
+        io.DynamicCombo.Option(TOKENS_WITH_LORA, inputs),
+        io.DynamicCombo.Option(TOKENS_ALONE, inputs),
+    ]

@@ -1,0 +1,77 @@
+"""Nodes of the Toy World: its model, and what to personalise it with."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ...dco_core.toy_world.renderer import PIXELS_PER_CELL, render
+from ...dco_core.toy_world.world import style_reference, subject_references
+from ..host import files, toy_world
+
+SETS = {"subject": subject_references, "style": style_reference}
+
+
+class DCOToyWorldLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DCOToyWorldLoader",
+            display_name="Load Toy World (DCO)",
+            category="model/loaders",
+            description="A small text-to-image model that ships with this pack: try training, reward guidance and "
+            "merging in minutes on a CPU, without any download. It draws 256 x 256 pixels and reads captions such as "
+            '"a large red star on the left, at night, in neon style".',
+            search_aliases=["toy", "tiny model", "demo model", "dco"],
+            outputs=[
+                io.Model.Output(
+                    display_name="model", tooltip="The Toy World's diffusion model (flow matching)."
+                ),
+                io.Clip.Output(display_name="clip", tooltip="Its text encoder, one token a word."),
+                io.Vae.Output(display_name="vae", tooltip="Its pixel autoencoder."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(*toy_world.load(files.embedding_folders()))
+
+
+class DCOToyWorldReferences(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DCOToyWorldReferences",
+            display_name="Toy World References (DCO)",
+            category="model/training",
+            description="Reference images of the Toy World with comprehensive captions: a novel subject (four images, "
+            "all on one beach) or a novel style (one image). Neither was seen when the model was trained.",
+            search_aliases=["toy", "demo dataset", "dco"],
+            inputs=[
+                io.Combo.Input(
+                    "what",
+                    options=list(SETS),
+                    default="subject",
+                    tooltip="subject: a teal toy with orange ears. style: violet ink on golden paper.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="The reference images, 256 x 256."),
+                io.String.Output(
+                    display_name="captions",
+                    is_output_list=True,
+                    tooltip="One caption an image; <toy> and <print> mark what is to be learned.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, what: str) -> io.NodeOutput:
+        scenes, captions = SETS[what]()
+        images = (render(scenes).movedim(1, -1) + 1) / 2
+        cells = PIXELS_PER_CELL
+        images = torch.repeat_interleave(torch.repeat_interleave(images, cells, 1), cells, 2)
+        return io.NodeOutput(images, captions)
+
+
+NODES = [DCOToyWorldLoader, DCOToyWorldReferences]

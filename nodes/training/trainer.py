@@ -1,0 +1,219 @@
+"""The DCO LoRA Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ...dco_core.drawing.training_plot import loss_plot
+from ...dco_core.errors import printable_lines
+from ...dco_core.files.fingerprints import content_key, content_keys
+from ...dco_core.lora import LoraWeights, from_tensors
+from ...dco_core.network.lora_layers import AdapterConfig
+from ...dco_core.pipeline.file_header import TrainedHeader
+from ...dco_core.training import validation
+from ...dco_core.training.checkpoints import Checkpoints
+from ...dco_core.training.config import TrainingConfig
+from ...dco_core.training.memory import PeakMemory, estimate, megabytes
+from ...dco_core.training.step_report import StepReport
+from ...dco_core.training.tensorboard import EventLog
+from ...dco_core.training.trainer import Training
+from ..host import files
+from ..host.progress import raise_if_interrupted, show_text
+from ..host.training import learned_tokens, network
+from . import data, inputs, trained_lora
+from .captions import check
+from .previews import TrainingPreviews
+from .progress import TrainerProgress
+from .references import Reference, distinct, gather
+from .settings import adapter_config, chosen, training_config, unwrapped
+
+
+class DCOLoRATrainer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DCOLoRATrainer",
+            display_name="DCO LoRA Trainer",
+            category="model/training",
+            description="Teaches a model your subject or your style from 1 to 20 images with Direct Consistency "
+            "Optimization: it learns what the images show and stops where it would drift from the base model. The "
+            "LoRA is saved when training ends, and also when you cancel it.",
+            search_aliases=[
+                "train lora",
+                "dreambooth",
+                "textual inversion",
+                "dco",
+                "personalization",
+                "fine-tune",
+                "lora trainer",
+            ],
+            is_input_list=True,
+            is_output_node=True,
+            inputs=inputs.inputs(),
+            outputs=inputs.outputs(),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, images, captions, masks=None, class_images=None, **single) -> io.NodeOutput:
+        values = unwrapped(single) | {"class_images": class_images}
+        config, options = training_config(values)
+        token_options = chosen(values["learned_tokens"], "learned_tokens")
+        start = values["start_from"] and from_tensors(values["start_from"], "The LoRA to start from")
+        model, clip, vae = values["model"], values["clip"], values["vae"]
+        references = gather(images, captions, masks)
+        texts = [r.caption for r in references]
+        path = files.new_lora_path(values["filename_prefix"])
+        adapter = adapter_config(values, model, start, token_options["learned_tokens"])
+
+        words = data.vocabulary(clip, texts, token_options, start, config.seed)
+        said = check(
+            [r.caption for r in distinct(references)], clip=clip, initializers=words.initializers,
+            vectors=words.vectors,
+        )  # fmt: skip
+        show_text(cls.hidden.unique_id, said)  # before training, while there is time to mend captions
+        encoded = data.encode(model, clip, vae, references, words, config, values, options)
+        progress = TrainerProgress(cls.hidden.unique_id, config.steps)
+        previews = TrainingPreviews(model, clip, words, texts, values)
+
+        trained_clip = clip if words.tokens else None
+        with network.training_session(model, adapter, trained_clip, values["precision"]) as denoiser:
+            memory = PeakMemory(denoiser.device)
+            encoder = learned_tokens.TrainingTextEncoder(clip, words.tokens) if words.tokens else None
+            examples = data.examples(model, denoiser, encoded, encoder)
+            if values["compile"]:
+                denoiser.compile_blocks()
+            needed = _make_room(denoiser, examples, config, values["gradient_checkpointing"])
+            show_text(cls.hidden.unique_id, needed)
+            run = Training(
+                denoiser, examples, config, words.tokens, checkpoints=_checkpoints(values),
+                content=_content(model, clip, vae, references, values, options, adapter),
+                tick=raise_if_interrupted, watch_speed=True,
+            )  # fmt: skip
+            target = _target(path, run, adapter, model, denoiser, texts, values)
+            carried = start.other if start else {}
+
+            def lora_so_far() -> LoraWeights:
+                with run.result():
+                    weights = LoraWeights(denoiser.weights().layers, carried)
+                    return trained_lora.finished(target, weights, words.tokens, words.initializers, run.step)
+
+            log = _event_log(run, path, values)
+
+            def on_step(report: StepReport) -> None:
+                if log is not None:
+                    log(report)
+                progress.on_step(report)
+                previews.on_step(report)
+
+            progress.begin(run)
+            previews.begin(run, progress, examples, encoded, encoder)
+            try:
+                run.run(on_step)
+                previews.last()
+            except BaseException:
+                if run.learned:  # nothing that was learned is lost: cancel and errors save it too
+                    trained_lora.save(target, lora_so_far(), words.tokens)
+                raise
+            finally:
+                if log is not None:
+                    log.close()
+            lora = lora_so_far()
+            used = f"{needed} Peak: {memory}."
+        saved = trained_lora.save(target, lora, words.tokens)
+        report = printable_lines("\n".join([_summary(run), used, *run.notes, *saved, said]))
+        plot = torch.tensor(loss_plot([r for r in run.history if not r.skipped])).float()[None] / 255
+        loss_map = {"loss": [r.loss for r in run.history if not r.skipped]}
+        return io.NodeOutput(
+            trained_lora.lora_model(target, lora), loss_map, plot, report, previews.images(vae),
+            ui={"text": [report]},
+        )  # fmt: skip
+
+
+def _make_room(denoiser, examples, config: TrainingConfig, checkpointing: str) -> str:
+    """Switch gradient checkpointing on where it is wanted or needed, and say what a step will take."""
+    needed = estimate(denoiser, examples, config)
+    free = denoiser.free_memory()
+    if checkpointing == "on" or (checkpointing == "auto" and needed.total > 0.9 * free):
+        if denoiser.checkpoint_blocks():
+            needed = estimate(denoiser, examples, config)
+            return f"Memory of a step, with gradient checkpointing: {needed}; {megabytes(free)} are free."
+    return f"Memory of a step: {needed}; {megabytes(free)} are free."
+
+
+def _event_log(run: Training, path: Path, values: Mapping[str, Any]) -> EventLog | None:
+    folder = files.log_folder(values["filename_prefix"]) / path.stem
+    return EventLog(folder, run) if values["tensorboard"] else None
+
+
+def _checkpoints(values: Mapping[str, Any]) -> Checkpoints | None:
+    if not values["resume"]:
+        return None
+    folder = files.checkpoint_folder(values["filename_prefix"])
+    return Checkpoints(folder, values["checkpoint_every"], values["checkpoint_minutes"])
+
+
+def _content(
+    model, clip, vae, references: Sequence[Reference], values: Mapping[str, Any], options: Mapping[str, Any],
+    adapter: AdapterConfig | None,
+) -> str:  # fmt: skip
+    """What a run is made of, beside its configuration and start."""
+    names = ("resolution", "crop", "size_conditioning", "gradient_checkpointing", "precision", "compile")
+    settings = {name: values[name] for name in names}
+    choices = (
+        (adapter.layers, adapter.name_filter, adapter.dropout, adapter.effective_alpha) if adapter else None
+    )
+    pictures = (
+        content_keys([r.image for r in references]),
+        [r.caption for r in references],
+        [r.mask is not None for r in references],
+        content_keys([r.mask for r in references if r.mask is not None]),
+    )
+    class_images = [batch.cpu() for batch in values["class_images"] or [] if batch is not None]
+    return content_key(
+        network.fingerprint(model, clip, vae), pictures, class_images, settings, dict(options), choices
+    )
+
+
+def _target(
+    path: Path, run: Training, adapter: AdapterConfig | None, model, denoiser, texts: Sequence[str], values
+) -> trained_lora.Target:
+    layers = adapter.start if adapter else None
+    first = next(iter(layers.values()), None) if layers else None
+    rank = first.rank if first else (adapter.rank if adapter else 0)
+    alpha = first.rank * first.scale if first else (adapter.effective_alpha if adapter else 0.0)
+    names = ("resolution", "crop", "size_conditioning", "dropout", "layer_filter")
+    header = TrainedHeader(
+        config=run.config, rank=rank, alpha=alpha, layers=values["layers"], family=network.family(model),
+        prediction=denoiser.schedule.prediction, captions=texts,
+        other={name: values[name] for name in names}
+        | {"learned_tokens": chosen(values["learned_tokens"], "learned_tokens")["learned_tokens"]},
+    )  # fmt: skip
+    return trained_lora.Target(path, header, network.kohya_names(model))
+
+
+def _summary(run: Training) -> str:
+    history = [report for report in run.history if not report.skipped]
+    last = history[-max(1, len(history) // 10) :]
+    names = ("loss", "margin", "gate") if last[-1].has_margin else ("loss",)
+    mean = ", ".join(
+        f"{name} {sum(getattr(r, name) for r in last) / len(last):.{decimals}f}"
+        for name, decimals in zip(names, (4, 3, 2), strict=False)
+    )
+    seconds = sum(report.seconds for report in run.history)
+    beta = f", beta {run.config.beta:.4g}" if run.config.is_dco else ""
+    said = (
+        f"{run.step} steps in {seconds:.0f} s ({seconds / run.step:.2f} s a step){beta}. "
+        f"Mean of the last {len(last)}: {mean}."
+    )
+    if len(history) < run.step:
+        said += f" {run.step - len(history)} steps were skipped because their numbers were not finite."
+    return f"{said} {validation.summary(run.scores)}".strip()
+
+
+NODES = [DCOLoRATrainer]
