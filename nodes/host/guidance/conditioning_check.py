@@ -8,7 +8,10 @@ from torch import Tensor
 from ....dco_core.errors import DCOError
 
 # what the families' configurations call the width of the text they read, and the layers that read it
-_TEXT_WIDTHS = ("context_dim", "context_in_dim", "cap_feat_dim", "joint_attention_dim", "text_dim")
+_TEXT_WIDTHS = (
+    "context_dim", "context_in_dim", "cap_feat_dim", "joint_attention_dim", "text_dim", "caption_channels",
+    "text_in_dim",
+)  # fmt: skip
 _TEXT_LAYERS = ("txt_in", "context_embedder", "text_embedding.0")
 _SIZES = 6 * 256  # SDXL's embeddings of size and crop, beside the pooled output
 
