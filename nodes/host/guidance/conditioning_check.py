@@ -19,6 +19,8 @@ _SIZES = 6 * 256  # SDXL's embeddings of size and crop, beside the pooled output
 def text_width(model) -> int | None:
     """Width of the text conditioning that a model of the host (BaseModel) reads; None where it is not known."""
     config = model.model_config.unet_config
+    if config.get("image_model") == "ltxav":  # reads text of several widths
+        return None
     found = next((config[name] for name in _TEXT_WIDTHS if name in config), None)
     if found is None:
         modules = dict(model.diffusion_model.named_modules())
