@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .config import TrainingConfig
 from .denoiser import Denoiser
-from .examples import Example, predict, random_draws
+from .examples import Draw, Example, predict, random_draws
 from .losses import T, mean_squared_error, weights_at
 from .schedules import even_timesteps
 
@@ -59,6 +59,16 @@ class HeldOut:
         self._weights = weights_at(denoiser.schedule, t, config.weighting, config.snr_gamma).tolist()
         self._phi: list[tuple[Tensor, float]] | None = None
 
+    @property
+    def draws(self) -> list[Draw]:
+        """The held-out draws."""
+        return list(self._draws)
+
+    @property
+    def factors(self) -> list[float]:
+        """beta*T w(t) of each draw."""
+        return [self._beta_T * weight for weight in self._weights]
+
     def score(self, step: int) -> Score:
         """The adapter as it is now. No gradient, no random number."""
         with torch.no_grad():
@@ -67,7 +77,7 @@ class HeldOut:
             margins, distances = [], []
             for i, (phi, error_phi) in enumerate(self._phi):
                 theta, error_theta = self._look(i, adapter=True)
-                margins.append(self._beta_T * self._weights[i] * (error_phi - error_theta))
+                margins.append(self.factors[i] * (error_phi - error_theta))
                 distances.append(mean_squared_error(theta, phi.to(theta)).item())
         return Score(step, sum(margins) / len(margins), sum(distances) / len(distances))
 
