@@ -22,7 +22,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, help="folder for jobs, tables, figures and evidence.md"
     )
-    parser.add_argument("--workers", type=int, default=None, help="jobs at once; left out: one a core or GPU")
+    parser.add_argument("--workers", "--jobs", type=int, default=None, help="jobs at once; left out: one a core or GPU")
     parser.add_argument("--device", default=None, help="cuda, cuda:N or cpu; left out: GPUs if there are any")
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help="instead of the study's")
     parser.add_argument(

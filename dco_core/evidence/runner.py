@@ -13,20 +13,21 @@ from typing import Any
 import torch
 
 from ..errors import DCOError
-from .jobs import Bench, Job, jobs_of
+from .jobs import Bench, Group, Job, groups_of, jobs_of
 from .setting import setting_for
 from .study import Study
 
 
 def devices(asked: str | None, workers: int | None) -> Sequence[str | None]:
     """A device for each worker: every GPU, or as many CPU processes as there are cores. asked: "cuda", "cuda:1",
-    "cpu" or None; workers: how many, None for all."""
+    "cpu" or None; workers: how many, None for all; more than there are GPUs share them."""
     if asked is None and torch.cuda.is_available():
         asked = "cuda"
     if asked == "cuda":
-        return [f"cuda:{i}" for i in range(torch.cuda.device_count())][:workers]
+        count = torch.cuda.device_count()
+        return [f"cuda:{i % count}" for i in range(workers or count)] if count else [asked]
     if asked and asked.startswith("cuda:"):
-        return [asked]
+        return [asked] * (workers or 1)
     return [asked] * (workers or _cores())
 
 
@@ -41,7 +42,9 @@ def run(
     done does not end the others; returns a sentence for each of those. Stopped, the same call goes on."""
     failed: list[str] = []
     bench = Bench(study, setting_for(study, folder / "references", found[0]), folder)
-    for jobs in jobs_of(study):
+    for jobs in (groups_of(study), *jobs_of(study)):
+        if not jobs:
+            continue
         open_jobs = [job for job in jobs if not bench.done(job)]
         say(f"{len(jobs) - len(open_jobs)} of {len(jobs)} jobs are done, {len(open_jobs)} to do.")
         started = time.monotonic()
@@ -54,7 +57,7 @@ def run(
     return failed
 
 
-def _side_by_side(study: Study, folder: Path, jobs: Sequence[Job], found: Sequence[str | None]) -> Any:
+def _side_by_side(study: Study, folder: Path, jobs: Sequence[Job | Group], found: Sequence[str | None]) -> Any:
     if len(found) == 1:
         return (_one(study, folder, job, found[0]) for job in jobs)
     try:
@@ -67,7 +70,7 @@ def _side_by_side(study: Study, folder: Path, jobs: Sequence[Job], found: Sequen
 
 
 def _parallel(
-    study: Study, folder: Path, jobs: Sequence[Job], found: Sequence[str | None], parallel, delayed
+    study: Study, folder: Path, jobs: Sequence[Job | Group], found: Sequence[str | None], parallel, delayed
 ) -> Any:
     with Manager() as manager:
         free = manager.Queue()  # of devices: a job takes one and gives it back
@@ -80,8 +83,8 @@ def _parallel(
 
 
 def _with_free_device(
-    study: Study, folder: Path, job: Job, free: queue.Queue, workers: int
-) -> tuple[Job, float, str]:
+    study: Study, folder: Path, job: Job | Group, free: queue.Queue, workers: int
+) -> tuple[Job | Group, float, str]:
     torch.set_num_threads(max(1, _cores() // workers))
     device = free.get()
     try:
@@ -90,7 +93,7 @@ def _with_free_device(
         free.put(device)
 
 
-def _one(study: Study, folder: Path, job: Job, device: str | None) -> tuple[Job, float, str]:
+def _one(study: Study, folder: Path, job: Job | Group, device: str | None) -> tuple[Job | Group, float, str]:
     """(the job, its seconds, what went wrong)."""
     try:
         bench = Bench(study, setting_for(study, folder / "references", device), folder, device)

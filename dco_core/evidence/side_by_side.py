@@ -5,7 +5,6 @@ starting its layers, does so many times faster."""
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import look_ahead
-from ..calibration import is_calibrated
 from ..config import TrainingConfig
 from ..denoiser import NetworkDenoiser
 from ..errors import DCOError
@@ -85,8 +83,8 @@ class StackedDenoiser:
 
 class SideBySide:
     """R runs that differ in their examples, their start and their seed alone. examples: of each run, as many of each
-    kind; seeds: of their draws; config: of all of them, its seed is not looked at, its beta is a number (or the
-    paper's). Raises DCOError for what only a run alone can do.
+    kind; seeds: of their draws; config: of all of them, its seed is not looked at, its beta is a number.
+    Raises DCOError for what only a run alone can do.
 
     stopped: {name: values [R, ...]} of the adapters with the highest held-out margin so far, stopped_at: the steps
     they were scored at; both empty unless the configuration says score_every."""
@@ -96,9 +94,7 @@ class SideBySide:
         seeds: Sequence[int], config: TrainingConfig, device: torch.device,
     ):  # fmt: skip
         config.check()
-        _refuse(config, plain)
-        if config.beta is None:
-            config = dataclasses.replace(config, beta=1.0)  # the paper's: what is calibrated was refused
+        _refuse(config)
         self.config, self.denoiser = config, StackedDenoiser(plain, loras, device)
         self._runs = [[_moved(e, device) for e in checked_examples(run, config)] for run in examples]
         if len({(len(run), sum(e.prior for e in run)) for run in self._runs}) != 1:
@@ -188,24 +184,24 @@ class SideBySide:
         self.stopped_at = [step if b else at for b, at in zip(better.tolist(), self.stopped_at, strict=True)]
 
 
-def possible(config: TrainingConfig, plain: NetworkDenoiser) -> bool:
+def possible(config: TrainingConfig) -> bool:
     """Whether runs of this configuration can be side by side."""
     try:
-        _refuse(config, plain)
+        _refuse(config)
     except DCOError:
         return False
     return True
 
 
-def _refuse(config: TrainingConfig, plain: NetworkDenoiser) -> None:
+def _refuse(config: TrainingConfig) -> None:
     plain_values = {
         "reduction": "per-sample", "accumulation": 1, "ema": 0.0, "keep": "last",
     }  # fmt: skip
     for name, value in plain_values.items():
         if getattr(config, name) != value and not (name == "reduction" and config.objective != "dco"):
             raise DCOError(f"{name} {getattr(config, name)} is for a run alone: side_by_side 1.")
-    if is_calibrated(config, plain):
-        raise DCOError("A beta that is found on the images is for a run alone: give a number, or side_by_side 1.")
+    if config.objective == "dco" and config.beta is None:
+        raise DCOError("A beta that may be found on the images is for a run alone: give a number, or side_by_side 1.")
 
 
 def _moved(example: Example, device: torch.device) -> Example:
@@ -215,9 +211,3 @@ def _moved(example: Example, device: torch.device) -> Example:
     changes = {f.name: moved(getattr(example, f.name)) for f in dataclasses.fields(example)}
     changes["rejected"] = tuple(moved(latent) for latent in example.rejected)
     return Example(**changes)
-
-
-def all_same(configs: Sequence[TrainingConfig]) -> bool:
-    """Whether configurations differ in nothing but the seed."""
-    first = dataclasses.replace(configs[0], seed=0)
-    return all(dataclasses.replace(c, seed=0) == first for c in itertools.islice(configs, 1, None))

@@ -65,10 +65,10 @@ def test_the_command_does_every_job_and_writes_tables_figures_and_verdicts(finis
     assert len(done) == 10 and all((output / "jobs" / job.name / "scores.csv").is_file() for job in done)
     page = (output / "evidence.md").read_text(encoding="utf-8")
     for text in (
-        "## Verdicts",
+        "## Claims of the paper",
         "Table 1",
         "DCO merge",
-        "not shown here",
+        "fewer than 5 units",
         "python -m dco_core evidence --study",
     ):
         assert text in page
@@ -122,10 +122,11 @@ def test_other_weights_of_the_base_model_do_every_job_again(finished, tmp_path, 
     bench = Bench(study, setting_for(study, output / "references", None), output)
     jobs = [job for jobs in jobs_of(study) for job in jobs]
     assert all(map(bench.done, jobs))
-    weights = tmp_path / "weights.safetensors"
-    shipped = setting_module.WEIGHTS.read_bytes()
-    weights.write_bytes(shipped[:-1] + bytes([shipped[-1] ^ 1]))
-    monkeypatch.setattr(setting_module, "WEIGHTS", weights)
+    for file in setting_module.TOY_FILES.glob("*.safetensors"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    changed = tmp_path / file.name
+    changed.write_bytes(changed.read_bytes()[:-1] + bytes([changed.read_bytes()[-1] ^ 1]))
+    monkeypatch.setattr(setting_module, "TOY_FILES", tmp_path)
     assert not any(map(bench.done, jobs))
 
 
