@@ -10,8 +10,8 @@ theirs). Contrasts of the family "primary" are corrected for being several (Holm
 kind: "difference": a score of a minus that of b with plain guidance, at a checkpoint each ([base, method, checkpoint]).
 "at equal likeness": the score of a minus that of b, each a curve over its checkpoints ([base, method]) that begins at
 the base model; the mean over the likenesses from `lowest` on that both reach. "frontier": likewise of curves over
-guidance at a checkpoint each. "noise distance": of predictions to the base model's at a checkpoint each, on "references"
-or on "prompts" beyond them (`on`).
+guidance at a checkpoint each. "noise distance": of predictions to the base model's at a checkpoint each, on
+"references" or on "prompts" beyond them (`on`).
 
 expect: "above" or "below" 0; "equal": within +-margin, by two one-sided tests; "no worse": above -margin. A margin with
 "above" or "below" says from what difference on it would matter: where the tests find it to be less, the claim fails.
@@ -79,8 +79,8 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Result:
-    """What a test found. difference: None where nothing can be compared. units: that both have; left_out: those of
-    them whose curves have no likeness in common."""
+    """What a test found. difference: None where nothing can be compared. left_out: units whose curves have no likeness
+    in common."""
 
     test: Test
     difference: Interval | None

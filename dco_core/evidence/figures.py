@@ -59,7 +59,8 @@ def frontiers(means: Sequence[Row]) -> dict[str, np.ndarray]:
         if len(curves) > 2 and named not in drawn and (own or name != "own_methods"):
             drawn.append(named)
             pictures[name] = pareto_plot(curves, title, "subject likeness", "prompt alignment")
-    curves = _curves(styles, tuple(dict.fromkeys(r["method"] for r in styles if r["method"] != CEILING)), "style_likeness")
+    trained = dict.fromkeys(r["method"] for r in styles if r["method"] != CEILING)
+    curves = _curves(styles, tuple(trained), "style_likeness")
     if len(curves) > 1:
         title = "Styles: likeness against prompt (Fig. 5)"
         pictures["style"] = pareto_plot(curves, title, "style likeness", "prompt alignment")

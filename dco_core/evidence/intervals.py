@@ -83,5 +83,7 @@ def _t():
     try:
         from scipy.stats import t
     except ImportError as error:
-        raise DCOError(f"The statistics of a study need the package scipy ({error}): run `pip install scipy`.") from None
+        raise DCOError(
+            f"The statistics of a study need the package scipy ({error}): run `pip install scipy`."
+        ) from None
     return t

@@ -17,23 +17,24 @@ from .analysis import FAR_NAMES, OTHERS_NAMES, SCORE_NAMES, averages, frontier_a
 from .claims import Claim, Evidence, claims_of
 from .contrasts import PRIMARY, Finding, Test, contrasts_from, findings
 from .intervals import Interval
-from .jobs import DISTANCES, DONE, SCORES, TRAINING, Bench, Job, jobs_of
+from .jobs import DISTANCES, DONE, SCORES, TRAINING, Bench, jobs_of
 from .setting import Setting
 from .study import BASE, CEILING, MERGES, Study
 from .tables import Row, markdown, read_table, write_table, write_text
 
 _INTRODUCTION = """\
 A *unit* is one subject (or style, or both) with one seed. Within a unit every method has the same references and the
-same noise, in training and in the pictures, so that methods are compared in pairs; intervals are 95 % t intervals of the
-mean difference over units, and from fewer than five units nothing is concluded. *Alignment* is the share of pictures
-that obey all of their prompt (SigLIP's score for models of one's own), *others* are prompts without what was learned:
-how many obey, and how far they are from the base model's picture of the same noise (RMSE). *Alignment at equal likeness* is how much higher one method's curve over
-w_rg lies than another's, plain guidance among its points, over the likenesses that both reach: where the frontier is;
-units without a likeness in common are counted beside it. The *area under the frontier* is
-the share of the square (likeness, alignment) that a method's points dominate: how far it reaches, which also depends
-on how far training went. A verdict is mechanical: *holds here* if every interval of the claim excludes 0 on the
-predicted side, *does not hold here* if one excludes it on the other side, *not shown here* otherwise. Where no
-difference is claimed, it holds if two one-sided tests at 5 % place the difference within the margin stated."""
+same noise, in training and in the pictures, so that methods are compared in pairs; intervals are 95 % t intervals of
+the mean difference over units, and from fewer than five units nothing is concluded. *Alignment* is the share of
+pictures that obey all of their prompt (SigLIP's score for models of one's own), *others* are prompts without what was
+learned: how many obey, and how far they are from the base model's picture of the same noise (RMSE). *Alignment at
+equal likeness* is how much higher one method's curve over w_rg lies than another's, plain guidance among its points,
+over the likenesses that both reach: where the frontier is; units without a likeness in common are counted beside it.
+The *area under the frontier* is the share of the square (likeness, alignment) that a method's points dominate: how
+far it reaches, which also depends on how far training went. A verdict is mechanical: *holds here* if every interval
+of the claim excludes 0 on the predicted side, *does not hold here* if one excludes it on the other side, *not shown
+here* otherwise. Where no difference is claimed, it holds if two one-sided tests at 5 % place the difference within
+the margin stated."""
 
 
 def collect(study: Study, bench: Bench) -> tuple[Evidence, list[Row]]:

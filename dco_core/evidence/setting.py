@@ -27,7 +27,7 @@ from ..toy_world.renderer import SIZE, render
 from .study import NEAR, Study
 from .toy_prompts import merge_prompts, other_prompts, style_prompts, subject_prompts, true_renders
 
-TOY_FILES = Path(scorer.__file__).parent  # its weights and its scorers'
+TOY_FILES = Path(scorer.__file__).parent  # its weights and its scorers
 
 
 class Setting(Protocol):

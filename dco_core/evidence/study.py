@@ -169,10 +169,10 @@ class Study:
                     raise DCOError(f'The study\'s {name} have "{value}": use some of {", ".join(known)}.')
         if not (self.subjects or self.styles) or not self.seeds:
             raise DCOError("The study needs at least one subject or style and one seed.")
-        if self.one_seed_each and len(self.seeds) < max(len(self.subjects), len(self.styles)):
+        shown = max(len(self.subjects), len(self.styles))
+        if self.one_seed_each and len(self.seeds) < shown:
             raise DCOError(
-                f"one_seed_each needs a seed for each of {max(len(self.subjects), len(self.styles))} subjects or styles, "
-                f"but the study has {len(self.seeds)}."
+                f"one_seed_each needs a seed for each of {shown} subjects or styles; the study has {len(self.seeds)}."
             )
         for name in self.w_rg_methods:
             if name not in (*self.methods, *self.style_methods, *self.merges):

@@ -66,7 +66,7 @@ def test_each_run_ends_as_it_does_alone(model, case):
         expected, found = alone.denoiser.lora(), together.denoiser.lora_of(i)
         assert found.keys() == expected.keys()
         for name, layer in expected.items():
-            # Adam's first steps have the size of the rate whatever the gradient's: where it is all but 0 rounding decides
+            # Adam's first steps have the size of the rate: where a gradient is all but 0, rounding decides
             for a, b in ((found[name].down, layer.down), (found[name].up, layer.up)):
                 assert (a - b).norm() <= 0.02 * (b - (starts[i][name].down if b is layer.down else 0)).norm() + 1e-6
             assert found[name].scale == layer.scale
