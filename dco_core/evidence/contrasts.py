@@ -19,7 +19,8 @@ expect: "above" or "below" 0; "equal": within +-margin, by two one-sided tests; 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +66,9 @@ class Test:
     @property
     def text(self) -> str:
         a, b = (", ".join(str(part) for part in point if part != "") for point in (self.a, self.b))
-        what = f"noise distance on {self.on}" if self.kind == "noise distance" else self.score.replace("_", " ")
+        what = (
+            f"noise distance on {self.on}" if self.kind == "noise distance" else self.score.replace("_", " ")
+        )
         where = {"at equal likeness": " at equal likeness", "frontier": " at equal likeness (guidance)"}
         return f"{what}{where.get(self.kind, '')}: ({a}) - ({b})"
 
@@ -141,10 +144,7 @@ def contrasts_from(values: Sequence[Mapping[str, Any]]) -> list[Contrast]:
     found = []
     for value in values:
         try:
-            tests = tuple(
-                Test(**{**t, "a": tuple(t["a"]), "b": tuple(t["b"])})
-                for t in value["tests"]
-            )
+            tests = tuple(Test(**{**t, "a": tuple(t["a"]), "b": tuple(t["b"])}) for t in value["tests"])
             contrast = Contrast(**{**value, "tests": tests})
         except (TypeError, KeyError) as error:
             raise DCOError(f"A contrast of the study is not understood: {error}.") from None
@@ -171,24 +171,24 @@ def findings(contrasts: Sequence[Contrast], evidence: Evidence) -> list[Finding]
 def _result(test: Test, evidence: Evidence) -> Result:
     rows = evidence.means
     if test.kind == "difference":
-        a, b = (_scores(rows, point, test.score) for point in (test.a, test.b))
-        return _paired(test, {unit: (a[unit], b[unit]) for unit in a if unit in b}, lambda x, y: x - y)
+        return _paired(test, *(_scores(rows, point, test.score) for point in (test.a, test.b)), operator.sub)
     if test.kind == "noise distance":
-        a, b = (_distances(evidence.distances, point, test.on) for point in (test.a, test.b))
-        return _paired(test, {unit: (a[unit], b[unit]) for unit in a if unit in b}, lambda x, y: x - y)
+        found = (_distances(evidence.distances, point, test.on) for point in (test.a, test.b))
+        return _paired(test, *found, operator.sub)
     over = _over_checkpoints if test.kind == "at equal likeness" else _over_guidance
     better = -1.0 if test.score in _LOWER_IS_BETTER else 1.0
-    a, b = (over(rows, point, test.score, better) for point in (test.a, test.b))
 
     def gap(x: Any, y: Any) -> float | None:
         found = gap_at_equal_x(x, y, test.lowest)
         return None if found is None else better * found
 
-    return _paired(test, {unit: (a[unit], b[unit]) for unit in a if unit in b}, gap)
+    return _paired(test, *(over(rows, point, test.score, better) for point in (test.a, test.b)), gap)
 
 
-def _paired(test: Test, pairs: Mapping[Unit, tuple[Any, Any]], minus: Any) -> Result:
-    values = [minus(a, b) for a, b in pairs.values()]
+def _paired(
+    test: Test, a: Mapping[Unit, Any], b: Mapping[Unit, Any], minus: Callable[[Any, Any], Any]
+) -> Result:
+    values = [minus(a[unit], b[unit]) for unit in a if unit in b]
     kept = [v for v in values if v is not None]
     return Result(test, interval(kept) if kept else None, len(values) - len(kept))
 
@@ -200,7 +200,9 @@ def _at(row: Row, point: tuple[Any, ...]) -> bool:
 
 def _scores(rows: Sequence[Row], point: tuple[Any, ...], score: str) -> dict[Unit, float]:
     return {
-        unit_of(r): r[score] for r in rows if _at(r, point) and r["guidance"] == PLAIN and r.get(score) is not None
+        unit_of(r): r[score]
+        for r in rows
+        if _at(r, point) and r["guidance"] == PLAIN and r.get(score) is not None
     }
 
 

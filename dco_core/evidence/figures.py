@@ -169,7 +169,7 @@ def all_figures(
     study: Study, setting: Setting, bench: Bench, means: Sequence[Row], distances: Sequence[Row]
 ) -> Mapping[str, np.ndarray]:
     """{file name: picture}."""
-    found = {}
+    found: dict[str, np.ndarray] = {}
     main = study.checkpoint if study.checkpoints else None
     for base in study.models():
         mine = [

@@ -294,7 +294,7 @@ class Bench:
             rows += self._scored(job, pictures, 0, 0.0)
             rows += self._others(job, model, model.denoiser(None), 0, 0.0, tick)
         else:
-            points = [("merged", path / LORA)]
+            points: list[tuple[int | str, Path]] = [("merged", path / LORA)]
             if job.trains:
                 points = [(checkpoint, self._file(job, checkpoint)) for checkpoint in self._checkpoints(job)]
             for checkpoint, file in points:
@@ -304,12 +304,13 @@ class Bench:
     def _score_checkpoint(
         self, job: Job, path: Path, model: ImageModel, checkpoint: int | str, file: Path, tick: Callable[[], None]
     ) -> list[Row]:
-        study, rows = self._study, []
+        study, rows = self._study, list[Row]()
         denoiser = with_lora(model, read_lora(file).layers)
         swept = checkpoint in study.w_rg_at if study.w_rg_at else file.name == LORA
         if study.w_rg_methods and job.method not in study.w_rg_methods:
             swept = False
-        for guidance in (PLAIN, *(study.w_rg if swept else ())):
+        guidances: list[float | str] = [PLAIN, *(study.w_rg if swept else ())]
+        for guidance in guidances:
             pictures = self._draw(model, denoiser, self._prompts(job), guidance, job, tick)
             rows += self._scored(job, pictures, checkpoint, guidance)
             if swept or checkpoint == "merged" or checkpoint == self._main(job):

@@ -28,7 +28,9 @@ class StackedDenoiser:
     """A Denoiser of R networks theta that share phi: `plain` without an adapter, and R LoRAs of the same layers. A
     batch has as many samples of every run, run by run. DCOError for LoRAs of layers that are not linear."""
 
-    def __init__(self, plain: NetworkDenoiser, loras: Sequence[Mapping[str, LoraLayer]], device: torch.device):
+    def __init__(
+        self, plain: NetworkDenoiser, loras: Sequence[Mapping[str, LoraLayer]], device: torch.device
+    ):
         self._plain, self.schedule, self._runs = plain, plain.schedule, len(loras)
         modules = dict(plain.network.named_modules())
         self._values: dict[str, nn.Parameter] = {}
@@ -36,7 +38,9 @@ class StackedDenoiser:
         self._on = False
         for name in sorted(loras[0]):
             if not isinstance(modules[name], nn.Linear):
-                raise DCOError(f"{name} is no linear layer: runs side by side take linear ones, train them alone.")
+                raise DCOError(
+                    f"{name} is no linear layer: runs side by side take linear ones, train them alone."
+                )
             layers = [lora[name] for lora in loras]
             self._scale[name] = layers[0].scale
             for part in ("down", "up"):
@@ -201,7 +205,9 @@ def _refuse(config: TrainingConfig) -> None:
         if getattr(config, name) != value and not (name == "reduction" and config.objective != "dco"):
             raise DCOError(f"{name} {getattr(config, name)} is for a run alone: side_by_side 1.")
     if config.objective == "dco" and config.beta is None:
-        raise DCOError("A beta that may be found on the images is for a run alone: give a number, or side_by_side 1.")
+        raise DCOError(
+            "A beta that may be found on the images is for a run alone: give a number, or side_by_side 1."
+        )
 
 
 def _moved(example: Example, device: torch.device) -> Example:

@@ -81,7 +81,8 @@ def train_together(
     Returns what training.csv says of each."""
     plain = model.denoiser(None)
     examples = [
-        examples_of(model, folder, config, study, plain) for folder, config in zip(folders, configs, strict=True)
+        examples_of(model, folder, config, study, plain)
+        for folder, config in zip(folders, configs, strict=True)
     ]
     starts = [model.denoiser(adapter).lora() for adapter in adapters]
     seeds = [config.seed for config in configs]

@@ -17,7 +17,12 @@ from ..toy_world.renderer import render
 from ..toy_world.world import FACTORS, PRINT, TOY, Scenes, caption, sample_scenes
 from .study import FAR, NEAR
 
-_SCENE = ("size", "position", "background", "style")  # what references have in common, and a prompt may change
+_SCENE = (
+    "size",
+    "position",
+    "background",
+    "style",
+)  # what references have in common, and a prompt may change
 _NOT_THINGS = ("centre", "radius", "rotation")
 _POOL = 4096
 
@@ -135,5 +140,3 @@ def eligible_subjects(first: str, count: int, at_least: float) -> list[str]:
             f"ask for {len(found)}, or for less likeness."
         )
     return found
-
-

@@ -39,7 +39,15 @@ STUDY = SMALL | {
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("protocol")
     (folder / "study.json").write_text(json.dumps(STUDY), encoding="utf-8")
-    arguments = ["evidence", "--study", str(folder / "study.json"), "--output", str(folder / "out"), "--workers", "1"]
+    arguments = [
+        "evidence",
+        "--study",
+        str(folder / "study.json"),
+        "--output",
+        str(folder / "out"),
+        "--workers",
+        "1",
+    ]
     assert main(arguments) == 0
     return folder / "out"
 
@@ -48,7 +56,11 @@ def test_one_training_gives_every_checkpoint_and_its_tables(finished):
     study = study_from(STUDY, "")
     bench = Bench(study, setting_for(study, finished / "references", None), finished)
     jobs = jobs_of(study)[0]
-    assert len(jobs) == 2 * (2 * 2 + 1 + 2) and all(map(bench.done, jobs)) and all(map(bench.done, groups_of(study)))
+    assert (
+        len(jobs) == 2 * (2 * 2 + 1 + 2)
+        and all(map(bench.done, jobs))
+        and all(map(bench.done, groups_of(study)))
+    )
     assert {job.seed for job in jobs if job.subject == "toy-4"} == {4}
     job = Job("DreamBooth", "toy", None, 3, "two")
     rows = read_table(bench.path(job) / "scores.csv")
@@ -84,7 +96,9 @@ def rows(method, likeness, rmse, checkpoint=10, alignment=1.0, guidance="plain")
 
 def verdict(means, family="primary", **test):
     test = {"kind": "difference", "a": A, "b": B, "score": "likeness"} | test
-    (found,) = findings(contrasts_from([{"claim": "", "family": family, "tests": [test]}]), Evidence(means, [], []))
+    (found,) = findings(
+        contrasts_from([{"claim": "", "family": family, "tests": [test]}]), Evidence(means, [], [])
+    )
     return found.verdict
 
 
@@ -112,13 +126,18 @@ def test_collateral_damage_at_equal_likeness_counts_units_without_any():
     (found,) = findings(contrasts_from([contrast]), Evidence(means, [], []))
     (result,) = found.results
     # the mean over 0.2 to 0.4 of 0.05 x - 0.1 x
-    assert result.difference.mean == pytest.approx(-0.015) and result.left_out == 1 and result.difference.n == 5
+    assert (
+        result.difference.mean == pytest.approx(-0.015) and result.left_out == 1 and result.difference.n == 5
+    )
     assert found.verdict == HOLDS
 
 
 def test_primary_contrasts_are_corrected_together():
     b = rows("B", 0.5, 0.1)
-    a = [r | {"method": "A", "likeness": r["likeness"] + (0.02, 0.0, 0.05, 0.03, 0.02, 0.02)[r["seed"]]} for r in b]
+    a = [
+        r | {"method": "A", "likeness": r["likeness"] + (0.02, 0.0, 0.05, 0.03, 0.02, 0.02)[r["seed"]]}
+        for r in b
+    ]
     test = {"kind": "difference", "a": A, "b": B, "score": "likeness", "expect": "above"}
     none = test | {"score": "others_rmse"}
     values = [{"claim": str(i), "family": "primary", "tests": [t]} for i, t in enumerate((test, none, none))]
@@ -143,8 +162,12 @@ def test_half_of_the_prompts_change_everything_and_others_are_no_toys():
     prompts = toy_prompts.subject_prompts(16)
     far = [text for kind, text in prompts if kind == "far"]
     assert len(far) == 8 and len(set(prompts)) == 16
-    assert all("small toy" in t and "on the beach" not in t and "flat" not in t and "print" not in t for t in far)
-    assert all("large toy" in t and "flat" in t and "on the beach" not in t for k, t in prompts if k == "near")
+    assert all(
+        "small toy" in t and "on the beach" not in t and "flat" not in t and "print" not in t for t in far
+    )
+    assert all(
+        "large toy" in t and "flat" in t and "on the beach" not in t for k, t in prompts if k == "near"
+    )
     assert not any("toy" in t or "print" in t for t in toy_prompts.other_prompts(12))
 
 
@@ -166,4 +189,6 @@ def test_the_protocols_are_studies_that_can_be_run():
         known = {("", BASE)} | {(base, m) for base in study.models() for m in study.methods_on(base)}
         known |= {(base, m) for base in study.models() for m in study.merges}
         for contrast in contrasts_from(study.contrasts):
-            assert {point[:2] for test in contrast.tests for point in (test.a, test.b)} <= known, contrast.claim
+            assert {point[:2] for test in contrast.tests for point in (test.a, test.b)} <= known, (
+                contrast.claim
+            )

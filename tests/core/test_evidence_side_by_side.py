@@ -61,14 +61,18 @@ def test_each_run_ends_as_it_does_alone(model, case):
     assert seen == [1, 2, 3, 4, 5]
     for i, seed in enumerate(SEEDS):
         keep = {"keep": "best"} if config.score_every else {}
-        alone = Training(model.denoiser(adapters[i]), examples[i], dataclasses.replace(config, seed=seed, **keep))
+        alone = Training(
+            model.denoiser(adapters[i]), examples[i], dataclasses.replace(config, seed=seed, **keep)
+        )
         alone.run()
         expected, found = alone.denoiser.lora(), together.denoiser.lora_of(i)
         assert found.keys() == expected.keys()
         for name, layer in expected.items():
             # Adam's first steps have the size of the rate: where a gradient is all but 0, rounding decides
             for a, b in ((found[name].down, layer.down), (found[name].up, layer.up)):
-                assert (a - b).norm() <= 0.02 * (b - (starts[i][name].down if b is layer.down else 0)).norm() + 1e-6
+                assert (a - b).norm() <= 0.02 * (
+                    b - (starts[i][name].down if b is layer.down else 0)
+                ).norm() + 1e-6
             assert found[name].scale == layer.scale
         if config.score_every:
             assert alone.best is not None and together.stopped_at[i] == alone.best.step
@@ -82,7 +86,9 @@ def test_each_run_ends_as_it_does_alone(model, case):
 def test_runs_differ_from_one_another(model):
     config = TrainingConfig(objective="dreambooth", steps=1, learning_rate=1e-2)
     starts = [model.denoiser(AdapterConfig(rank=2, seed=seed)).lora() for seed in SEEDS]
-    runs = SideBySide(model.denoiser(None), starts, [examples_of(model, s) for s in SEEDS], SEEDS, config, CPU)
+    runs = SideBySide(
+        model.denoiser(None), starts, [examples_of(model, s) for s in SEEDS], SEEDS, config, CPU
+    )
     runs.run()
     name = next(iter(starts[0]))
     ups = [runs.denoiser.lora_of(i)[name].up for i in range(3)]
@@ -98,5 +104,10 @@ def test_what_only_a_run_alone_can_do_is_refused(model, changes, said):
     starts = [model.denoiser(AdapterConfig(rank=2)).lora()]
     with pytest.raises(DCOError, match=said):
         SideBySide(
-            model.denoiser(None), starts, [examples_of(model, 0)], [0], TrainingConfig(**{"beta": 0.1} | changes), CPU
+            model.denoiser(None),
+            starts,
+            [examples_of(model, 0)],
+            [0],
+            TrainingConfig(**{"beta": 0.1} | changes),
+            CPU,
         )

@@ -224,7 +224,7 @@ def test_an_unknown_reference_of_the_toy_world_is_refused(tmp_path):
 
 def test_workers_are_cores_or_gpus():
     assert devices("cpu", 3) == ["cpu"] * 3
-    assert devices("cuda:1", 4) == ["cuda:1"]
+    assert devices("cuda:1", None) == ["cuda:1"] and devices("cuda:1", 4) == ["cuda:1"] * 4
 
 
 def test_guidance_of_the_pictures():
