@@ -171,10 +171,10 @@ def findings(contrasts: Sequence[Contrast], evidence: Evidence) -> list[Finding]
 def _result(test: Test, evidence: Evidence) -> Result:
     rows = evidence.means
     if test.kind == "difference":
-        return _paired(test, *(_scores(rows, point, test.score) for point in (test.a, test.b)), operator.sub)
+        return _paired(test, operator.sub, *(_scores(rows, point, test.score) for point in (test.a, test.b)))
     if test.kind == "noise distance":
         found = (_distances(evidence.distances, point, test.on) for point in (test.a, test.b))
-        return _paired(test, *found, operator.sub)
+        return _paired(test, operator.sub, *found)
     over = _over_checkpoints if test.kind == "at equal likeness" else _over_guidance
     better = -1.0 if test.score in _LOWER_IS_BETTER else 1.0
 
@@ -182,11 +182,11 @@ def _result(test: Test, evidence: Evidence) -> Result:
         found = gap_at_equal_x(x, y, test.lowest)
         return None if found is None else better * found
 
-    return _paired(test, *(over(rows, point, test.score, better) for point in (test.a, test.b)), gap)
+    return _paired(test, gap, *(over(rows, point, test.score, better) for point in (test.a, test.b)))
 
 
 def _paired(
-    test: Test, a: Mapping[Unit, Any], b: Mapping[Unit, Any], minus: Callable[[Any, Any], Any]
+    test: Test, minus: Callable[[Any, Any], Any], a: Mapping[Unit, Any], b: Mapping[Unit, Any]
 ) -> Result:
     values = [minus(a[unit], b[unit]) for unit in a if unit in b]
     kept = [v for v in values if v is not None]
