@@ -12,7 +12,7 @@ from .schedules import Schedule
 T = 1000  # the authors' number of timesteps: user-facing beta = 1.0 means beta_T = 1000
 
 REDUCTIONS = ("per-sample", "batch-mean")
-WEIGHTINGS = ("uniform", "min-snr")
+WEIGHTINGS = ("uniform", "min-snr", "epsilon")
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -38,9 +38,13 @@ def weights_at(schedule: Schedule, t: Tensor, weighting: str = "uniform", gamma:
 
     "uniform" is 1. "min-snr" is min(SNR, gamma) on the error of x0 (Hang et al. 2023, Eq. 7-8), turned into the
     native prediction's space: min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v, and
-    min(SNR, gamma) sigma^2 for flow."""
+    min(SNR, gamma) sigma^2 for flow. "epsilon" is (d eps / d prediction)^2: 1 for epsilon, alpha^2 for v, and
+    alpha^2 = (1 - sigma)^2 for flow, so that w(t) times the error is |eps_theta - eps|^2, the error of the paper."""
     if weighting == "uniform":
         return torch.ones(len(t))
+    if weighting == "epsilon":
+        epsilon = schedule.prediction == "epsilon"
+        return torch.ones(len(t)) if epsilon else schedule.alpha[t.cpu()].double().square().float()
     if weighting != "min-snr":
         raise DCOError(f"weighting {weighting!r} is unknown: use one of {', '.join(WEIGHTINGS)}.")
     alpha, sigma = schedule.alpha[t.cpu()].double(), schedule.sigma[t.cpu()].double()

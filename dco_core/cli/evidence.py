@@ -19,12 +19,16 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--study",
         default="toy-world",
-        help="toy-world (up to an hour on two cores), toy-world-frontier, -defaults, -quick, or a JSON file",
+        help="protocol or protocol-merges (docs/evidence/protocol.md), toy-world, toy-world-frontier, -defaults, "
+        "-quick, or a JSON file",
     )
     parser.add_argument(
         "--output", type=Path, required=True, help="folder for jobs, tables, figures and evidence.md"
     )
-    parser.add_argument("--workers", type=int, default=None, help="jobs at once; left out: one a core or GPU")
+    parser.add_argument(
+        "--workers", "--jobs", type=int, default=None,
+        help="jobs at once, which share the GPUs where they are more; left out: one a core or GPU",
+    )  # fmt: skip
     parser.add_argument("--device", default=None, help="cuda, cuda:N or cpu; left out: GPUs if there are any")
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help="instead of the study's")
     parser.add_argument(
@@ -35,7 +39,7 @@ def add_command(commands: Any) -> None:
 def _evidence(values: dict[str, Any]) -> int:
     import dataclasses
 
-    from ..evidence.jobs import Bench
+    from ..evidence.bench import Bench
     from ..evidence.report import write_report
     from ..evidence.runner import devices, run
     from ..evidence.setting import setting_for

@@ -6,76 +6,63 @@ pictures. Methods are compared unit by unit, and intervals are over units.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .study import BASE, PLAIN
+from .study import BASE, CEILING, FAR, OTHERS, PLAIN
 from .tables import Row
 
 Unit = tuple[Any, Any, Any]  # subject, style, seed
 SCORE_NAMES = ("likeness", "style_likeness", "alignment", "factors")
-_RESAMPLES, _LEVEL = 10_000, 0.95
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The mean of n paired differences and the limits of its 95 % interval (bootstrap over units, percentiles)."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def sign(self) -> int:
-        """1 or -1 where the interval excludes 0, else 0."""
-        return (self.low > 0) - (self.high < 0)
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}], n = {self.n}"
-
-
-def interval(differences: Sequence[float]) -> Interval:
-    """Raises ValueError for no difference. With fewer than three the limits are infinite: nothing can be said."""
-    values = np.asarray(differences, dtype=float)
-    if not len(values):
-        raise ValueError("there are no differences to take the mean of")
-    if len(values) < 3:
-        return Interval(float(values.mean()), -math.inf, math.inf, len(values))
-    random = np.random.default_rng(0)
-    means = values[random.integers(len(values), size=(_RESAMPLES, len(values)))].mean(1)
-    low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return Interval(float(values.mean()), float(low), float(high), len(values))
+# of the prompts that change everything, and of those without what was learned (collateral damage)
+FAR_NAMES = ("far_likeness", "far_alignment")
+OTHERS_NAMES = ("others_alignment", "others_rmse")
 
 
 def unit_means(rows: Iterable[Row]) -> list[Row]:
-    """The mean scores of each method, unit and guidance: a row each, with the number of pictures."""
+    """The mean scores of each method, unit, checkpoint and guidance: a row each, with the number of pictures.
+    FAR_NAMES are of the prompts that change everything, OTHERS_NAMES of those without what was learned; all other
+    scores are of every prompt that has it."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
-        key = tuple(row[name] for name in ("method", "subject", "style", "seed", "guidance"))
-        groups.setdefault(key, []).append(row)
+        groups.setdefault(tuple(row.get(name) for name in _POINT), []).append(row)
     means = []
-    for (method, subject, style, seed, guidance), group in groups.items():
-        mean: Row = {"method": method, "subject": subject, "style": style, "seed": seed, "guidance": guidance}
-        mean |= {s: _mean(r[s] for r in group) for s in SCORE_NAMES if group[0].get(s) is not None}
+    for key, group in groups.items():
+        own = [r for r in group if r.get("prompts") != OTHERS]
+        far = [r for r in own if r.get("prompts") == FAR]
+        others = [r for r in group if r.get("prompts") == OTHERS]
+        mean: Row = dict(zip(_POINT, key, strict=True))
+        mean |= _scores(own, {name: name for name in SCORE_NAMES})
+        mean |= _scores(far, {name.removeprefix("far_"): name for name in FAR_NAMES})
+        mean |= _scores(others, {name.removeprefix("others_"): name for name in OTHERS_NAMES})
         means.append({**mean, "pictures": len(group)})
     return means
 
 
+_POINT = ("base", "method", "subject", "style", "seed", "checkpoint", "guidance")
+
+
+def _scores(rows: Sequence[Row], names: Mapping[str, str]) -> Row:
+    return {
+        name: _mean(r[score] for r in rows)
+        for score, name in names.items()
+        if rows and rows[0].get(score) is not None
+    }
+
+
 def averages(means: Iterable[Row]) -> list[Row]:
-    """unit_means over units: for each method and guidance the mean of each score and its standard deviation over
-    units."""
+    """unit_means over units: for each method, checkpoint and guidance the mean of each score and its standard
+    deviation over units."""
     groups: dict[tuple, list[Row]] = {}
     for row in means:
-        groups.setdefault((row["method"], row["guidance"]), []).append(row)
+        key = (row.get("base"), row["method"], row.get("checkpoint"), row["guidance"])
+        groups.setdefault(key, []).append(row)
     table = []
-    for (method, guidance), group in groups.items():
-        line: Row = {"method": method, "guidance": guidance}
-        for score in SCORE_NAMES:
+    for (base, method, checkpoint, guidance), group in groups.items():
+        line: Row = {"base": base, "method": method, "checkpoint": checkpoint, "guidance": guidance}
+        for score in (*SCORE_NAMES, *FAR_NAMES, *OTHERS_NAMES):
             if group[0].get(score) is not None:
                 values = [r[score] for r in group]
                 line[score] = _mean(values)
@@ -119,13 +106,15 @@ def frontier_areas(means: Iterable[Row], x: str, y: str = "alignment") -> dict[s
     }
 
 
-def gap_at_equal_x(a: Sequence[tuple[float, float]], b: Sequence[tuple[float, float]]) -> float | None:
+def gap_at_equal_x(
+    a: Sequence[tuple[float, float]], b: Sequence[tuple[float, float]], lowest: float = -np.inf
+) -> float | None:
     """How much higher the frontier of the points a lies than that of b: the mean of y_a(x) - y_b(x) over the x that
-    both curves reach, linear between frontier points and level left of the first. None where the curves reach no x in
-    common, or have fewer than two points."""
+    both curves reach, from `lowest` on, linear between frontier points and level left of the first. None where the
+    curves reach no x in common, or have fewer than two points."""
     if len(a) < 2 or len(b) < 2:
         return None
-    low = max(min(x for x, _ in points) for points in (a, b))
+    low = max(lowest, *(min(x for x, _ in points) for points in (a, b)))
     high = min(max(x for x, _ in points) for points in (a, b))
     if not low < high:
         return None
@@ -134,15 +123,25 @@ def gap_at_equal_x(a: Sequence[tuple[float, float]], b: Sequence[tuple[float, fl
     return float((heights[0] - heights[1]).mean())
 
 
-def gaps(means: Iterable[Row], a: str, b: str, x: str, y: str = "alignment") -> list[float]:
-    """gap_at_equal_x of two methods' reward guidance curves, for each unit that has both: how much more of the prompt
-    a obeys than b at equal likeness."""
+def height_over(curve: Sequence[tuple[float, float]], point: tuple[float, float]) -> float | None:
+    """How much higher a point lies than the frontier of a curve at its x; None outside of what the curve reaches."""
+    xs = [x for x, _ in curve]
+    if len(curve) < 2 or not min(xs) <= point[0] <= max(xs):
+        return None
+    return float(point[1] - np.interp(point[0], *np.array(frontier(curve)).T))
+
+
+def gaps(
+    means: Iterable[Row], a: str, b: str, x: str, y: str = "alignment"
+) -> tuple[list[float], int]:
+    """gap_at_equal_x of two methods' curves over guidance, plain guidance among it, for each unit that has both: how
+    much more of the prompt a obeys than b at equal likeness; and how many units have no likeness in common."""
     curves: dict[str, dict[Unit, list[tuple[float, float]]]] = {a: {}, b: {}}
     for row in means:
-        if row["method"] in curves and row["guidance"] != PLAIN and row.get(x) is not None:
+        if row["method"] in curves and row.get(x) is not None:
             curves[row["method"]].setdefault(unit_of(row), []).append((row[x], row[y]))
-    found = (gap_at_equal_x(curves[a][unit], curves[b][unit]) for unit in curves[a] if unit in curves[b])
-    return [gap for gap in found if gap is not None]
+    found = [gap_at_equal_x(curves[a][unit], curves[b][unit]) for unit in curves[a] if unit in curves[b]]
+    return [gap for gap in found if gap is not None], found.count(None)
 
 
 def paired(a: Mapping[Unit, float], b: Mapping[Unit, float]) -> list[float]:
@@ -171,7 +170,10 @@ def mean_distance(rows: Iterable[Row]) -> dict[str, dict[Unit, float]]:
 
 def guidances(means: Iterable[Row]) -> list[float]:
     """The w_rg of a study, in order."""
-    return sorted({r["guidance"] for r in means if r["method"] != BASE and r["guidance"] != PLAIN})
+    no_method, no_scale = (BASE, CEILING), (PLAIN, CEILING)
+    return sorted(
+        {r["guidance"] for r in means if r["method"] not in no_method and r["guidance"] not in no_scale}
+    )
 
 
 def mean_over_w_rg(rows: Sequence[Row], method: str, score: str) -> dict[Unit, float]:

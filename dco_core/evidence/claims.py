@@ -6,30 +6,47 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .analysis import (
-    Interval,
     Unit,
     frontier_areas,
     gaps,
     guidances,
-    interval,
     mean_distance,
     mean_over_w_rg,
     paired,
     score_at,
 )
+from .intervals import FEWEST, Interval, interval
 from .study import PLAIN
 from .tables import Row
 
 HOLDS, FAILS, OPEN = "holds here", "does not hold here", "not shown here"
+FEW = f"fewer than {FEWEST} units"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was subtracted from what, and the sign that the claim predicts (0: no difference)."""
+    """What was subtracted from what, and the sign that the claim predicts. 0: no difference, none as large as `margin`.
+    left_out: units that could not be compared, as their curves have no likeness in common."""
 
     text: str
     difference: Interval
     predicted: int
+    margin: float = 0.0
+    left_out: int = 0
+
+    @property
+    def verdict(self) -> str:
+        """With fewer than five units nothing is decided. A sign holds if the interval excludes 0 on its side, and does
+        not if it does on the other. No difference holds if two one-sided tests at 5 % place it inside the margin, and
+        does not if the interval excludes 0 and its mean lies outside."""
+        d = self.difference
+        if not d.enough:
+            return FEW
+        if self.predicted:
+            return HOLDS if d.sign == self.predicted else FAILS if d.sign == -self.predicted else OPEN
+        if d.p_equal(self.margin) <= 0.05:
+            return HOLDS
+        return FAILS if d.sign and abs(d.mean) > self.margin else OPEN
 
 
 @dataclass(frozen=True)
@@ -42,13 +59,12 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """Holds if every interval excludes 0 on the predicted side (includes 0 where none is predicted); does not
-        hold if one excludes it on the other side; otherwise this study does not show it."""
-        signs = [(c.difference.sign, c.predicted) for c in self.comparisons]
-        if all(found == predicted for found, predicted in signs):
-            return HOLDS
-        wrong = any(found == -predicted if predicted else found != 0 for found, predicted in signs if found)
-        return FAILS if wrong else OPEN
+        """Holds if every comparison does, does not if one does not; otherwise this study does not show it."""
+        found = {c.verdict for c in self.comparisons}
+        for verdict in (FAILS, FEW, OPEN):
+            if verdict in found:
+                return verdict
+        return HOLDS
 
 
 @dataclass(frozen=True)
@@ -77,7 +93,8 @@ def _compare(values: Values, what: str, pairs: Sequence[tuple[str, str, int]]) -
     for a, b, predicted in pairs:
         differences = paired(values.get(a, {}), values.get(b, {}))
         if differences:
-            yield Comparison(f"{what}: {a} - {b}", interval(differences), predicted)
+            margin = 0.0 if predicted else EQUAL_COSINE
+            yield Comparison(f"{what}: {a} - {b}", interval(differences), predicted, margin)
 
 
 def _subject_areas(evidence: Evidence) -> Values:
@@ -92,14 +109,19 @@ def _plain(evidence: Evidence, score: str, merged: bool = False) -> Values:
     }
 
 
+EQUAL_ALIGNMENT, EQUAL_COSINE = 0.03, 0.01  # differences below these are none
 _AREA, _GAP = "area under the frontier", "alignment at equal likeness"
 
 
-def _higher(rows: Sequence[Row], x: str, pairs: Sequence[tuple[str, str]]) -> Iterator[Comparison]:
-    """Whether the curve of each first method lies above that of the second."""
+def _higher(
+    rows: Sequence[Row], x: str, pairs: Sequence[tuple[str, str]], predicted: int = 1
+) -> Iterator[Comparison]:
+    """Whether the curve of each first method lies above that of the second; predicted 0: on it."""
     for a, b in pairs:
-        if differences := gaps(rows, a, b, x):
-            yield Comparison(f"{_GAP}: {a} - {b}", interval(differences), 1)
+        differences, without = gaps(rows, a, b, x)
+        if differences:
+            margin = 0.0 if predicted else EQUAL_ALIGNMENT
+            yield Comparison(f"{_GAP}: {a} - {b}", interval(differences), predicted, margin, without)
 
 
 def _subjects(e: Evidence) -> list[Row]:
@@ -128,7 +150,7 @@ def _reach(e: Evidence) -> Iterator[Comparison]:
 
 
 def _early_stop(e: Evidence) -> Iterator[Comparison]:
-    yield from _higher(_subjects(e), "likeness", [("DCO", "DreamBooth, half the steps")])
+    yield from _higher(_subjects(e), "likeness", [("DreamBooth, half the steps", "DreamBooth")], predicted=0)
 
 
 def _captions(e: Evidence) -> Iterator[Comparison]:
@@ -210,7 +232,7 @@ _CLAIMS = (
      "Fig. 1 and 9", _frontier),
     ("The same where both have compact captions, which tempt to overfit", "Fig. 8a", _frontier_compact),
     ("DCO's frontier reaches at least as far as DreamBooth's", "Fig. 1 and 9", _reach),
-    ("Stopping DreamBooth early does not reach DCO's frontier", "App. D.3", _early_stop),
+    ("DreamBooth that is stopped early lies on DreamBooth's frontier", "App. B.1", _early_stop),
     ("Comprehensive captions obey the prompt better than compact ones at equal likeness",
      "Sec. 5.4, Fig. 8a", _captions),
     ("A larger beta gives up likeness for prompt alignment", "Sec. 5.4, Fig. 8b", _beta),

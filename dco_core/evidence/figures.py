@@ -11,9 +11,10 @@ from PIL import Image
 from ..drawing.contact_sheet import contact_sheet
 from ..drawing.pareto_plot import Curve, pareto_plot
 from .analysis import averages
-from .jobs import PICTURES, Bench, Job
+from .bench import Bench
+from .jobs import PICTURES, Job
 from .setting import Setting
-from .study import BASE, METHODS, PLAIN, Study
+from .study import BASE, CEILING, METHODS, PLAIN, Study
 from .tables import Row
 
 _BETAS = ("DCO, half beta", "DCO", "DCO, double beta")
@@ -46,7 +47,7 @@ def frontiers(means: Sequence[Row]) -> dict[str, np.ndarray]:
     """{name: picture} of the Pareto curves that the table has methods for."""
     subjects = [r for r in means if r["subject"] and not r["style"]]
     styles = [r for r in means if r["style"] and not r["subject"]]
-    own = tuple(dict.fromkeys(r["method"] for r in subjects if r["method"] not in (*METHODS, BASE)))
+    own = tuple(dict.fromkeys(r["method"] for r in subjects if r["method"] not in (*METHODS, BASE, CEILING)))
     pictures: dict[str, np.ndarray] = {}
     drawn: list[list[str]] = []
     for name, (title, methods) in {
@@ -59,7 +60,8 @@ def frontiers(means: Sequence[Row]) -> dict[str, np.ndarray]:
         if len(curves) > 2 and named not in drawn and (own or name != "own_methods"):
             drawn.append(named)
             pictures[name] = pareto_plot(curves, title, "subject likeness", "prompt alignment")
-    curves = _curves(styles, tuple(dict.fromkeys(r["method"] for r in styles)), "style_likeness")
+    trained = dict.fromkeys(r["method"] for r in styles if r["method"] != CEILING)
+    curves = _curves(styles, tuple(trained), "style_likeness")
     if len(curves) > 1:
         title = "Styles: likeness against prompt (Fig. 5)"
         pictures["style"] = pareto_plot(curves, title, "style likeness", "prompt alignment")
@@ -115,7 +117,7 @@ def noise_distances(rows: Sequence[Row]) -> np.ndarray | None:
 def sheets(study: Study, setting: Setting, bench: Bench) -> dict[str, np.ndarray]:
     """Contact sheets: for the first subject, the first style, and their merge, of the first seed: a row a method,
     plain and at the middle w_rg."""
-    middle = sorted(study.w_rg)[len(study.w_rg) // 2]
+    middle = sorted(study.w_rg)[len(study.w_rg) // 2] if study.w_rg else PLAIN
     subject, style = (names[0] if names else None for names in (study.subjects, study.styles))
     wanted: dict[str, tuple[str | None, str | None, Sequence[str]]] = {}
     if subject:
@@ -129,7 +131,7 @@ def sheets(study: Study, setting: Setting, bench: Bench) -> dict[str, np.ndarray
         rows: dict[str, list[np.ndarray | None]] = {}
         columns = setting.prompts(what, how)
         for method in (BASE, *methods):
-            folder = bench.path(Job(method, what, how, study.seeds[0])) / PICTURES
+            folder = bench.path(Job(method, what, how, study.seeds[0], next(iter(study.models())))) / PICTURES
             for guidance in (0.0,) if method == BASE else (PLAIN, middle):
                 cells = [_picture(folder / f"{guidance}_{i}.png") for i in range(len(columns))]
                 if any(cell is not None for cell in cells):
@@ -168,8 +170,19 @@ def all_figures(
     study: Study, setting: Setting, bench: Bench, means: Sequence[Row], distances: Sequence[Row]
 ) -> Mapping[str, np.ndarray]:
     """{file name: picture}."""
-    found = {f"{name}.png": picture for name, picture in frontiers(means).items()}
-    distance = noise_distances(distances)
+    found: dict[str, np.ndarray] = {}
+    main = study.checkpoint if study.checkpoints else None
+    for base in study.models():
+        mine = [
+            r for r in means
+            if (r.get("base") or "") == base and (main is None or r.get("checkpoint") in (0, main, "merged"))
+        ]  # fmt: skip
+        name_of = f"_{base}" if base else ""
+        found |= {f"{name}{name_of}.png": picture for name, picture in frontiers(mine).items()}
+    first = next(iter(study.models()))
+    distance = noise_distances(
+        [r for r in distances if (r.get("base") or "") == first and r.get("on", "references") == "references"]
+    )
     if distance is not None:
         found["noise_distance.png"] = distance
     return found | {f"{name}.jpg": picture for name, picture in sheets(study, setting, bench).items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,22 +16,6 @@ from ..network.denoiser import NetworkDenoiser
 from ..network.lora_layers import AdapterConfig
 from ..training.previews import sample
 from .study import PLAIN
-
-
-class _Personalized:
-    """A Denoiser whose adapter stays on, so that guidance is between theta(c) and theta(0)."""
-
-    def __init__(self, denoiser: NetworkDenoiser):
-        self._denoiser, self.schedule = denoiser, denoiser.schedule
-
-    def predict(self, x_t: Tensor, t: Tensor, conditioning: Sequence[Any], *, adapter: bool) -> Tensor:
-        return self._denoiser.predict(x_t, t, conditioning, adapter=True)
-
-    def trainable(self) -> dict[str, torch.nn.Parameter]:
-        return {}
-
-    def lora(self) -> dict[str, LoraLayer]:
-        return {}
 
 
 def with_lora(model: ImageModel, layers: Mapping[str, LoraLayer]) -> NetworkDenoiser:
@@ -53,8 +37,31 @@ def noise_for(shape: Sequence[int], seed: int, prompt: int, pictures: int) -> Te
     return torch.randn((pictures, *shape), generator=generator)
 
 
+class _Texts(NamedTuple):
+    """What each sample of a batch reads."""
+
+    rows: list[Any]
+
+
+class _PerSample:
+    """A Denoiser that `preview.sample` hands one conditioning for all samples, a _Texts. plain: its adapter stays
+    on, so that guidance is between theta(c) and theta(0)."""
+
+    def __init__(self, denoiser: NetworkDenoiser, plain: bool):
+        self._denoiser, self.schedule, self._plain = denoiser, denoiser.schedule, plain
+
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Sequence[Any], *, adapter: bool) -> Tensor:
+        return self._denoiser.predict(x_t, t, conditioning[0].rows, adapter=adapter or self._plain)
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        return {}
+
+    def lora(self) -> dict[str, LoraLayer]:
+        return {}
+
+
 @torch.no_grad()
-def draw(
+def draw_latents(
     model: ImageModel,
     denoiser: NetworkDenoiser,
     prompts: Sequence[str],
@@ -65,21 +72,34 @@ def draw(
     pictures: int,
     seed: int,
     resolution: int | None = None,
+    at_once: int = 4,
     tick: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """`pictures` of each prompt, [prompts * pictures, H, W, 3] in 0..1, prompt by prompt. guidance: w_rg, or "plain"
-    for classifier-free guidance of theta at w_text. resolution: None for the model's own."""
+) -> list[Tensor]:
+    """`pictures` latents of each prompt, prompt by prompt. guidance: w_rg, or "plain" for classifier-free guidance of
+    theta at w_text. resolution: None for the model's own. at_once: samples in one call of the network."""
     side = resolution or model.default_resolution
     grey = torch.full((side, side, 3), 0.5)
     ((blank, _),) = model.encode_images([grey])
     fitted = Fitted(grey, None, (side, side), (0, 0))
     *texts, empty = (model.with_size(c, fitted) for c in model.encode_captions([*prompts, ""]))
-    plain = guidance == PLAIN
-    chosen: Any = _Personalized(denoiser) if plain else denoiser
-    images = []
-    for i, text in enumerate(texts):
-        noise = noise_for(blank.shape, seed, i, pictures).to(blank)
-        w_rg = 0.0 if plain else float(guidance)
-        latents = sample(chosen, text, text, empty, noise, w_rg=w_rg, w_text=w_text, steps=steps, tick=tick)
-        images += model.decode_latents(list(latents))
-    return torch.stack(images)
+    rows = [text for text in texts for _ in range(pictures)]
+    noise = torch.cat([noise_for(blank.shape, seed, i, pictures) for i in range(len(prompts))]).to(blank)
+    chosen: Any = _PerSample(denoiser, guidance == PLAIN)
+    w_rg = 0.0 if guidance == PLAIN else float(guidance)
+    latents: list[Tensor] = []
+    for first in range(0, len(rows), at_once):
+        mine = _Texts(rows[first : first + at_once])
+        nothing = _Texts([empty] * len(mine.rows))
+        latents += sample(
+            chosen, mine, mine, nothing, noise[first : first + at_once], w_rg=w_rg, w_text=w_text, steps=steps,
+            tick=tick,
+        )  # fmt: skip
+    return latents
+
+
+def draw(
+    model: ImageModel, denoiser: NetworkDenoiser, prompts: Sequence[str], guidance: float | str, **settings: Any
+) -> Tensor:
+    """draw_latents as pictures [prompts * pictures, H, W, 3] in 0..1, on the CPU."""
+    with torch.no_grad():
+        return torch.stack(model.decode_latents(draw_latents(model, denoiser, prompts, guidance, **settings)))

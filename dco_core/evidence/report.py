@@ -13,21 +13,29 @@ import torch
 from ..lora import read_lora
 from ..metrics import column_cosine
 from . import figures
-from .analysis import SCORE_NAMES, Interval, averages, frontier_areas, unit_means
+from .analysis import FAR_NAMES, OTHERS_NAMES, SCORE_NAMES, averages, frontier_areas, unit_means
+from .bench import Bench
 from .claims import Claim, Evidence, claims_of
-from .jobs import DISTANCES, DONE, LORA, SCORES, TRAINING, Bench, Job, jobs_of
+from .contrasts import PRIMARY, Finding, Test, contrasts_from, findings
+from .intervals import Interval
+from .jobs import DISTANCES, DONE, SCORES, TRAINING, jobs_of
 from .setting import Setting
-from .study import BASE, MERGES, PLAIN, Study
+from .study import BASE, CEILING, MERGES, Study
 from .tables import Row, markdown, read_table, write_table, write_text
 
 _INTRODUCTION = """\
 A *unit* is one subject (or style, or both) with one seed. Within a unit every method has the same references and the
-same noise, in training and in the pictures, so that methods are compared in pairs; intervals are 95 % bootstrap
-intervals of the mean difference over units. *Alignment at equal likeness* is how much higher one method's curve over
-w_rg lies than another's, over the likenesses that both reach: where the frontier is. The *area under the frontier* is
-the share of the square (likeness, alignment) that a method's points dominate: how far it reaches, which also depends
-on how far training went. A verdict is mechanical: *holds here* if every interval of the claim excludes 0 on the
-predicted side, *does not hold here* if one excludes it on the other side, *not shown here* otherwise."""
+same noise, in training and in the pictures, so that methods are compared in pairs; intervals are 95 % t intervals of
+the mean difference over units, and from fewer than five units nothing is concluded. *Alignment* is the share of
+pictures that obey all of their prompt (SigLIP's score for models of one's own), *others* are prompts without what was
+learned: how many obey, and how far they are from the base model's picture of the same noise (RMSE). *Alignment at
+equal likeness* is how much higher one method's curve over w_rg lies than another's, plain guidance among its points,
+over the likenesses that both reach: where the frontier is; units without a likeness in common are counted beside it.
+The *area under the frontier* is the share of the square (likeness, alignment) that a method's points dominate: how
+far it reaches, which also depends on how far training went. A verdict is mechanical: *holds here* if every interval
+of the claim excludes 0 on the predicted side, *does not hold here* if one excludes it on the other side, *not shown
+here* otherwise. Where no difference is claimed, it holds if two one-sided tests at 5 % place the difference within
+the margin stated."""
 
 
 def collect(study: Study, bench: Bench) -> tuple[Evidence, list[Row]]:
@@ -46,11 +54,17 @@ def collect(study: Study, bench: Bench) -> tuple[Evidence, list[Row]]:
                 rows += read_table(path / name)
         if job.method in MERGES and MERGES[job.method][1] == "exact":
             of = MERGES[job.method][0]
-            parts = (Job(of, job.subject, None, job.seed), Job(of, None, job.style, job.seed))
-            pair = [read_lora(bench.path(part) / LORA) for part in parts]
+            parts = [
+                dataclasses.replace(job, method=of, style=None),
+                dataclasses.replace(job, method=of, subject=None),
+            ]
+            pair = [read_lora(bench.main_lora(part)) for part in parts]
             found = column_cosine(*pair)
             cosines.append(
-                {"method": job.method, "subject": job.subject, "style": job.style, "seed": job.seed, **found}
+                {
+                    "base": job.base, "method": job.method, "subject": job.subject, "style": job.style,
+                    "seed": job.seed, **found,
+                }  # fmt: skip
             )
     return Evidence(unit_means(scores), distances, cosines), training
 
@@ -79,7 +93,6 @@ def _page(
     study: Study, evidence: Evidence, training: Sequence[Row], bench: Bench, pictures: Sequence[str], command: str,
     failed: Sequence[str],
 ) -> str:  # fmt: skip
-    claims = claims_of(evidence)
     subjects = [r for r in evidence.means if r["subject"] and not r["style"]]
     styles = [r for r in evidence.means if r["style"] and not r["subject"]]
     merged = [r for r in evidence.means if r["style"] and r["subject"]]
@@ -88,11 +101,22 @@ def _page(
         f"Made by\n\n    {command}\n\non {_machine()}, {_work(study, bench)}. The same command makes it again; a run "
         "that was stopped goes on. `study.json` has every setting, `tables/` the numbers behind the figures.",
         _INTRODUCTION,
-        "## Verdicts",
-        markdown({"claim": c.text, "source": c.source, "verdict": f"**{c.verdict}**"} for c in claims),
-        "## What was compared",
-        markdown(_comparisons(claims)),
     ]
+    if study.contrasts:
+        found = findings(contrasts_from(study.contrasts), evidence)
+        for family in dict.fromkeys((PRIMARY, *(f.contrast.family for f in found))):
+            chosen = [f for f in found if f.contrast.family == family]
+            title = f"{family[:1].upper()}{family[1:]} contrasts"
+            note = "p is the largest of the contrast's tests, corrected by Holm." if family == PRIMARY else ""
+            parts += [f"## {title}", note, markdown(_verdicts(chosen)), markdown(_tests(chosen))]
+    for base in study.models():
+        claims = claims_of(_of_base(study, evidence, base))
+        if claims:
+            parts += [
+                f"## Claims of the paper{f', base {base}' if base else ''}",
+                markdown({"claim": c.text, "source": c.source, "verdict": f"**{c.verdict}**"} for c in claims),
+                markdown(_comparisons(claims)),
+            ]
     if failed:
         parts += ["## Not done", *(f"- {text}" for text in failed)]
     for title, rows, x in (
@@ -103,9 +127,11 @@ def _page(
             parts += [
                 f"## {title}",
                 markdown(_scores(rows)),
-                "Area under the frontier:",
-                markdown(_areas(rows, x)),
             ]
+            for base in study.models():
+                of_base = _of_base(study, Evidence(rows, [], []), base).means
+                title = f"Area under the frontier{f', base {base}' if base else ''}:"
+                parts += [title, markdown(_areas(of_base, x))]
     if merged:
         parts += ["## My subject in my style (Table 1)", markdown(_scores(merged))]
     if training:
@@ -117,7 +143,57 @@ def _page(
         "Error bars are standard errors over units. Filled symbols are reward guidance at the w_rg beside them, hollow "
         f"ones plain classifier-free guidance of the fine-tuned model at w_text {study.w_text:g}."
     )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _of_base(study: Study, evidence: Evidence, base: str) -> Evidence:
+    """The part of the tables that the claims about guidance are of: one base, and the main checkpoint."""
+
+    def chosen(row: Row) -> bool:
+        if (row.get("base") or "") != base:
+            return False
+        main = study.checkpoint if study.checkpoints else None
+        return main is None or row.get("checkpoint") in (None, 0, main, "merged")
+
+    return Evidence(
+        [row for row in evidence.means if chosen(row)],
+        [row for row in evidence.distances if chosen(row) and row.get("on", "references") == "references"],
+        [row for row in evidence.cosines if (row.get("base") or "") == base],
+    )
+
+
+def _verdicts(found: Sequence[Finding]) -> list[Row]:
+    return [
+        {"contrast": f.contrast.claim, "verdict": f"**{f.verdict}**", "p": f"{f.corrected:.2g}"} for f in found
+    ]
+
+
+def _tests(found: Sequence[Finding]) -> list[Row]:
+    rows = []
+    for finding in found:
+        for r in finding.results:
+            n = r.difference.n if r.difference is not None else 0
+            units = f"{n} of {n + r.left_out}" if r.left_out else str(n)
+            rows.append(
+                {
+                    "test": r.test.text, "expected": _expected(r.test),
+                    "difference": "nothing to compare" if r.difference is None else _mean_and_limits(r.difference),
+                    "units": units, "p": f"{r.p:.2g}",
+                }
+            )  # fmt: skip
+    return rows
+
+
+def _expected(test: Test) -> str:
+    if test.margin is None:
+        return test.expect
+    return {"equal": f"within +-{test.margin:g}", "no worse": f"above -{test.margin:g}"}.get(
+        test.expect, f"{test.expect}, by {test.margin:g} or more"
+    )
+
+
+def _mean_and_limits(found: Interval) -> str:
+    return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
 
 
 def _machine() -> str:
@@ -136,9 +212,13 @@ def _work(study: Study, bench: Bench) -> str:
 
 
 def _comparisons(claims: Sequence[Claim]) -> list[Row]:
-    signs = {1: "above 0", -1: "below 0", 0: "none"}
+    signs = {1: "above 0", -1: "below 0"}
     return [
-        {"comparison": c.text, "predicted": signs[c.predicted], "difference": _interval(c.difference)}
+        {
+            "comparison": c.text,
+            "predicted": signs.get(c.predicted, f"within +-{c.margin:g}"),
+            "difference": _interval(c.difference) + (f" of {c.difference.n + c.left_out}" if c.left_out else ""),
+        }
         for claim in claims
         for c in claim.comparisons
     ]
@@ -153,9 +233,11 @@ def _scores(means: Sequence[Row]) -> list[Row]:
     rows = []
     for row in averages(means):
         guidance = row["guidance"]
-        label = "" if row["method"] == BASE else guidance if guidance == PLAIN else f"w_rg {guidance:g}"
-        line: Row = {"method": row["method"], "guidance": label}
-        for score in SCORE_NAMES:
+        label = f"w_rg {guidance:g}" if isinstance(guidance, (int, float)) else guidance
+        line: Row = {"base": row["base"]} if row.get("base") else {}
+        line |= {"method": row["method"], "checkpoint": row.get("checkpoint")}
+        line["guidance"] = "" if row["method"] in (BASE, CEILING) else label
+        for score in (*SCORE_NAMES, *FAR_NAMES, *OTHERS_NAMES):
             if score in row:
                 line[score.replace("_", " ")] = f"{row[score]:.3f} +- {row[f'{score} sd']:.3f}"
         rows.append({**line, "units": row["n"]})
@@ -175,13 +257,14 @@ def _areas(means: Sequence[Row], x: str) -> list[Row]:
 
 def _training(rows: Sequence[Row]) -> list[Row]:
     """What the runs said at their end, means over units."""
-    groups: dict[tuple[str, bool], list[Row]] = {}
+    groups: dict[tuple[str, str, bool], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["method"], bool(row["style"])), []).append(row)
+        groups.setdefault((row.get("base") or "", row["method"], bool(row["style"])), []).append(row)
     table = []
-    for (method, style), group in groups.items():
-        line: Row = {"method": method, "of": "style" if style else "subject", "steps": group[0]["steps"]}
-        for name in ("beta", "loss", "margin", "gate"):
+    for (base, method, style), group in groups.items():
+        line: Row = {"base": base} if base else {}
+        line |= {"method": method, "of": "style" if style else "subject", "steps": group[0]["steps"]}
+        for name in ("beta", "loss", "margin", "gate", "stopped_at"):
             values = [row[name] for row in group if row.get(name) is not None]
             line[name] = sum(values) / len(values) if values else None
         table.append({**line, "runs": len(group)})

@@ -15,22 +15,24 @@ import torch
 
 from ..errors import DCOError
 from ..models.loading import usable_device
-from .jobs import Bench, Job, jobs_of
+from .bench import Bench
+from .jobs import Group, Job, groups_of, jobs_of
 from .setting import setting_for
 from .study import Study
 
 
 def devices(asked: str | None, workers: int | None) -> Sequence[str | None]:
     """A device for each worker: every GPU, or as many CPU processes as there are cores. asked: "cuda", "cuda:1",
-    "cpu" or None; workers: how many, None for all. Raises DCOError for a device that is not there and for no
-    workers."""
+    "cpu" or None; workers: how many, None for all; more than there are GPUs share them. Raises DCOError for a device
+    that is not there and for no workers."""
     if workers is not None and workers < 1:
         raise DCOError(f"--workers is {workers}: use at least 1, or leave it out.")
     asked = usable_device(asked)
     if asked == "cuda":
-        return [f"cuda:{i}" for i in range(torch.cuda.device_count())][:workers]
+        count = torch.cuda.device_count()
+        return [f"cuda:{i % count}" for i in range(workers or count)]
     if asked and asked.startswith("cuda:"):
-        return [asked]
+        return [asked] * (workers or 1)
     return [asked] * (workers or _cores())
 
 
@@ -45,20 +47,23 @@ def run(
     done does not end the others; returns a sentence for each of those. Stopped, the same call goes on."""
     failed: list[str] = []
     bench = Bench(study, setting_for(study, folder / "references", found[0]), folder)
-    for jobs in jobs_of(study):
+    for jobs in (groups_of(study), *jobs_of(study)):
+        if not jobs:
+            continue
         open_jobs = [job for job in jobs if not bench.done(job)]
         say(f"{len(jobs) - len(open_jobs)} of {len(jobs)} jobs are done, {len(open_jobs)} to do.")
         started = time.monotonic()
         for n, (job, seconds, error) in enumerate(_side_by_side(study, folder, open_jobs, found), 1):
             left = (time.monotonic() - started) / n * (len(open_jobs) - n)
-            if error:
-                failed.append(f"{job.name}: {error}")
+            name = bench.name(job)
+            if error and isinstance(job, Job):  # the jobs of a group are done alone afterwards
+                failed.append(f"{name}: {error}")
             said = f"failed: {error}" if error else f"{seconds:.0f} s"
-            say(f"{n}/{len(open_jobs)}  {job.name}  {said}  ({left / 60:.0f} min left)")
+            say(f"{n}/{len(open_jobs)}  {name}  {said}  ({left / 60:.0f} min left)")
     return failed
 
 
-def _side_by_side(study: Study, folder: Path, jobs: Sequence[Job], found: Sequence[str | None]) -> Any:
+def _side_by_side(study: Study, folder: Path, jobs: Sequence[Job | Group], found: Sequence[str | None]) -> Any:
     if len(found) == 1:
         return (_one(study, folder, job, found[0]) for job in jobs)
     try:
@@ -71,7 +76,7 @@ def _side_by_side(study: Study, folder: Path, jobs: Sequence[Job], found: Sequen
 
 
 def _parallel(
-    study: Study, folder: Path, jobs: Sequence[Job], found: Sequence[str | None], parallel, delayed
+    study: Study, folder: Path, jobs: Sequence[Job | Group], found: Sequence[str | None], parallel, delayed
 ) -> Any:
     with Manager() as manager:
         free = manager.Queue()  # of devices: a job takes one and gives it back
@@ -84,8 +89,8 @@ def _parallel(
 
 
 def _with_free_device(
-    study: Study, folder: Path, job: Job, free: queue.Queue, workers: int
-) -> tuple[Job, float, str]:
+    study: Study, folder: Path, job: Job | Group, free: queue.Queue, workers: int
+) -> tuple[Job | Group, float, str]:
     torch.set_num_threads(max(1, _cores() // workers))
     device = free.get()
     try:
@@ -94,7 +99,7 @@ def _with_free_device(
         free.put(device)
 
 
-def _one(study: Study, folder: Path, job: Job, device: str | None) -> tuple[Job, float, str]:
+def _one(study: Study, folder: Path, job: Job | Group, device: str | None) -> tuple[Job | Group, float, str]:
     """(the job, its seconds, what went wrong)."""
     try:
         bench = Bench(study, setting_for(study, folder / "references", device), folder, device)
@@ -103,8 +108,8 @@ def _one(study: Study, folder: Path, job: Job, device: str | None) -> tuple[Job,
         return job, 0.0, str(error)
     except (torch.OutOfMemoryError, MemoryError):
         said = (
-            "the memory ran out: lower resolution, batch_size or rank in the study, or use a device with more. What "
-            "was trained is kept; the same command tries again."
+            "the memory ran out: lower resolution, batch_size, rank or side_by_side in the study, or use a device with "
+            "more. What was trained is kept; the same command tries again."
         )
     _free_memory()  # here the failed job's tensors are gone
     return job, 0.0, said

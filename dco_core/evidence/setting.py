@@ -22,18 +22,20 @@ from ..metrics import ImageEncoder, SiglipScorer, image_similarity, load_image_e
 from ..models.image_model import ImageModel
 from ..models.loading import load_model
 from ..toy_world import scorer
-from ..toy_world.model import WEIGHTS
 from ..toy_world.references import to_cells, toy_references, write_toy_references
-from ..toy_world.renderer import render
+from ..toy_world.renderer import SIZE, render
 from .prompts import evaluation_prompts, fill
-from .study import Study
+from .study import NEAR, Study
+from .toy_prompts import merge_prompts, other_prompts, style_prompts, subject_prompts, true_renders
+
+TOY_FILES = Path(scorer.__file__).parent  # its weights and its scorers
 
 
 class Setting(Protocol):
     """A style is a thing that is taught like a subject; `what` names either."""
 
-    def model(self, device: str | None) -> ImageModel:
-        """The base model, loaded anew."""
+    def model(self, device: str | None, base: str = "") -> ImageModel:
+        """The base model of that name in the study, loaded anew."""
         ...
 
     def fingerprint(self, *shown: str) -> str:
@@ -49,6 +51,18 @@ class Setting(Protocol):
         """The prompts that show a subject, a style, or the subject in the style."""
         ...
 
+    def kinds(self, subject: str | None, style: str | None) -> list[str]:
+        """Of each of these prompts: FAR where it changes all that the references have in common, else NEAR."""
+        ...
+
+    def others(self) -> list[str]:
+        """The study's prompts without anything that is taught."""
+        ...
+
+    def ceiling(self, subject: str | None, style: str | None, seed: int) -> Tensor:
+        """Pictures [B, H, W, 3] in 0..1 that show exactly what the prompts ask for. DCOError where there are none."""
+        ...
+
     def scores(
         self, pictures: Tensor, prompts: Sequence[str], subject: str | None, style: str | None
     ) -> dict[str, list[float]]:
@@ -59,7 +73,13 @@ class Setting(Protocol):
 
 def setting_for(study: Study, folder: Path, device: str | None) -> Setting:
     """The setting of a study. folder: where it may write references of its own."""
-    return ToySetting(study, folder) if study.model == "toy-world" else FolderSetting(study, folder, device)
+    toy = all(model.partition(":")[0] == "toy-world" for model in study.models().values())
+    return ToySetting(study, folder) if toy else FolderSetting(study, folder, device)
+
+
+def toy_likeness(cells: Tensor, what: str) -> Tensor:
+    """How much Toy World images [B, 3, H, W] in -1..1 show a subject, [B] in 0..1."""
+    return scorer.subject_likeness(cells, render(toy_references(what)[0]))
 
 
 class ToySetting:
@@ -71,26 +91,43 @@ class ToySetting:
         for what in (*study.subjects, *study.styles):
             toy_references(what)
 
-    def model(self, device: str | None) -> ImageModel:
-        return load_model("toy-world", device, self._study.precision)
+    def model(self, device: str | None, base: str = "") -> ImageModel:
+        return load_model(self._study.models()[base], device, self._study.precision)
 
     def fingerprint(self, *shown: str) -> str:
-        return files_fingerprint(WEIGHTS, scorer.WEIGHTS)
+        return files_fingerprint(*sorted(TOY_FILES.glob("*.safetensors")))
 
     def references(self, what: str, captions: str) -> Path:
         return write_toy_references(self._folder / f"{what}-{captions}", what, captions)
 
     def prompts(self, subject: str | None, style: str | None) -> list[str]:
-        return _prompts(self._study.prompts, "toy world", subject and "toy", style and "print")
+        if subject and style:
+            return merge_prompts(self._study.prompts)
+        if style:
+            return style_prompts(self._study.prompts)
+        return [text for _, text in subject_prompts(self._study.prompts)]
+
+    def kinds(self, subject: str | None, style: str | None) -> list[str]:
+        if style:
+            return [NEAR] * self._study.prompts
+        return [kind for kind, _ in subject_prompts(self._study.prompts)]
+
+    def others(self) -> list[str]:
+        return other_prompts(self._study.others) if self._study.others else []
+
+    def ceiling(self, subject: str | None, style: str | None, seed: int) -> Tensor:
+        prompts = [text for text in self.prompts(subject, style) for _ in range(self._study.pictures)]
+        return (true_renders(prompts, subject, style, seed).movedim(1, -1) + 1) / 2
 
     def scores(
         self, pictures: Tensor, prompts: Sequence[str], subject: str | None, style: str | None
     ) -> dict[str, list[float]]:
-        cells = to_cells(pictures)
+        # true renders are as small as the canvas already
+        cells = pictures.movedim(-1, 1) * 2 - 1 if pictures.shape[1] == SIZE else to_cells(pictures)
         factors = scorer.prompt_alignment(cells, prompts)
         found = {"alignment": (factors > 1 - 1e-6).float(), "factors": factors}
         if subject:
-            found["likeness"] = scorer.subject_likeness(cells, render(toy_references(subject)[0]))
+            found["likeness"] = toy_likeness(cells, subject)
         if style:
             found["style_likeness"] = scorer.style_likeness(cells, render(toy_references(style)[0]))
         return {name: values.tolist() for name, values in found.items()}
@@ -112,12 +149,13 @@ class FolderSetting:
             raise DCOError(f"No caption in {what} has a marker: write the subject or style as <dog>.")
         return names[0]
 
-    def model(self, device: str | None) -> ImageModel:
-        return load_model(self._study.model, device, self._study.precision)
+    def model(self, device: str | None, base: str = "") -> ImageModel:
+        return load_model(self._study.models()[base], device, self._study.precision)
 
     def fingerprint(self, *shown: str) -> str:
         study = self._study
-        names = (study.model.partition(":")[2], study.likeness_model, study.text_model)
+        models = (model.partition(":")[2] for model in study.models().values())
+        names = (*models, study.likeness_model, study.text_model)
         # a model of the hub has no files here: its name, which the study has, must do
         files = (Path(name) for name in names if name and Path(name).exists())
         return files_fingerprint(*files, *map(Path, shown))
@@ -144,6 +182,20 @@ class FolderSetting:
         category = self._study.categories.get(subject, "object") if subject else "object"
         subject_word = subject and self._words[subject]
         return _prompts(self._study.prompts, category, subject_word, style and self._words[style])
+
+    def kinds(self, subject: str | None, style: str | None) -> list[str]:
+        return [NEAR] * len(self.prompts(subject, style))
+
+    def others(self) -> list[str]:
+        """Evaluation prompts of styles, without the style."""
+        known = evaluation_prompts("style", "object") + evaluation_prompts("style", "live subject")
+        plain = [text.replace(" in {} style", "") for text in known]
+        if self._study.others > len(plain):
+            raise DCOError(f"others is {self._study.others}, but there are {len(plain)} such prompts: ask for fewer.")
+        return sorted(random.Random(1).sample(plain, self._study.others), key=plain.index)
+
+    def ceiling(self, subject: str | None, style: str | None, seed: int) -> Tensor:
+        raise DCOError("Only the Toy World can draw what a perfect model would: leave ceiling out of the study.")
 
     def scores(
         self, pictures: Tensor, prompts: Sequence[str], subject: str | None, style: str | None

@@ -17,6 +17,9 @@ from ..training.config import TrainingConfig
 BUILT_IN = Path(__file__).with_name("studies")
 BASE = "base model"  # without any LoRA
 CAPTIONS = ("comprehensive", "compact")
+CEILING = "true renders"  # of the prompts, with what is to be learned: what a perfect model would draw (Toy World)
+NEAR, FAR, OTHERS = "near", "far", "others"  # prompts that change some of the references, all of it, and show others
+STOPPED = "stopped"  # the checkpoint with the highest held-out margin
 PLAIN = "plain"  # classifier-free guidance of the fine-tuned model, the diamond of the paper's figures
 
 
@@ -24,13 +27,14 @@ PLAIN = "plain"  # classifier-free guidance of the fine-tuned model, the diamond
 class Method:
     """A way to train. training, adapter: fields of TrainingConfig and AdapterConfig that differ from the study's.
     beta_factor: times the study's beta. steps_factor: times the study's steps. captions: "comprehensive" or "compact"
-    (Sec. 4.3)."""
+    (Sec. 4.3). bases: of the study, on which it is trained; empty for all."""
 
     training: Mapping[str, Any] = field(default_factory=dict)
     adapter: Mapping[str, Any] = field(default_factory=dict)
     beta_factor: float = 1.0
     steps_factor: float = 1.0
     captions: str = "comprehensive"
+    bases: tuple[str, ...] = ()
 
 
 _DREAMBOOTH = {"objective": "dreambooth"}
@@ -49,11 +53,14 @@ METHODS = {
     "MaPO": Method({"objective": "mapo"}),
     "output preservation": Method({"objective": "output-preservation"}),
 }
-# Table 1: the method of both LoRAs, and how they become one.
+# Table 1: the method of both LoRAs, how they become one, and the weight of both.
 MERGES = {
-    "DreamBooth merge": ("DreamBooth", "exact"),
-    "DreamBooth ZipLoRA": ("DreamBooth", "zip-lora"),
-    "DCO merge": ("DCO", "exact"),
+    "DreamBooth merge": ("DreamBooth", "exact", 1.0),
+    "DreamBooth merge, 0.6": ("DreamBooth", "exact", 0.6),
+    "DreamBooth ZipLoRA": ("DreamBooth", "zip-lora", 1.0),
+    "DCO merge": ("DCO", "exact", 1.0),
+    "DCO merge, 0.6": ("DCO", "exact", 0.6),
+    "DCO ZipLoRA": ("DCO", "zip-lora", 1.0),
 }
 
 
@@ -75,7 +82,17 @@ class Study:
     likeness_model, text_model: folders or hub names of DINOv2 and SigLIP (metrics/); the Toy World has scorers of its
     own. resolution: in pixels, None for the model's own; precision: of its weights.
 
-    distance_draws: noises at each of distance_timesteps for the noise distance.
+    distance_draws: noises at each of distance_timesteps for the noise distance, which is taken on the references and on
+    as many prompts beyond them as `distance_prompts` says.
+
+    bases: {name: model} where the same is done on several models; left out: `model` alone. checkpoints: steps at which
+    a training is kept and scored too, besides its end; a method that is scored on held-out draws (score_every) also has
+    the checkpoint "stopped". checkpoint: the one that merges are made of and noise distances taken at; left out: the
+    end. w_rg_at: the checkpoints that are sampled over w_rg, w_rg_methods: the methods; left out: the end of all.
+    others: so many prompts without what was learned, which tell collateral damage. ceiling: score true renders too
+    (Toy World). one_seed_each: each subject (and each style) has the seed at its place alone, in place of all of them.
+    pictures_at_once: in one call of the network. side_by_side: units that are trained in one call where they can be.
+    contrasts: what is to be tested (contrasts.py).
     """
 
     model: str
@@ -104,6 +121,44 @@ class Study:
     precision: str = "fp32"
     likeness_model: str = "facebook/dinov2-base"
     text_model: str = "google/siglip-base-patch16-224"
+    distance_prompts: int = 0
+    bases: Mapping[str, str] = field(default_factory=dict)
+    checkpoints: tuple[int, ...] = ()
+    checkpoint: int | None = None
+    w_rg_at: tuple[int | str, ...] = ()
+    w_rg_methods: tuple[str, ...] = ()
+    others: int = 0
+    ceiling: bool = False
+    one_seed_each: bool = False
+    pictures_at_once: int = 4
+    side_by_side: int = 1
+    contrasts: tuple[Mapping[str, Any], ...] = ()
+
+    def models(self) -> Mapping[str, str]:
+        """{base: model}; one without a name where the study has no bases."""
+        return self.bases or {"": self.model}
+
+    def methods_on(self, base: str, style: bool = False) -> list[str]:
+        """The methods that are trained on a base."""
+        names = self.style_methods if style else self.methods
+        return [name for name in names if base in (self.method(name).bases or (base,))]
+
+    def units(self) -> list[tuple[int, int]]:
+        """(place of the subject or style, seed) of each unit, seed by seed."""
+        count = max(len(self.subjects), len(self.styles))
+        if self.one_seed_each:
+            return list(enumerate(self.seeds[:count]))
+        return [(place, seed) for seed in self.seeds for place in range(count)]
+
+    def checkpoints_of(self, method: str, seed: int, style: bool = False) -> list[int]:
+        """The steps at which a training is kept, its end last."""
+        steps = self.config(method, seed, style).steps
+        return [*(c for c in sorted(self.checkpoints) if c < steps), steps]
+
+    def main_checkpoint(self, method: str, seed: int, style: bool = False) -> int:
+        """The one that merges are made of."""
+        kept = self.checkpoints_of(method, seed, style)
+        return self.checkpoint if self.checkpoint in kept else kept[-1]
 
     def check(self) -> None:
         """Raise DCOError for what cannot be run, before anything is."""
@@ -112,15 +167,30 @@ class Study:
             for value in getattr(self, name):
                 if value not in known:
                     raise DCOError(f'The study\'s {name} have "{value}": use some of {", ".join(known)}.')
-        if not (self.subjects or self.styles) or not self.seeds or not self.w_rg:
-            raise DCOError("The study needs at least one subject or style, one seed and one w_rg.")
+        if not (self.subjects or self.styles) or not self.seeds:
+            raise DCOError("The study needs at least one subject or style and one seed.")
+        shown = max(len(self.subjects), len(self.styles))
+        if self.one_seed_each and len(self.seeds) < shown:
+            raise DCOError(
+                f"one_seed_each needs a seed for each of {shown} subjects or styles; the study has {len(self.seeds)}."
+            )
+        for name in self.w_rg_methods:
+            if name not in (*self.methods, *self.style_methods, *self.merges):
+                raise DCOError(f'w_rg_methods has "{name}", which is none of the study\'s methods.')
+        for method in (*self.methods, *self.style_methods):
+            if strange := set(self.method(method).bases) - set(self.models()):
+                raise DCOError(f'"{method}" is for the base "{min(strange)}", which the study has not.')
+        # imported here: contrasts read tables by the names above
+        from .contrasts import contrasts_from
+
+        contrasts_from(self.contrasts)
         for name in ("subjects", "styles", "methods", "seeds", "w_rg"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise DCOError(f"The study names one of its {name} twice: {', '.join(map(str, values))}.")
         for name in (
             "prompts", "pictures", "sampling_steps", "class_images", "zip_steps", "distance_timesteps",
-            "distance_draws",
+            "distance_draws", "pictures_at_once", "side_by_side",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise DCOError(f"The study's {name} is {getattr(self, name)}: it must be at least 1.")
@@ -142,7 +212,8 @@ class Study:
         if name not in self.own_methods:
             return METHODS[name]
         try:
-            method = Method(**self.own_methods[name])
+            values = dict(self.own_methods[name])
+            method = Method(**values | {"bases": tuple(values.get("bases", ()))})
         except TypeError as error:
             raise DCOError(f'The method "{name}" is not understood: {error}.') from None
         if method.captions not in CAPTIONS:
@@ -194,6 +265,16 @@ def load_study(name: str) -> Study:
     return study_from(values, str(path))
 
 
+def _chosen(rule: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The subjects of a rule {"from": "toy-101", "count": 20, "true_renders": 0.9}: the first so many by number whose
+    own true renders have at least that likeness."""
+    from .toy_prompts import eligible_subjects
+
+    if set(rule) != {"from", "count", "true_renders"}:
+        raise DCOError(f"{where} chooses subjects by {', '.join(rule)}: give from, count and true_renders.")
+    return tuple(eligible_subjects(rule["from"], int(rule["count"]), float(rule["true_renders"])))
+
+
 def study_from(values: Any, where: str) -> Study:
     """A Study from JSON values."""
     fields = {f.name for f in dataclasses.fields(Study)}
@@ -201,6 +282,9 @@ def study_from(values: Any, where: str) -> Study:
         found = f"{', '.join(unknown)}" if isinstance(values, dict) else "no mapping"
         raise DCOError(f"{where} has {found}, which a study has not: use {', '.join(sorted(fields))}.")
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    subjects = values.get("subjects")
+    if isinstance(subjects, dict):
+        values["subjects"] = _chosen(subjects, where)
     try:
         study = Study(**values)
     except TypeError as error:

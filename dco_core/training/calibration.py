@@ -1,7 +1,8 @@
 """The automatic beta.
 
-The paper gives beta for epsilon prediction (1.0). Errors of v and flow predictions have another size: at
-beta*T = 1000 their gate closes at once and nothing is learned. The automatic beta is found where it acts: train a
+The paper gives beta for epsilon prediction (1.0), which is right for every model whose errors are weighted to be those
+of the noise (weighting "epsilon"). Errors of v and flow predictions have another size: at beta*T = 1000 their gate
+closes at once and nothing is learned. The automatic beta is found where it acts: train a
 moment with the plain loss, look at how far theta got ahead of phi, and take the beta at which the gates would
 stand open to the wanted share there.
 """
@@ -20,7 +21,7 @@ from ..network.denoiser import Denoiser
 from .config import TrainingConfig
 from .examples import Example, random_draws
 from .learned_tokens import LearnedTokens
-from .objectives import batch_errors
+from .objectives import batch_errors, draw_weights
 
 PAPER_BETA = 1.0  # Sec. 5, for SDXL's epsilon prediction
 _PROBE_DRAWS = 64
@@ -34,7 +35,8 @@ def resolved(
     tick: Callable[[], None] = lambda: None,
 ) -> TrainingConfig:
     """The configuration with a number for beta: as it is where there is one, the paper's for epsilon prediction
-    (unless automatic_beta is "images"), else calibrated on the examples. What is trained is left exactly as it was
+    or epsilon weighting (unless automatic_beta is "images"), else calibrated on the examples, in the weighted space
+    where it acts. What is trained is left exactly as it was
     found. tick: called after every step of the calibration; whatever it raises ends it."""
     if config.beta is not None or not config.is_dco:
         return config
@@ -47,7 +49,8 @@ def resolved(
 def is_calibrated(config: TrainingConfig, denoiser: Denoiser) -> bool:
     """Whether beta is to be found on the examples."""
     automatic = config.beta is None and config.is_dco
-    return automatic and (config.automatic_beta == "images" or denoiser.schedule.prediction != "epsilon")
+    of_the_paper = denoiser.schedule.prediction == "epsilon" or config.weighting == "epsilon"
+    return automatic and (config.automatic_beta == "images" or not of_the_paper)
 
 
 def probe_steps(config: TrainingConfig) -> int:
@@ -88,7 +91,7 @@ def _probe(
     tokens: LearnedTokens | None,
     tick: Callable[[], None],
 ) -> Tensor:
-    """error_theta - error_phi [n] on fresh draws after probe_steps with the plain loss."""
+    """w(t) (error_theta - error_phi) [n] on fresh draws after probe_steps with the plain loss."""
     groups = [(list(denoiser.trainable().values()), config.learning_rate)]
     if tokens is not None:
         groups.append((list(tokens.parameters().values()), config.token_learning_rate))
@@ -101,7 +104,9 @@ def _probe(
     try:
         for _ in range(probe_steps(config)):
             optimizer.zero_grad(set_to_none=True)
-            diffusion_loss(batch_errors(denoiser, examples, next(draws), adapter=True)).backward()
+            batch = next(draws)
+            error = batch_errors(denoiser, examples, batch, adapter=True)
+            diffusion_loss(error, draw_weights(denoiser, batch, config, error)).backward()
             torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
             optimizer.step()
             if tokens is not None:
@@ -112,7 +117,8 @@ def _probe(
             while sum(len(d) for d in differences) < _PROBE_DRAWS:
                 batch = next(draws)
                 theta = batch_errors(denoiser, examples, batch, adapter=True)
-                differences.append((theta - batch_errors(denoiser, examples, batch, adapter=False)).cpu())
+                difference = theta - batch_errors(denoiser, examples, batch, adapter=False)
+                differences.append((draw_weights(denoiser, batch, config, theta) * difference).cpu())
                 tick()
         return torch.cat(differences)
     finally:

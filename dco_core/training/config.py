@@ -21,12 +21,14 @@ class TrainingConfig:
 
     beta: 1.0 is beta*T = 1000, which suits epsilon prediction; v and flow errors are larger and saturate the gate
         there. None: automatic (calibration.py).
-    automatic_beta: "paper" takes the paper's 1.0 for epsilon prediction and finds beta on the images elsewhere;
-        "images" always finds it.
+    automatic_beta: "paper" takes the paper's 1.0 for epsilon prediction and for epsilon weighting, and finds beta on
+        the images elsewhere; "images" always finds it.
     open_gates: the share of full rate that a beta found on the images aims at.
     accumulation: micro-batches of batch_size per step.
     token_learning_rate: of learned tokens; the paper has 5e-4, the authors' code 5e-6.
-    weighting: w(t), "uniform" or "min-snr" with snr_gamma; min-snr weighs references alone, not class images.
+    weighting: w(t): "uniform"; "min-snr" with snr_gamma, which weighs references alone, not class images; "epsilon",
+        with which every objective compares errors of the noise whatever the model predicts, as the paper does, and beta
+        means what it means there.
     prior_weight: lambda of prior preservation; beside DCO, whose loss follows errors up to beta*T (1000) times as
         strongly, 1 is little. preservation_weight: of output preservation.
     mapo_beta, mapo_snr: of MaPO, the values of its authors.

@@ -71,9 +71,14 @@ def _errors(batch: Batch, draws: Sequence[Draw], *, adapter: bool, rejected: boo
     return batch_errors(batch.denoiser, batch.examples, draws, adapter=adapter, rejected=rejected)
 
 
-def _weights(batch: Batch, draws: Sequence[Draw], like: Tensor) -> Tensor:
+def draw_weights(denoiser: Denoiser, draws: Sequence[Draw], config: TrainingConfig, like: Tensor) -> Tensor:
+    """w(t) of the draws, [B]."""
     t = torch.tensor([d.t for d in draws])
-    return weights_at(batch.denoiser.schedule, t, batch.config.weighting, batch.config.snr_gamma).to(like)
+    return weights_at(denoiser.schedule, t, config.weighting, config.snr_gamma).to(like)
+
+
+def _weights(batch: Batch, draws: Sequence[Draw], like: Tensor) -> Tensor:
+    return draw_weights(batch.denoiser, draws, batch.config, like)
 
 
 def dco(batch: Batch) -> Outcome:
@@ -131,10 +136,13 @@ def mapo(batch: Batch) -> Outcome:
     config = batch.config
     chosen = _errors(batch, batch.draws, adapter=True)
     rejected = _errors(batch, batch.draws, adapter=True, rejected=True)
-    loss = mapo_loss(
-        chosen, rejected, config.mapo_beta, config.mapo_snr, _weights(batch, batch.draws, chosen)
-    )
-    return Outcome(loss, mapo_margin(chosen.detach(), rejected.detach(), config.mapo_snr), chosen, None)
+    weight = _weights(batch, batch.draws, chosen)
+    if config.weighting == "epsilon":  # another space of the errors: of those in the margin too
+        better, worse, weight = weight * chosen, weight * rejected, torch.ones_like(weight)
+    else:
+        better, worse = chosen, rejected
+    loss = mapo_loss(better, worse, config.mapo_beta, config.mapo_snr, weight)
+    return Outcome(loss, mapo_margin(better.detach(), worse.detach(), config.mapo_snr), chosen, None)
 
 
 def output_preservation(batch: Batch) -> Outcome:
@@ -147,6 +155,8 @@ def output_preservation(batch: Batch) -> Outcome:
         [(a.places, mean_squared_error(a.output, b.output)) for a, b in zip(theta, phi, strict=True)]
     )
     weight = _weights(batch, batch.draws, error)
+    if batch.config.weighting == "epsilon":
+        drift = weight * drift
     loss = output_preservation_loss(error, drift, batch.config.preservation_weight, weight)
     return Outcome(loss, None, error, None)
 

@@ -247,6 +247,13 @@ class Training:
         with self._in_place(chosen):
             yield
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the adapter and the tokens are what a run that keeps the last would have made by now: their moving
+        average where the configuration says so, otherwise as they are."""
+        with self._in_place(self._ema):
+            yield
+
     @property
     def learned(self) -> bool:
         """Whether any step has changed what trains."""

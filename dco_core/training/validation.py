@@ -10,18 +10,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..losses import T, mean_squared_error
+from ..losses import T, mean_squared_error, weights_at
 from ..network.denoiser import Denoiser
 from ..schedules import even_timesteps
 from .config import TrainingConfig
-from .examples import Example, predict, random_draws
+from .examples import Draw, Example, predict, random_draws
 
 DRAWS = 16
 
 
 @dataclass(frozen=True)
 class Score:
-    """step: after how many steps. margin: mean of beta*T (error_phi - error_theta) on the held-out draws, the DCO
+    """step: after how many steps. margin: mean of beta*T w(t) (error_phi - error_theta) on the held-out draws, the DCO
     margin (beta 1 for objectives without it): how far theta is ahead. distance: mean squared distance between the
     two predictions, in the native space (the paper's Fig. 8c; metrics/noise_distance.py has it over t): how far the
     model is from the base."""
@@ -55,7 +55,19 @@ class HeldOut:
         # timesteps spread evenly: sixteen random ones would miss whole regions
         spread = even_timesteps(len(denoiser.schedule), DRAWS)
         self._draws = [dataclasses.replace(d, t=t) for d, t in zip(draws, spread, strict=True)]
+        t = torch.tensor(spread)
+        self._weights = weights_at(denoiser.schedule, t, config.weighting, config.snr_gamma).tolist()
         self._phi: list[tuple[Tensor, float]] | None = None
+
+    @property
+    def draws(self) -> list[Draw]:
+        """The held-out draws."""
+        return list(self._draws)
+
+    @property
+    def factors(self) -> list[float]:
+        """beta*T w(t) of each draw."""
+        return [self._beta_T * weight for weight in self._weights]
 
     def score(self, step: int) -> Score:
         """The adapter as it is now. No gradient, no random number."""
@@ -65,7 +77,7 @@ class HeldOut:
             margins, distances = [], []
             for i, (phi, error_phi) in enumerate(self._phi):
                 theta, error_theta = self._look(i, adapter=True)
-                margins.append(self._beta_T * (error_phi - error_theta))
+                margins.append(self.factors[i] * (error_phi - error_theta))
                 distances.append(mean_squared_error(theta, phi.to(theta)).item())
         return Score(step, sum(margins) / len(margins), sum(distances) / len(distances))
 

@@ -26,8 +26,10 @@ def _weighting() -> io.Combo.Input:
         default="uniform",
         optional=True,
         advanced=True,
-        tooltip="w(t), the weight of the noise levels. uniform is the paper's; min-snr (gamma 5) lowers the weight of "
-        "almost clean images (not of class images, as in the authors' code).",
+        tooltip="w(t), the weight of the noise levels. uniform: the model's own errors, all alike; min-snr (gamma 5): "
+        "almost clean images count less (not of class images, as in the authors' code); epsilon: errors of the noise, "
+        "as in the paper, also for v and flow models (beta 0 then is the paper's 1). The same as uniform for SD1.5 and "
+        "SDXL.",
     )
 
 

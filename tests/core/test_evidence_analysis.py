@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from dco_core.evidence.analysis import (
-    Interval,
     area_under_frontier,
     averages,
     frontier_areas,
     gap_at_equal_x,
     gaps,
-    interval,
     paired,
     unit_means,
 )
-from dco_core.evidence.claims import FAILS, HOLDS, OPEN, Claim, Comparison, Evidence, claims_of
+from dco_core.evidence.claims import FAILS, FEW, HOLDS, OPEN, Claim, Comparison, Evidence, claims_of
+from dco_core.evidence.intervals import Interval, holm, interval
 from dco_core.evidence.tables import markdown, read_table, write_table
 
 
@@ -45,9 +45,32 @@ def test_an_interval_covers_the_mean_and_narrows_with_the_spread():
     )
 
 
-def test_two_units_show_nothing():
-    found = interval([0.5, 0.6])
-    assert found.sign == 0 and math.isinf(found.low) and found.n == 2
+def test_the_interval_is_students():
+    """Worked out with the table of t: 0.975 of 4 degrees of freedom is 2.776."""
+    found = interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    half = 2.776445 * math.sqrt(2.5 / 5)
+    assert (found.low, found.high) == (pytest.approx(3 - half, abs=1e-5), pytest.approx(3 + half, abs=1e-5))
+    assert found.p_above(3 - half) == pytest.approx(0.025, abs=1e-6)
+    assert found.p_below(3 + half) == pytest.approx(0.025, abs=1e-6)
+    assert found.p_equal(10) < 0.01 and found.p_equal(1) > 0.9
+
+
+def test_intervals_of_five_units_cover_what_they_say():
+    random = np.random.default_rng(1)
+    found = [interval(random.normal(0.3, 1.0, 5)) for _ in range(2000)]
+    assert np.mean([i.low < 0.3 < i.high for i in found]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+
+
+def test_few_units_decide_nothing():
+    assert math.isinf(interval([0.5]).low)
+    four, five = interval([0.5, 0.51, 0.49, 0.5]), interval([0.5, 0.51, 0.49, 0.5, 0.5])
+    assert Claim("", "", [Comparison("", four, 1)]).verdict == FEW
+    assert Claim("", "", [Comparison("", five, 1)]).verdict == HOLDS
 
 
 def row(method, seed, guidance, likeness, alignment, subject="toy", style=None):
@@ -104,12 +127,21 @@ def test_the_gap_between_two_curves_at_equal_likeness(a, b, gap):
 def test_gaps_are_of_reward_guidance_in_each_unit():
     rows = [row("A", seed, w, w, 0.8) for seed in (0, 1) for w in (0.2, 0.6)]
     rows += [row("B", seed, w, w, 0.5 + 0.1 * seed) for seed in (0, 1, 2) for w in (0.2, 0.6)]
-    rows += [row("A", 0, "plain", 0.4, 0.0)]
-    assert gaps(unit_means(rows), "A", "B", "likeness") == pytest.approx([0.3, 0.2])
+    rows += [row("C", 0, w, 0.6 + w, 0.9) for w in (0.2, 0.6)] + [row("C", 1, w, w, 0.9) for w in (0.2, 0.6)]
+    found, without = gaps(unit_means(rows), "A", "B", "likeness")
+    assert found == pytest.approx([0.3, 0.2]) and without == 0
+    assert gaps(unit_means(rows), "A", "C", "likeness")[1] == 1  # counted, not dropped in silence
+
+
+def test_plain_guidance_belongs_to_the_frontier():
+    rows = [row("A", 0, g, x, y) for g, x, y in ((0.6, 0.2, 1.0), (1.4, 0.6, 0.5), ("plain", 0.6, 1.0))]
+    rows += [row("B", 0, w, w, 0.9) for w in (0.2, 0.6)]
+    assert gaps(unit_means(rows), "A", "B", "likeness")[0] == pytest.approx([0.1])
 
 
 def comparison(low, high, predicted):
-    return Comparison("", Interval((low + high) / 2, low, high, 5), predicted)
+    error = (high - low) / 2 / 2.7764
+    return Comparison("", Interval((low + high) / 2, low, high, 5, error), predicted, margin=0.03)
 
 
 @pytest.mark.parametrize(
@@ -119,8 +151,10 @@ def comparison(low, high, predicted):
         ([comparison(-0.2, -0.1, -1), comparison(0.1, 0.2, 1)], HOLDS),
         ([comparison(-0.1, 0.2, 1), comparison(0.1, 0.2, 1)], OPEN),
         ([comparison(-0.2, -0.1, 1), comparison(0.1, 0.2, 1)], FAILS),
-        ([comparison(-0.1, 0.2, 0)], HOLDS),
+        ([comparison(-0.01, 0.02, 0)], HOLDS),
+        ([comparison(-0.1, 0.2, 0)], OPEN),  # includes 0, and differences that are too large
         ([comparison(0.1, 0.2, 0)], FAILS),
+        ([comparison(0.001, 0.02, 0)], HOLDS),  # a difference, which does not matter
     ],
 )
 def test_verdicts_follow_from_the_intervals(comparisons, verdict):
@@ -130,7 +164,7 @@ def test_verdicts_follow_from_the_intervals(comparisons, verdict):
 def test_claims_read_the_scores_of_their_methods():
     """DCO better in every unit, beta as the paper says, noise distance the wrong way round."""
     rows, distances = [], []
-    for seed in range(4):
+    for seed in range(5):
         noise = 0.001 * seed
         for method, likeness, alignment in (
             ("DreamBooth", 0.5, 0.7), ("DCO", 0.5, 0.9), ("DCO, half beta", 0.6, 0.8), ("DCO, double beta", 0.4, 0.95),

@@ -15,7 +15,8 @@ from tiny_pipelines import sd15, sdxl
 
 from dco_core.data.folders import load_folder
 from dco_core.errors import DCOError
-from dco_core.evidence.jobs import Bench, Job, jobs_of
+from dco_core.evidence.bench import Bench
+from dco_core.evidence.jobs import Job, jobs_of
 from dco_core.evidence.runner import run
 from dco_core.evidence.setting import setting_for
 from dco_core.evidence.study import Study
@@ -92,11 +93,11 @@ def test_changed_captions_and_changed_models_open_the_jobs_they_concern_again(st
     jobs = [job for jobs in jobs_of(study) for job in jobs]
 
     def open_jobs():
-        return {job.name for job in jobs if not bench.done(job)}
+        return {job for job in jobs if not bench.done(job)}
 
     assert open_jobs() == set()
     (room / "dog" / "0.txt").write_text("a photo of a <dog> on snow", encoding="utf-8")
-    assert open_jobs() == {job.name for job in jobs if job.subject}
+    assert open_jobs() == {job for job in jobs if job.subject}
     (room / "dog" / "0.txt").write_text("a photo of a <dog> on grass", encoding="utf-8")
     assert open_jobs() == set()
     (weights,) = (room / "model" / "pipeline" / "unet").glob("*.safetensors")
@@ -105,7 +106,7 @@ def test_changed_captions_and_changed_models_open_the_jobs_they_concern_again(st
         last = file.read(1)
         file.seek(-1, os.SEEK_END)
         file.write(bytes([last[0] ^ 1]))
-    assert open_jobs() == {job.name for job in jobs}
+    assert open_jobs() == set(jobs)
 
 
 def test_scores_are_those_of_the_metrics(study, tmp_path):
@@ -150,8 +151,8 @@ def test_folders_of_one_name_have_jobs_and_copies_of_their_own(study, tmp_path):
         folders.append(write_pictures(tmp_path / place / "dog", f"a photo of a <{place}dog> on grass", seed))
     study = dataclasses.replace(study, subjects=tuple(folders), styles=(), style_methods=(), merges=(), categories={})
     jobs = [job for jobs in jobs_of(study) for job in jobs]
-    assert len({job.name for job in jobs}) == len(jobs)
     setting = setting_for(study, tmp_path / "references", "cpu")
+    assert len({Bench(study, setting, tmp_path).path(job) for job in jobs}) == len(jobs)
     first, second = (setting.references(folder, "compact") for folder in folders)
     for folder, copy, word in ((folders[0], first, "adog"), (folders[1], second, "bdog")):
         assert [p.caption for p in load_folder(copy)] == [f"a photo of a <{word}>"] * 2

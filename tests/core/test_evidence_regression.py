@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dco_core.evidence.analysis import gaps, interval, mean_distance, mean_over_w_rg, paired
-from dco_core.evidence.jobs import Bench
+from dco_core.evidence.analysis import gaps, mean_distance, mean_over_w_rg, paired
+from dco_core.evidence.bench import Bench
+from dco_core.evidence.intervals import interval
 from dco_core.evidence.report import collect
 from dco_core.evidence.runner import run
 from dco_core.evidence.setting import setting_for
@@ -48,5 +49,5 @@ def test_the_frontier_of_dco_is_better_than_that_of_dreambooth_as_published(evid
     likeness, in pairs over seeds, with its interval. With equal captions the gain is smaller than seeds differ: see the
     study toy-world-frontier in docs/evidence.md."""
     _, found = evidence
-    difference = interval(gaps(found.means, "DCO", "DreamBooth, compact captions", "likeness"))
+    difference = interval(gaps(found.means, "DCO", "DreamBooth, compact captions", "likeness")[0])
     assert difference.n >= 3 and difference.sign == 1, str(difference)

@@ -12,15 +12,18 @@ from PIL import Image
 
 from dco_core.cli.commands import main
 from dco_core.errors import DCOError
-from dco_core.evidence import jobs as jobs_module
+from dco_core.evidence import bench as bench_module
 from dco_core.evidence import setting as setting_module
-from dco_core.evidence.jobs import LORA, Bench, Job, jobs_of
+from dco_core.evidence.bench import Bench
+from dco_core.evidence.job_scores import Scorer
+from dco_core.evidence.jobs import Job, folder_names, jobs_of
 from dco_core.evidence.pictures import draw, with_lora
 from dco_core.evidence.runner import devices, run
 from dco_core.evidence.setting import setting_for
+from dco_core.evidence.snapshots import LORA
 from dco_core.evidence.study import METHODS, PLAIN, load_study, study_from
 from dco_core.evidence.tables import read_table
-from dco_core.lora import LoraLayer
+from dco_core.lora import LoraLayer, read_lora
 from dco_core.network.lora_layers import AdapterConfig
 from dco_core.toy_world.image_model import ToyWorldModel
 
@@ -62,13 +65,14 @@ def test_the_command_does_every_job_and_writes_tables_figures_and_verdicts(finis
     status, output, _ = finished
     assert status == 0
     done = [job for jobs in jobs_of(small()) for job in jobs]
-    assert len(done) == 10 and all((output / "jobs" / job.name / "scores.csv").is_file() for job in done)
+    bench = Bench(small(), setting_for(small(), output / "references", None), output)
+    assert len(done) == 10 and all((bench.path(job) / "scores.csv").is_file() for job in done)
     page = (output / "evidence.md").read_text(encoding="utf-8")
     for text in (
-        "## Verdicts",
+        "## Claims of the paper",
         "Table 1",
         "DCO merge",
-        "not shown here",
+        "fewer than 5 units",
         "python -m dco_core evidence --study",
     ):
         assert text in page
@@ -87,7 +91,7 @@ def test_the_command_does_every_job_and_writes_tables_figures_and_verdicts(finis
 
 def test_a_finished_study_is_not_run_again(finished, monkeypatch):
     _, output, file = finished
-    monkeypatch.setattr(Bench, "_score", lambda *args: pytest.fail("a finished job was done again"))
+    monkeypatch.setattr(Scorer, "score", lambda *args: pytest.fail("a finished job was done again"))
     assert main(["evidence", "--study", str(file), "--output", str(output), "--workers", "1"]) == 0
 
 
@@ -122,10 +126,11 @@ def test_other_weights_of_the_base_model_do_every_job_again(finished, tmp_path, 
     bench = Bench(study, setting_for(study, output / "references", None), output)
     jobs = [job for jobs in jobs_of(study) for job in jobs]
     assert all(map(bench.done, jobs))
-    weights = tmp_path / "weights.safetensors"
-    shipped = setting_module.WEIGHTS.read_bytes()
-    weights.write_bytes(shipped[:-1] + bytes([shipped[-1] ^ 1]))
-    monkeypatch.setattr(setting_module, "WEIGHTS", weights)
+    for file in setting_module.TOY_FILES.glob("*.safetensors"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    changed = tmp_path / file.name
+    changed.write_bytes(changed.read_bytes()[:-1] + bytes([changed.read_bytes()[-1] ^ 1]))
+    monkeypatch.setattr(setting_module, "TOY_FILES", tmp_path)
     assert not any(map(bench.done, jobs))
 
 
@@ -145,21 +150,63 @@ def test_a_stopped_job_goes_on_and_ends_as_if_it_had_not_been(finished, tmp_path
     assert not bench.done(job) and list(bench.path(job).glob("*.checkpoints/*.safetensors"))
     bench.do(job)
     assert bench.done(job)
-    whole = output / "jobs" / job.name
+    whole = output / "jobs" / bench.path(job).name
     for name in (LORA, "scores.csv", "distances.csv"):
         assert (bench.path(job) / name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_other_checkpoints_of_a_finished_training_are_made(finished, tmp_path):
+    """The run itself is the same and is done already: asked again, it takes no step."""
+    study = small(checkpoints=[1], others=2)
+    job = Job("DreamBooth", "toy", None, 0)
+    Bench(study, setting_for(study, tmp_path / "references", None), tmp_path).do(job)
+    more = small(checkpoints=[1, 2], others=2)
+    bench = Bench(more, setting_for(more, tmp_path / "references", None), tmp_path)
+    bench.do(job)
+    assert bench.done(job)
+    rows = read_table(bench.path(job) / "scores.csv")
+    assert {row["checkpoint"] for row in rows} == {1, 2, 3}
+    assert (bench.path(job) / LORA).read_bytes() != (bench.path(job) / "lora-2.safetensors").read_bytes()
+
+
+def test_the_end_of_a_training_with_a_moving_average_is_the_average(tmp_path):
+    training = {"steps": 3, "learning_rate": 0.01, "beta": 0.04}
+    ups = {}
+    for ema in (0.0, 0.9):
+        study = small(training=training | {"ema": ema})
+        bench = Bench(study, setting_for(study, tmp_path / "references", None), tmp_path / str(ema))
+        job = Job("DreamBooth", "toy", None, 0)
+        bench.do(job)
+        ups[ema] = [layer.up for layer in read_lora(bench.main_lora(job)).layers.values()]
+    plain, averaged = (sum(float(up.norm()) for up in ups[ema]) for ema in (0.0, 0.9))
+    assert 0 < averaged < 0.5 * plain
+
+
+def test_folders_of_one_name_are_told_apart_wherever_they_lie():
+    def names(*subjects):
+        study = dataclasses.replace(small(merges=[]), subjects=subjects, styles=("/x/ink",))
+        return list(folder_names(study).values())[: len(subjects)]
+
+    first = names("/home/a/dog", "/home/b/Dog", "/home/a/cat")
+    assert len({name.casefold() for name in first}) == 3 and first[2] == "cat"
+    assert names("/elsewhere/a/dog", "/elsewhere/b/Dog", "/elsewhere/cat") == first
+    assert len(set(names("/1/dog/train", "/2/dog/train", "train"))) == 3
+    assert names("toy", "toy-1") == ["toy", "toy-1"]
+    same = dataclasses.replace(small(merges=[]), subjects=("toy", "./toy"))
+    with pytest.raises(DCOError, match="of toy and .* of ./toy would share the folder"):
+        jobs_of(same)
+
+
 def test_one_job_that_fails_does_not_end_the_others(tmp_path, monkeypatch):
     study = small(merges=[], styles=[], style_methods=[])
-    real = jobs_module.FolderTraining
+    real = bench_module.FolderTraining
 
-    def failing(model, folder, output, config, *args, **kwargs):
-        if config.objective == "dreambooth":
+    def failing(model, folder, *args, **kwargs):
+        if folder.config.objective == "dreambooth":
             raise DCOError("the disk is full")
-        return real(model, folder, output, config, *args, **kwargs)
+        return real(model, folder, *args, **kwargs)
 
-    monkeypatch.setattr(jobs_module, "FolderTraining", failing)
+    monkeypatch.setattr(bench_module, "FolderTraining", failing)
     failed = run(study, tmp_path, [None], lambda text: None)
     assert len(failed) == 1 and "dreambooth" in failed[0] and "the disk is full" in failed[0]
     bench = Bench(study, setting_for(study, tmp_path / "references", None), tmp_path)
@@ -225,8 +272,9 @@ def test_workers_are_cores_or_gpus(monkeypatch):
     assert devices("cpu", 3) == ["cpu"] * 3
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert devices("cuda:1", 4) == ["cuda:1"]
-    assert devices("cuda", None) == devices(None, 3) == ["cuda:0", "cuda:1"]
+    assert devices("cuda:1", None) == ["cuda:1"] and devices("cuda:1", 4) == ["cuda:1"] * 4
+    assert devices("cuda", None) == devices(None, None) == ["cuda:0", "cuda:1"]
+    assert devices(None, 3) == ["cuda:0", "cuda:1", "cuda:0"]
     assert devices("cuda", 1) == ["cuda:0"]
     with pytest.raises(DCOError, match="--device cuda:2 is not there: use cuda:0 to cuda:1"):
         devices("cuda:2", None)

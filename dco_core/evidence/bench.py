@@ -1,0 +1,250 @@
+"""Does the jobs of a study: trains and scores one model, or merges two and scores the result. A finished job is not
+done again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files.fingerprints import content_key
+from ..lora import merge, read_lora, write_lora
+from ..pipeline.examples import FolderPictures
+from ..pipeline.generation import GenerationConfig
+from ..pipeline.run import FolderTraining, checkpoint_folder
+from ..training.checkpoints import Checkpoints
+from .job_scores import Scorer
+from .jobs import (
+    DONE,
+    TRAINING,
+    Group,
+    Job,
+    checkpoint_file,
+    checkpoints_of,
+    folder_name,
+    folder_names,
+    main_checkpoint,
+)
+from .setting import Setting
+from .snapshots import LORA, is_of, keep, train_together
+from .study import BASE, CEILING, MERGES, STOPPED, Study
+from .tables import Row, write_table, write_text
+from .zip_merge import zip_merge
+
+
+class Bench:
+    """Does jobs. folder: of the study, a folder a job in it. device: cuda, cuda:1, cpu; None for the best there
+    is."""
+
+    def __init__(self, study: Study, setting: Setting, folder: Path, device: str | None = None):
+        self._study, self._setting, self._folder, self._device = study, setting, folder, device
+        self._names, self._scorer = folder_names(study), Scorer(study, setting)
+
+    def path(self, job: Job) -> Path:
+        """Its folder, which no other job of the study has (jobs_of sees to it)."""
+        return self._folder / "jobs" / folder_name(job, self._names)
+
+    def name(self, job: Job | Group) -> str:
+        """To tell the user."""
+        if isinstance(job, Group):
+            return f"{self.name(job.jobs[0])} and {len(job.jobs) - 1} others, side by side"
+        return self.path(job).name
+
+    def main_lora(self, job: Job) -> Path:
+        """The LoRA that merges are made of."""
+        return self._file(job, main_checkpoint(self._study, job))
+
+    def done(self, job: Job | Group) -> bool:
+        """Whether the job was finished with the settings of this study."""
+        if isinstance(job, Group):
+            return all(self._trained(one) or self.done(one) for one in job.jobs)
+        try:
+            return json.loads((self.path(job) / DONE).read_text(encoding="utf-8"))["key"] == self._key(job)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def do(self, job: Job | Group, tick: Callable[[], None] = lambda: None) -> float:
+        """Do the job unless it is done; the seconds it took. Raises DCOError where it cannot be done; what it had
+        trained until then is gone on from by the next call."""
+        if self.done(job):
+            return 0.0
+        started = time.monotonic()
+        if isinstance(job, Group):
+            self._train_together([one for one in job.jobs if not self._trained(one)])
+            return time.monotonic() - started
+        path = self.path(job)
+        path.mkdir(parents=True, exist_ok=True)
+        if job.method in MERGES:
+            self._merge(job, path)
+        elif job.trains and not self._trained(job):
+            self._train(job, path, tick)
+            if not self._trained(
+                job
+            ):  # an earlier form of the study kept other steps of the same run: once more
+                shutil.rmtree(checkpoint_folder(path / LORA), ignore_errors=True)
+                self._train(job, path, tick)
+        self._scorer.score(job, path, self._setting.model(self._device, job.base), tick)
+        seconds = time.monotonic() - started
+        write_text(
+            path / DONE,
+            json.dumps({"key": self._key(job), "job": dataclasses.asdict(job), "seconds": seconds}),
+        )
+        return seconds
+
+    # --- what results depend on
+
+    def _key(self, job: Job) -> str:
+        """Tells what the job's results depend on, wherever its files lie."""
+        study = self._study
+        parts: list[Any] = [
+            self._training_key(job), study.w_text, study.sampling_steps, study.pictures,
+            self._setting.prompts(job.subject, job.style), self._setting.others(),
+            _portable(study.likeness_model), _portable(study.text_model), study.seeds[0] == job.seed,
+        ]  # fmt: skip
+        if job.method in MERGES:
+            of, how, _ = MERGES[job.method]
+            parts += [self._training_key(dataclasses.replace(job, method=of, subject=None))]
+            parts += [self._training_key(dataclasses.replace(job, method=of, style=None)), study.checkpoint]
+            parts += [study.zip_steps] if how == "zip-lora" else []
+        if job.method not in (BASE, CEILING):
+            swept = not study.w_rg_methods or job.method in study.w_rg_methods
+            parts += [study.w_rg, study.w_rg_at] if swept else []
+            parts += [
+                study.distance_timesteps,
+                study.distance_draws,
+                study.distance_prompts,
+                study.checkpoint,
+            ]
+        return content_key(*parts)
+
+    def _training_key(self, job: Job) -> str:
+        """Tells what the job's LoRAs depend on."""
+        study, style = self._study, job.subject is None
+        parts: list[Any] = [
+            job.method, job.base, [Path(what).name for what in job.shown], style, job.seed,
+            _portable(study.models()[job.base]), study.resolution, study.precision,
+            self._setting.fingerprint(*job.shown),
+        ]  # fmt: skip
+        if job.trains:
+            config = study.config(job.method, job.seed, style)
+            parts += [_not_default(config), _not_default(study.adapter_config(job.method, job.seed, style))]
+            parts += [study.method(job.method).captions, study.checkpoints_of(job.method, job.seed, style)]
+            if config.with_prior or config.objective == "mapo":  # the base model makes pictures of its own
+                parts += [study.class_images, study.w_text]
+        return content_key(*parts)
+
+    # --- training and merging
+
+    def _file(self, job: Job, checkpoint: int | str) -> Path:
+        return checkpoint_file(self._study, job, self.path(job), checkpoint)
+
+    def _trained(self, job: Job) -> bool:
+        key = self._training_key(job)
+        return all(is_of(self._file(job, checkpoint), key) for checkpoint in checkpoints_of(self._study, job))
+
+    def _references(self, job: Job) -> Path:
+        return self._setting.references(job.shown[0], self._study.method(job.method).captions)
+
+    def _train(self, job: Job, path: Path, tick: Callable[[], None]) -> None:
+        study, output, style = self._study, path / LORA, job.subject is None
+        key, config = self._training_key(job), study.config(job.method, job.seed, style)
+        model = self._setting.model(self._device, job.base)
+        run = FolderTraining(
+            model,
+            FolderPictures(
+                self._references(job),
+                dataclasses.replace(config, keep="best") if config.score_every else config,
+                GenerationConfig(class_images=study.class_images, generation_w_text=study.w_text),
+            ),
+            output,
+            study.adapter_config(job.method, job.seed, style=style),
+            Checkpoints(checkpoint_folder(output), minutes=2),
+            study.resolution,
+            square=True,
+            overwrite=True,  # of an earlier form of the study
+        )
+        training, kept = run.training, study.checkpoints_of(job.method, job.seed, style)
+
+        def keep_step(step: int) -> None:
+            with training.averaged():
+                keep(self._file(job, step), model, training.denoiser.lora(), key)
+
+        def on_step(report: Any) -> None:
+            if report.step in kept:
+                keep_step(report.step)
+            tick()
+
+        training.run(on_step)
+        # once more: a run that was stopped after its last step goes on without one
+        keep_step(training.step)
+        if config.score_every:
+            with training.result():
+                keep(self._file(job, STOPPED), model, training.denoiser.lora(), key)
+        config, last, best = training.config, training.history[-50:], training.best
+        write_table(
+            path / TRAINING,
+            [{
+                **job.columns, "objective": config.objective, "steps": config.steps,
+                "beta": config.beta if config.is_dco else None,
+                "loss": _mean(r.loss for r in last), "margin": _mean(r.margin for r in last),
+                "gate": _mean(r.gate for r in last), "seconds": sum(r.seconds for r in training.history),
+                "stopped_at": best.step if best else None,
+            }],
+        )  # fmt: skip
+
+    def _train_together(self, jobs: list[Job]) -> None:
+        study, style = self._study, jobs[0].subject is None
+        for job in jobs:
+            self.path(job).mkdir(parents=True, exist_ok=True)
+        said = train_together(
+            self._setting.model(self._device, jobs[0].base),
+            [self._references(job) for job in jobs],
+            [(self.path(job), self._training_key(job)) for job in jobs],
+            [study.config(job.method, job.seed, style) for job in jobs],
+            [study.adapter_config(job.method, job.seed, style) for job in jobs],
+            study.checkpoints_of(jobs[0].method, jobs[0].seed, style),
+            study,
+        )
+        for job, row in zip(jobs, said, strict=True):
+            write_table(self.path(job) / TRAINING, [{**job.columns, **row}])
+
+    def _merge(self, job: Job, path: Path) -> None:
+        of, how, weight = MERGES[job.method]
+        parts = [Job(of, job.subject, None, job.seed, job.base), Job(of, None, job.style, job.seed, job.base)]
+        loras = [read_lora(self.main_lora(part)) for part in parts]
+        if how == "exact":
+            merged = merge(loras, [weight, weight])
+        else:
+            folders = [self._setting.references(part.shown[0], "comprehensive") for part in parts]
+            model = self._setting.model(self._device, job.base)
+            merged, losses = zip_merge(
+                model, loras, folders, self._study.zip_steps, job.seed, self._study.resolution
+            )
+            write_table(path / TRAINING, [{**job.columns, **losses}])
+        write_lora(path / LORA, merged)
+
+
+def _portable(name: str) -> str:
+    """A model's name without the folder that it lies in on this machine; what is in it is told by its contents."""
+    kind = "diffusers:" if name.startswith("diffusers:") else ""
+    place = Path(name.removeprefix(kind))
+    return f"{kind}{place.name}" if place.is_absolute() else name
+
+
+def _not_default(config: Any) -> Row:
+    """The fields that differ from their defaults: an option that comes later does not make old jobs other ones."""
+    return {
+        f.name: getattr(config, f.name)
+        for f in dataclasses.fields(config)
+        if getattr(config, f.name) != f.default
+    }
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(list(values)))

@@ -1,0 +1,169 @@
+"""What is measured of a job: its pictures' scores at every checkpoint, collateral damage, and noise distances."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from ..lora import read_lora
+from ..metrics import noise_distance
+from ..metrics.collateral import collateral_rmse
+from ..models.image_model import ImageModel
+from .jobs import DISTANCES, PICTURES, SCORES, Job, checkpoint_file, checkpoints_of, main_checkpoint
+from .pictures import draw, with_lora
+from .setting import Setting
+from .snapshots import LORA, examples_of, prompt_examples
+from .study import BASE, CEILING, OTHERS, PLAIN, Study
+from .tables import Row, write_table
+
+
+class Scorer:
+    """Writes the tables and pictures of jobs whose LoRAs are there."""
+
+    def __init__(self, study: Study, setting: Setting):
+        self._study, self._setting = study, setting
+        self._base_others: dict[
+            tuple[str, int], Tensor
+        ] = {}  # of the unit at hand: one draw for all checkpoints
+
+    def score(self, job: Job, folder: Path, model: ImageModel, tick: Callable[[], None]) -> None:
+        """Score a job. folder: its own; model: its base; tick: called before every step of the sampler."""
+        rows: list[Row] = []
+        if job.method == CEILING:
+            pictures = self._setting.ceiling(job.subject, job.style, job.seed)
+            rows += self._scored(job, pictures, None, CEILING)
+        elif job.method == BASE:
+            pictures = self._draw(model, model.denoiser(None), self._prompts(job), 0.0, job, tick)
+            self._keep_pictures(job, pictures, folder, "0.0")
+            rows += self._scored(job, pictures, 0, 0.0)
+            rows += self._others(job, model, model.denoiser(None), 0, 0.0, tick)
+        else:
+            points: list[tuple[int | str, Path]] = [("merged", folder / LORA)]
+            if job.trains:
+                points = [
+                    (checkpoint, checkpoint_file(self._study, job, folder, checkpoint))
+                    for checkpoint in checkpoints_of(self._study, job)
+                ]
+            for checkpoint, file in points:
+                rows += self._checkpoint(job, folder, model, checkpoint, file, tick)
+        write_table(folder / SCORES, rows)
+
+    def _checkpoint(
+        self,
+        job: Job,
+        folder: Path,
+        model: ImageModel,
+        checkpoint: int | str,
+        file: Path,
+        tick: Callable[[], None],
+    ) -> list[Row]:
+        study, rows = self._study, list[Row]()
+        denoiser = with_lora(model, read_lora(file).layers)
+        swept = checkpoint in study.w_rg_at if study.w_rg_at else file.name == LORA
+        if study.w_rg_methods and job.method not in study.w_rg_methods:
+            swept = False
+        main = "merged" if not job.trains else main_checkpoint(study, job)
+        guidances: list[float | str] = [PLAIN, *(study.w_rg if swept else ())]
+        for guidance in guidances:
+            pictures = self._draw(model, denoiser, self._prompts(job), guidance, job, tick)
+            rows += self._scored(job, pictures, checkpoint, guidance)
+            if checkpoint == main:
+                self._keep_pictures(job, pictures, folder, str(guidance))
+        rows += self._others(job, model, denoiser, checkpoint, PLAIN, tick)
+        if job.trains and checkpoint == main:
+            self._measure_distances(job, folder, model, denoiser, checkpoint)
+        return rows
+
+    def _prompts(self, job: Job) -> list[str]:
+        return self._setting.prompts(job.subject, job.style)
+
+    def _draw(
+        self, model: ImageModel, denoiser: Any, prompts: list[str], guidance: float | str, job: Job,
+        tick: Callable[[], None],
+    ) -> Tensor:  # fmt: skip
+        study = self._study
+        return draw(
+            model, denoiser, prompts, guidance, w_text=study.w_text, steps=study.sampling_steps,
+            pictures=study.pictures, seed=job.seed, resolution=study.resolution, at_once=study.pictures_at_once,
+            tick=tick,
+        )  # fmt: skip
+
+    def _scored(self, job: Job, pictures: Tensor, checkpoint: int | str | None, guidance: Any) -> list[Row]:
+        prompts, kinds = self._prompts(job), self._setting.kinds(job.subject, job.style)
+        n = self._study.pictures
+        each = [prompt for prompt in prompts for _ in range(n)]
+        found = self._setting.scores(pictures, each, job.subject, job.style)
+        return [
+            {
+                **job.columns, "checkpoint": checkpoint, "guidance": guidance, "prompts": kinds[i // n],
+                "prompt": prompt, "picture": i % n, **{name: values[i] for name, values in found.items()},
+            }
+            for i, prompt in enumerate(each)
+        ]  # fmt: skip
+
+    def _others(
+        self, job: Job, model: ImageModel, denoiser: Any, checkpoint: int | str, guidance: Any,
+        tick: Callable[[], None],
+    ) -> list[Row]:  # fmt: skip
+        """Collateral damage: pictures without what was learned, with the LoRA on, against the base model's of the same
+        noise."""
+        prompts, n = self._setting.others(), self._study.pictures
+        if not prompts:
+            return []
+        known = (job.base, job.seed)
+        if known not in self._base_others:
+            self._base_others = {known: self._draw(model, model.denoiser(None), prompts, 0.0, job, tick)}
+        base = self._base_others[known]
+        pictures = base if job.method == BASE else self._draw(model, denoiser, prompts, guidance, job, tick)
+        each = [prompt for prompt in prompts for _ in range(n)]
+        obeyed = self._setting.scores(pictures, each, None, None)["alignment"]
+        rmse = collateral_rmse(pictures, base).tolist()
+        return [
+            {
+                **job.columns, "checkpoint": checkpoint, "guidance": guidance, "prompts": OTHERS, "prompt": prompt,
+                "picture": i % n, "alignment": obeyed[i], "rmse": rmse[i],
+            }
+            for i, prompt in enumerate(each)
+        ]  # fmt: skip
+
+    def _measure_distances(
+        self, job: Job, folder: Path, model: ImageModel, denoiser: Any, checkpoint: Any
+    ) -> None:
+        study, style = self._study, job.subject is None
+        # the plain objective: what others make beside the references is not looked at
+        config = dataclasses.replace(study.config(job.method, job.seed, style), objective="dreambooth")
+        references = self._setting.references(job.shown[0], study.method(job.method).captions)
+        sets = {"references": examples_of(model, references, config, study, denoiser)}
+        if study.distance_prompts:
+            prompts = self._prompts(job)[-study.distance_prompts :]
+            sets["prompts"] = prompt_examples(model, denoiser, prompts, study, job.seed)
+        rows: list[Row] = []
+        for on, examples in sets.items():
+            found = noise_distance(
+                denoiser,
+                examples,
+                timesteps=study.distance_timesteps,
+                draws=study.distance_draws,
+                seed=job.seed,
+            )
+            rows += [
+                {**job.columns, "checkpoint": checkpoint, "on": on, **dataclasses.asdict(row)}
+                for row in found
+            ]
+        write_table(folder / DISTANCES, rows)
+
+    def _keep_pictures(self, job: Job, pictures: Tensor, folder: Path, name: str) -> None:
+        if job.seed == self._study.seeds[0]:  # of one seed: to look at
+            _save(pictures[:: self._study.pictures], folder / PICTURES, name)
+
+
+def _save(images: Tensor, folder: Path, name: str) -> None:
+    folder.mkdir(exist_ok=True)
+    for i, image in enumerate(images):
+        pixels = (image.float().cpu() * 255).round().clamp(0, 255).byte().numpy()
+        Image.fromarray(pixels).save(folder / f"{name}_{i}.png")

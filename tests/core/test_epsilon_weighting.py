@@ -1,0 +1,128 @@
+"""weighting "epsilon": losses and gradients of v and flow models are those of the noises that they imply."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dco_core.errors import DCOError
+from dco_core.losses import weights_at
+from dco_core.schedules import Schedule
+from dco_core.training.calibration import is_calibrated, resolved
+from dco_core.training.config import TrainingConfig
+from dco_core.training.examples import Draw, Example, random_draws
+from dco_core.training.objectives import OBJECTIVES, Batch
+from dco_core.training.validation import HeldOut
+
+SHAPE = (2, 3, 5)  # a latent that is not square
+SCHEDULES = {"v": Schedule.stable_diffusion("v"), "flow": Schedule.flow(shift=3.0)}
+
+
+class Small:
+    """A Denoiser of a few numbers: its native prediction depends on x_t, t, the text and the adapter. as_epsilon: the
+    same model as one that predicts the noise."""
+
+    def __init__(self, schedule: Schedule, as_epsilon: bool):
+        self._native, self._as_epsilon = schedule, as_epsilon
+        self.schedule = Schedule("epsilon", schedule.alpha, schedule.sigma) if as_epsilon else schedule
+        self._gain = torch.tensor(0.7)
+        self.adapter = torch.nn.Parameter(torch.tensor([0.3, -0.2]))
+
+    def predict(self, x_t, t, conditioning, *, adapter):
+        text = torch.stack(list(conditioning)).view(-1, 1, 1, 1)
+        said = self._gain * x_t + text + 0.1 * torch.sin(t.float() / 100).view(-1, 1, 1, 1)
+        if adapter:
+            said = said + self.adapter[0] * torch.tanh(x_t) + self.adapter[1] * text
+        if not self._as_epsilon:
+            return said
+        alpha, sigma = self._native.at(t, x_t)
+        # v: eps = sigma x_t + alpha v. flow: eps = x_t + (1 - sigma) v
+        return sigma * x_t + alpha * said if self._native.prediction == "v" else x_t + alpha * said
+
+    def trainable(self):
+        return {"adapter": self.adapter}
+
+    def lora(self):
+        return {}
+
+
+def examples(masked: bool, prior: bool = False) -> list[Example]:
+    generator = torch.Generator().manual_seed(3)
+    made = []
+    for i in range(3):
+        mask = (torch.rand(SHAPE[1:], generator=generator) * 0.9 + 0.1) if masked else None
+        made.append(
+            Example(
+                torch.randn(SHAPE, generator=generator), torch.tensor(0.2 * i), mask=mask,
+                class_conditioning=torch.tensor(-0.4), rejected=[torch.randn(SHAPE, generator=generator)],
+                prior=prior and i == 2,
+            )
+        )  # fmt: skip
+    return made
+
+
+def draws(like: list[Example]) -> list[Draw]:
+    stream = random_draws(like, 1000, TrainingConfig(batch_size=3, seed=5))
+    return list(next(stream))
+
+
+def loss_and_gradient(denoiser, like, config):
+    outcome = OBJECTIVES[config.objective](Batch(denoiser, like, draws(like), config))
+    denoiser.adapter.grad = None
+    outcome.loss.backward()
+    return outcome.loss.detach(), denoiser.adapter.grad.clone(), outcome.margin
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+@pytest.mark.parametrize("prediction", list(SCHEDULES))
+@pytest.mark.parametrize("reduction", ["per-sample", "batch-mean"])
+def test_loss_and_gradient_are_those_of_the_implied_noises(prediction, objective, masked, reduction):
+    config = TrainingConfig(objective=objective, beta=0.003, batch_size=3, reduction=reduction)
+    like = examples(masked, prior=config.with_prior)
+    weighted = TrainingConfig(**config.as_dict() | {"weighting": "epsilon"})
+    schedule = SCHEDULES[prediction]
+    native = loss_and_gradient(Small(schedule, as_epsilon=False), like, weighted)
+    expected = loss_and_gradient(Small(schedule, as_epsilon=True), like, config)
+    torch.testing.assert_close(native[0], expected[0], rtol=2e-4, atol=1e-6)
+    torch.testing.assert_close(native[1], expected[1], rtol=2e-4, atol=1e-6)
+    if expected[2] is not None:
+        torch.testing.assert_close(native[2], expected[2], rtol=2e-4, atol=1e-4)
+    plain = loss_and_gradient(Small(schedule, as_epsilon=False), like, config)
+    assert not torch.allclose(plain[1], expected[1], rtol=0.05)
+
+
+def test_weights_are_one_for_epsilon_and_the_signal_for_the_others():
+    t = torch.tensor([999, 0, 437])
+    assert weights_at(Schedule.stable_diffusion("epsilon"), t, "epsilon").tolist() == [1, 1, 1]
+    v, flow = SCHEDULES["v"], SCHEDULES["flow"]
+    torch.testing.assert_close(weights_at(v, t, "epsilon"), v.alpha[t] ** 2)
+    torch.testing.assert_close(weights_at(flow, t, "epsilon"), (1 - flow.sigma[t]) ** 2)
+
+
+@pytest.mark.parametrize("prediction", list(SCHEDULES))
+def test_the_automatic_beta_is_the_papers_and_on_images_that_of_the_noises(prediction):
+    like, schedule = examples(masked=False), SCHEDULES[prediction]
+    automatic = TrainingConfig(beta=None, weighting="epsilon", batch_size=2, steps=90, learning_rate=1e-2)
+    native = Small(schedule, as_epsilon=False)
+    assert not is_calibrated(automatic, native)
+    assert resolved(automatic, native, like).beta == 1.0
+    on_images = TrainingConfig(**automatic.as_dict() | {"automatic_beta": "images"})
+    of_noises = TrainingConfig(**on_images.as_dict() | {"weighting": "uniform"})
+    found = resolved(on_images, native, like).beta
+    assert found == pytest.approx(resolved(of_noises, Small(schedule, as_epsilon=True), like).beta, rel=1e-2)
+    assert found != pytest.approx(resolved(of_noises, native, like).beta, rel=0.1)
+
+
+@pytest.mark.parametrize("prediction", list(SCHEDULES))
+def test_held_out_margins_are_weighted_as_the_loss_is(prediction):
+    like, schedule = examples(masked=True), SCHEDULES[prediction]
+    config = TrainingConfig(weighting="epsilon")
+    native = HeldOut(Small(schedule, as_epsilon=False), like, config).score(1).margin
+    expected = HeldOut(Small(schedule, as_epsilon=True), like, TrainingConfig()).score(1).margin
+    assert native == pytest.approx(expected, rel=1e-3)
+
+
+def test_an_unknown_weighting_names_the_known_ones():
+    with pytest.raises(DCOError, match="uniform, min-snr, epsilon"):
+        TrainingConfig(weighting="noise").check()

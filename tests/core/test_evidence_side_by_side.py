@@ -1,0 +1,119 @@
+"""Runs side by side are the runs that Training makes of each alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from dco_core.errors import DCOError
+from dco_core.evidence.side_by_side import SideBySide, possible
+from dco_core.network.lora_layers import AdapterConfig
+from dco_core.toy_world.image_model import ToyWorldModel
+from dco_core.training.config import TrainingConfig
+from dco_core.training.examples import Example
+from dco_core.training.trainer import Training
+
+SEEDS = (5, 8, 2)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ToyWorldModel()
+
+
+def examples_of(model, seed, prior=False):
+    """Three pictures of different texts; a class image last."""
+    texts = model.encode_captions(["a large toy on grass", "a small toy at night", "a toy", "a toy on white"])
+    side = model.default_resolution
+    generator = torch.Generator().manual_seed(seed)
+    images = [torch.rand(side, side, 3, generator=generator) for _ in range(4)]
+    latents = [mean for mean, _ in model.encode_images(images)]
+    made = [Example(x, text) for x, text in zip(latents, texts, strict=True)]
+    made[-1] = dataclasses.replace(made[-1], prior=True)
+    return made if prior else made[:-1]
+
+
+CASES = {
+    "plain": {"objective": "dreambooth"},
+    "plain, clipped hard, decayed, warmed up": {
+        "objective": "dreambooth", "clip_norm": 0.01, "weight_decay": 0.5, "rate_schedule": "cosine", "warmup": 2,
+    },
+    "DCO": {"beta": 0.02},
+    "DCO, epsilon weighting": {"beta": 1.0, "weighting": "epsilon"},
+    "prior": {"objective": "dreambooth-prior", "prior_weight": 0.7},
+    "DCO, prior": {"objective": "dco-prior", "beta": 0.02, "prior_weight": 0.7, "weighting": "min-snr"},
+    "scored": {"objective": "dreambooth", "score_every": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_run_ends_as_it_does_alone(model, case):
+    config = TrainingConfig(**{"steps": 5, "batch_size": 2, "learning_rate": 3e-3} | CASES[case])
+    prior = config.with_prior
+    adapters = [AdapterConfig(rank=3, layers="all linear", seed=seed) for seed in SEEDS]
+    examples = [examples_of(model, seed, prior) for seed in SEEDS]
+    starts = [model.denoiser(adapter).lora() for adapter in adapters]
+    together = SideBySide(model.denoiser(None), starts, examples, SEEDS, config, CPU)
+    seen: list[int] = []
+    together.run(seen.append)
+    assert seen == [1, 2, 3, 4, 5]
+    for i, seed in enumerate(SEEDS):
+        keep = {"keep": "best"} if config.score_every else {}
+        alone = Training(
+            model.denoiser(adapters[i]), examples[i], dataclasses.replace(config, seed=seed, **keep)
+        )
+        alone.run()
+        expected, found = alone.denoiser.lora(), together.denoiser.lora_of(i)
+        assert found.keys() == expected.keys()
+        for name, layer in expected.items():
+            # Adam's first steps have the size of the rate: where a gradient is all but 0, rounding decides
+            for a, b in ((found[name].down, layer.down), (found[name].up, layer.up)):
+                assert (a - b).norm() <= 0.02 * (
+                    b - (starts[i][name].down if b is layer.down else 0)
+                ).norm() + 1e-6
+            assert found[name].scale == layer.scale
+        if config.score_every:
+            assert alone.best is not None and together.stopped_at[i] == alone.best.step
+            with alone.result():
+                best = alone.denoiser.lora()
+            stopped = together.denoiser.lora_of(i, together.stopped)
+            name = next(iter(best))
+            torch.testing.assert_close(stopped[name].up, best[name].up, atol=2e-4, rtol=0.02)
+
+
+def test_runs_differ_from_one_another(model):
+    config = TrainingConfig(objective="dreambooth", steps=1, learning_rate=1e-2)
+    starts = [model.denoiser(AdapterConfig(rank=2, seed=seed)).lora() for seed in SEEDS]
+    runs = SideBySide(
+        model.denoiser(None), starts, [examples_of(model, s) for s in SEEDS], SEEDS, config, CPU
+    )
+    runs.run()
+    name = next(iter(starts[0]))
+    ups = [runs.denoiser.lora_of(i)[name].up for i in range(3)]
+    assert (ups[0] - ups[1]).abs().max() > 1e-3 and (ups[1] - ups[2]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"ema": 0.9}, "ema"), ({"accumulation": 2}, "accumulation"), ({"reduction": "batch-mean"}, "reduction"),
+     ({"beta": None}, "found on the images")],
+)  # fmt: skip
+def test_what_only_a_run_alone_can_do_is_refused(model, changes, said):
+    starts = [model.denoiser(AdapterConfig(rank=2)).lora()]
+    with pytest.raises(DCOError, match=said):
+        SideBySide(
+            model.denoiser(None),
+            starts,
+            [examples_of(model, 0)],
+            [0],
+            TrainingConfig(**{"beta": 0.1} | changes),
+            CPU,
+        )
+
+
+def test_dropout_is_for_a_run_alone():
+    config = TrainingConfig(objective="dreambooth")
+    assert possible(config, AdapterConfig(rank=2)) and not possible(config, AdapterConfig(rank=2, dropout=0.1))
