@@ -130,10 +130,8 @@ def bare_style(case: Case) -> Finding | None:
     described = len([w for w in re.findall(r"[\w'-]+", body) if w.lower() not in ("a", "an", "the", "of", "in")])
     if named and described >= 3:
         return None
-    faults, suggestion = [], case.better.rstrip(" ,.;")
-    if not named:
-        faults.append("does not name the style")
-        suggestion += " in [name of the style] style"
+    faults = ["does not name the style"] * (not named)
+    suggestion = case.better.rstrip(" ,.;") + " in [name of the style] style" * (not named)
     if described < 3:
         faults.append("hardly describes what the image shows")
         suggestion = rewrite.before_style(suggestion, "[who or what, doing what, where]")
@@ -143,7 +141,7 @@ def bare_style(case: Case) -> Finding | None:
 def too_long(case: Case) -> Finding | None:
     if case.count_tokens is None or (tokens := case.count_tokens(case.text)) <= case.max_tokens:
         return None
-    short = rewrite.shortened(case.text, case.count_tokens, case.max_tokens)
+    short = rewrite.shortened(case.better, case.count_tokens, case.max_tokens)
     return {"tokens": tokens, "most": case.max_tokens}, short
 
 
@@ -152,9 +150,7 @@ def duplicate(case: Case) -> Finding | None:
     if first is None:
         return None
     blank = f"[what differs in image {case.image + 1}]"
-    text = case.better.rstrip(" ,.;")
-    told_apart = rewrite.before_style(text, blank, ",") if case.kind == "style" else f"{text}, {blank}"
-    return {"first": first + 1}, told_apart
+    return {"first": first + 1}, rewrite.before_style(case.better.rstrip(" ,.;"), blank, ",")
 
 
 # Of the rules of one name the first that finds something speaks. An empty caption is told nothing else.
@@ -165,11 +161,11 @@ RULES = (
     Rule("missing-marker", no_marker, "{caption} marks nothing: mark <{subject}> {reason}."),
     Rule("rare-token", rare_token,
          "{token} is an identifier that the model reads with a meaning of its own: {remedy}."),
+    Rule("too-long", too_long, "The caption has {tokens} tokens and the model reads {most}: shorten it."),
     Rule("compact", to_fill_in, "{blank} is still to be filled in: write what the image shows."),
     Rule("compact", bare_subject,
          "{caption} does not describe {missing}: add it, or it is learned with the subject."),
     Rule("compact", bare_style, "{caption} {faults}: add it, to tell the style from what is shown."),
-    Rule("too-long", too_long, "The caption has {tokens} tokens and the model reads {most}: shorten it."),
     Rule("duplicate", duplicate, "{caption} is the same caption as image {first}: say what differs in this one."),
 )  # fmt: skip
 NOTHING_MARKED = "No caption marks what is to be learned: put angle brackets around its word, such as <dog>."
@@ -285,29 +281,26 @@ def _guess_subject(texts: Iterable[str]) -> str:
 
 def _as_words(texts: Iterable[str], initializers: Mapping[str, str]) -> dict[str, str]:
     """{marker: the marker of the word that it starts from}, no two of them the same."""
+    named: dict[str, str] = {}
     taken = {marker for text in texts for marker in re.findall(r"<[^<>]*>", text)}
-    named = {}
     for name, word in initializers.items():
         if name != word:
-            word, number = word or "thing", 1
-            while (marker := f"<{word}>" if number == 1 else f"<{word} {number}>") in taken:
-                number += 1
+            marker = f"<{word or 'thing'}>"
+            while marker in taken:
+                marker = f"{marker[:-1]} too>"
             taken.add(marker)
             named[f"<{name}>"] = marker
     return named
 
 
 def _check_as_words(texts, named: Mapping[str, str], kind, count_tokens, max_tokens) -> list[CaptionNote]:
-    def words(text: str) -> str:
-        for name, word in named.items():
-            text = text.replace(name, word)
+    def swapped(text: str, pairs: Iterable[tuple[str, str]]) -> str:
+        for old, new in pairs:
+            text = text.replace(old, new)
         return text
 
-    def names(text: str) -> str:
-        for name, word in named.items():
-            text = text.replace(word, name)
-        return text
-
-    counted = count_tokens and (lambda text: count_tokens(names(text)))
-    notes = check_captions(list(map(words, texts)), kind=kind, count_tokens=counted, max_tokens=max_tokens)
-    return [replace(note, message=names(note.message), suggestion=names(note.suggestion)) for note in notes]
+    back = [(word, name) for name, word in named.items()]
+    words = [swapped(text, named.items()) for text in texts]
+    counted = count_tokens and (lambda text: count_tokens(swapped(text, back)))
+    notes = check_captions(words, kind=kind, count_tokens=counted, max_tokens=max_tokens)
+    return [replace(n, message=swapped(n.message, back), suggestion=swapped(n.suggestion, back)) for n in notes]

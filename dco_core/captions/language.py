@@ -32,10 +32,17 @@ _PREPOSITION = whole(words.PREPOSITION)
 _NO_PLACE = frozenset(words.NO_PLACE.split())
 # "a photo of side-view of": nouns that the subject follows, each after at most six words
 _LEAD = re.compile(
-    rf"(?:(?:[\w'-]+ ){{0,6}}(?:[\w-]+-)?{any_of(words.PICTURE, words.SIGHT)}s? of\b ?)*", re.IGNORECASE
+    rf"(?:(?:[\w'-]+ ){{0,6}}(?:[\w-]+-)?{any_of(words.PICTURE, words.SIGHT)}s? (?:of|showing)\b ?)*", re.IGNORECASE
 )
-_RARE_SHAPE = re.compile(
-    r"\[(?:[a-z]\d*\*?|\*)\]|<(?:[a-z]\d*_?\*?|\*|new\d+)>|(?<![\w*])[a-z]{1,2}\d*_?\*(?![\w*])", re.IGNORECASE
+# a listed word, three consonants and a number, or letters and numbers in turn; not 3d, mp3, GTX1080, C3PO
+_RARE_WORD = (
+    rf"(?<!\w)(?:{any_of(words.RARE)}\d*|(?!(?-i:[A-Z\d]+)\b|r2d2)(?:[b-df-hj-np-tv-z]{{3,}}\d+"
+    r"|(?:[a-z]+\d+){2}[a-z\d]*))(?!\w)"
+)
+_RARE = re.compile(
+    r"\[(?:[a-z]\d*\*?|\*)\]|<(?:[a-z]\d*_?\*?|\*|new\d+)>|(?<![\w*])[a-z]{1,2}\d*_?\*(?![\w*])"  # [V] <S*> V*
+    rf"|<\s*{_RARE_WORD}(?:\s+{_RARE_WORD})*\s*>|\[\s*{_RARE_WORD}(?:\s+{_RARE_WORD})*\s*\]|{_RARE_WORD}",
+    re.IGNORECASE,
 )
 
 
@@ -105,24 +112,4 @@ def has_place(text: str) -> bool:
 
 def rare_spans(text: str) -> list[tuple[int, int]]:
     """Where identifiers stand that are no words, (start, end) each: `sks`, `[V]`, `S*`, `xjq7`."""
-    spans = [match.span() for match in _RARE_SHAPE.finditer(text)]
-    for match in re.finditer(r"<[^<>]*>|\[[^\[\]]*\]|(?<!\w)[A-Za-z][A-Za-z0-9]*(?!\w)", text):
-        parts = re.findall(r"[^\W_]+", match[0])
-        if parts and all(map(_is_rare, parts)):
-            spans.append(match.span())
-        elif match[0][0] in "<[":  # `<sks dog>`: the word alone
-            inner = re.finditer(r"(?<!\w)[A-Za-z][A-Za-z0-9]*(?!\w)", match[0])
-            at = match.start()
-            spans += [(at + m.start(), at + m.end()) for m in inner if _is_rare(m[0])]
-    return sorted(set(spans))
-
-
-def _is_rare(word: str) -> bool:
-    """Whether a word of letters and digits is an identifier: `sks`, `ohwx2`, `xjq7`; not `3d`, `mp3`, `GTX1080`."""
-    low = word.lower()
-    if {word, low.rstrip("0123456789")} & set(words.RARE.split()):
-        return True
-    groups = re.findall(r"\d+|[a-z]+", low)
-    if len(groups) < 2 or word.isupper() or low in ("r2d2", "r2d2s"):
-        return False
-    return len(groups) >= 4 or (len(groups) == 2 and bool(re.fullmatch(r"[^aeiou\d]{3,}", groups[0])))
+    return [match.span() for match in _RARE.finditer(text)]

@@ -52,9 +52,9 @@ SIGHT = "portrait shot view close_up cartoon snapshot selfie sketch render rende
 STOP = """
 a an the and or but with without of by to from for as is are was were be being that which who whose while it its his her
 their this these those front next sits sit stands stand lies lie lays looks look wears holds has have runs walks sleeps
-rests poses works plays up down very some two three sitting standing
+rests poses works plays up down very sitting standing
 """
-DETERMINER = "a an the my one"
+DETERMINER = "a an the my one two three some"
 GENERIC = "animal creature object item subject figure thing"  # what a model may call the subject instead
 
 # --- identifiers of DreamBooth tutorials, which are no words; short abbreviations that people write are left out
