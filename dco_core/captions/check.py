@@ -16,8 +16,19 @@ from typing import NamedTuple
 from ..errors import DCOError
 from . import rewrite
 from .draft import KINDS, plain_draft
-from .language import MEDIUM, STYLE, STYLE_PHRASE, VIEW, after_lead, has_place, head_noun, rare_spans
-from .rewrite import BRACKETS, MARKER, plain_text
+from .language import (
+    BRACKETS,
+    MARKER,
+    MEDIUM,
+    STYLE,
+    STYLE_PHRASE,
+    VIEW,
+    after_lead,
+    has_place,
+    head_noun,
+    rare_spans,
+)
+from .rewrite import plain_text
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,11 @@ MARKER_FAULTS = (  # in a caption whose good markers are taken for the letter x
     (r"<", "opens a marker with < and does not close it"),
     (r">", "closes a marker with > that was not opened"),
 )
+PARTS = (  # what a caption of a subject describes: its name, the place to fill in, how it is told
+    ("the background", "[where is it?]", has_place),
+    ("the view", "[view]", VIEW.search),
+    ("the style", "[style]", STYLE.search),
+)
 
 
 def empty(case: Case) -> Finding | None:
@@ -73,15 +89,15 @@ def broken_marker(case: Case) -> Finding | None:
     if not fault:
         return None
     names = rewrite.half_marked(case.text) or [name for name in [case.subject] if name]
-    suggestion = rewrite.with_markers(case.text, names, case.kind)
-    return {"fault": fault, "name": names[0] if names else "dog"}, suggestion
+    whole = rewrite.with_markers(rewrite.without_brackets(case.text), names)
+    return {"fault": fault, "name": names[0] if names else "dog"}, whole
 
 
 def no_marker(case: Case) -> Finding | None:
     if not _is_unmarked(case) or not case.subject:
         return None
     reason = "as other captions do" if case.shared else "if that is what is to be learned"
-    return {"subject": case.subject, "reason": reason}, rewrite.with_marker(case.better, case.subject)
+    return {"subject": case.subject, "reason": reason}, rewrite.with_markers(case.better, [case.subject])
 
 
 def rare_token(case: Case) -> Finding | None:
@@ -94,29 +110,19 @@ def rare_token(case: Case) -> Finding | None:
 
 
 def to_fill_in(case: Case) -> Finding | None:
-    rare = rare_spans(case.text)
-    blanks = [m[0] for m in BRACKETS.finditer(case.text) if not any(a <= m.start() < b for a, b in rare)]
-    return ({"blank": _quote(blanks[0])}, "") if blanks else None
+    blank = BRACKETS.search(plain_text(case.text))
+    return ({"blank": _quote(blank[0])}, "") if blank else None
 
 
 def bare_subject(case: Case) -> Finding | None:
     if case.kind != "subject" or not _is_english(case.text):
         return None
-    plain = plain_text(case.text)
-    # a style is no place: "in flat style", "in black and white"
-    places = re.sub(r"\bin black and white\b", "", STYLE_PHRASE.sub("", plain), flags=re.IGNORECASE)
-    place, view, style = has_place(places), bool(VIEW.search(plain)), bool(STYLE.search(plain))
-    if place and (view or style):
-        return None
-    parts = (
-        ("the background", "[where is it?]", place),
-        ("the view", "[view]", view),
-        ("the style", "[style]", style),
-    )
-    names = ", ".join(name for name, _, there in parts if not there)
-    blanks = [blank for _, blank, there in parts if not there]
-    missing = " and ".join(names.rsplit(", ", 1))
-    return {"missing": missing}, ", ".join([case.better.rstrip(" ,.;"), *blanks])
+    missing = [(name, blank) for name, blank, is_in in PARTS if not is_in(plain_text(case.text))]
+    if not missing or (len(missing) == 1 and missing[0][0] != "the background"):
+        return None  # the view or the style is enough
+    names, blanks = zip(*missing, strict=True)
+    listed = " and ".join(", ".join(names).rsplit(", ", 1))
+    return {"missing": listed}, ", ".join([case.better.rstrip(" ,.;"), *blanks])
 
 
 def bare_style(case: Case) -> Finding | None:
@@ -187,8 +193,8 @@ def check_captions(
     if kind not in (*KINDS, "auto"):
         raise DCOError(f"kind {kind!r} is unknown: use one of {', '.join((*KINDS, 'auto'))}.")
     texts = [" ".join(caption.split()) for caption in captions]
-    if named := _as_words(texts, initializers or {}):
-        return _check_as_words(texts, named, kind, count_tokens, max_tokens)
+    if learned := {name: word for name, word in (initializers or {}).items() if name != word}:
+        return _check_as_words(texts, learned, kind, count_tokens, max_tokens)
     if kind == "auto":
         kind = "style" if _is_style_set(texts) else "subject"
     shared = _shared_marker(texts) if kind == "subject" else ""
@@ -279,28 +285,26 @@ def _guess_subject(texts: Iterable[str]) -> str:
 # --- learned tokens: the check reads each as the word that it starts from
 
 
-def _as_words(texts: Iterable[str], initializers: Mapping[str, str]) -> dict[str, str]:
-    """{marker: the marker of the word that it starts from}, no two of them the same."""
-    named: dict[str, str] = {}
-    taken = {marker for text in texts for marker in re.findall(r"<[^<>]*>", text)}
+def _check_as_words(texts, initializers: Mapping[str, str], kind, count_tokens, max_tokens) -> list[CaptionNote]:
+    pairs: list[tuple[str, str]] = []
+    taken = " ".join(texts)
     for name, word in initializers.items():
-        if name != word:
-            marker = f"<{word or 'thing'}>"
-            while marker in taken:
-                marker = f"{marker[:-1]} too>"
-            taken.add(marker)
-            named[f"<{name}>"] = marker
-    return named
-
-
-def _check_as_words(texts, named: Mapping[str, str], kind, count_tokens, max_tokens) -> list[CaptionNote]:
-    def swapped(text: str, pairs: Iterable[tuple[str, str]]) -> str:
-        for old, new in pairs:
-            text = text.replace(old, new)
-        return text
-
-    back = [(word, name) for name, word in named.items()]
-    words = [swapped(text, named.items()) for text in texts]
-    counted = count_tokens and (lambda text: count_tokens(swapped(text, back)))
+        marker = f"<{word or 'thing'}>"
+        while marker in taken:
+            marker = f"{marker[:-1]} too>"
+        taken += marker
+        pairs.append((f"<{name}>", marker))
+    back = [(word, name) for name, word in pairs]
+    words = [_swapped(text, pairs) for text in texts]
+    counted = count_tokens and (lambda text: count_tokens(_swapped(text, back)))
     notes = check_captions(words, kind=kind, count_tokens=counted, max_tokens=max_tokens)
-    return [replace(n, message=swapped(n.message, back), suggestion=swapped(n.suggestion, back)) for n in notes]
+    return [
+        replace(note, message=_swapped(note.message, back), suggestion=_swapped(note.suggestion, back))
+        for note in notes
+    ]
+
+
+def _swapped(text: str, pairs: Iterable[tuple[str, str]]) -> str:
+    for old, new in pairs:
+        text = text.replace(old, new)
+    return text

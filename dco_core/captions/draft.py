@@ -6,7 +6,7 @@ import re
 
 from ..errors import DCOError
 from . import words
-from .language import STYLE_PHRASE, WORD, any_of, article, fix_article, mark_word, whole
+from .language import MARKER, STYLE_PHRASE, WORD, any_of, article, fix_article, mark_word, whole
 
 KINDS = ("subject", "style")
 _MAX_WORDS = 60
@@ -30,30 +30,18 @@ _INSTRUCTION_END = (
 FRAME = (
     ("thoughts", rf"(?s:<({any_of(words.THOUGHT)})>.*?(?:</\1>|\Z))", " "),
     ("a thought that the prompt opened", rf"\A(?s:.*)</{any_of(words.THOUGHT)}>", ""),
-    (
-        "all before the model's turn",
-        r"\A(?s:.*)(?:<\|im_start\|>\s*assistant\b|<\|start_header_id\|>\s*assistant\s*<\|end_header_id\|>"
-        r"|<\|assistant\|>|<start_of_turn>\s*model\b|\[/INST\]|(?-i:\bASSISTANT:)"
-        rf"|^\W{{0,5}}{any_of(words.ROLE)}[ \t]*\W{{0,3}}:)",
-        "",
-    ),
-    ("all after it", r"(?s:(?:<\|(?:im_end|eot_id|end|endoftext)\|>|<end_of_turn>|</s>|<eos>).*)", ""),
-    (
-        "tags",
-        r"<\|[^<>|]{0,40}\|>|</?(?:s|bos|eos|pad|unk|image|img|answer|caption|output|response)>|</[a-z]{1,20}>"
-        r"|\[/?INST\]",
-        " ",
-    ),
+    ("all before the model's turn",
+     r"\A(?s:.*)(?:<\|im_start\|>\s*assistant\b|<\|start_header_id\|>\s*assistant\s*<\|end_header_id\|>"
+     r"|<\|assistant\|>|<start_of_turn>\s*model\b|\[/INST\]|(?-i:\bASSISTANT:)"
+     rf"|^\W{{0,5}}{any_of(words.ROLE)}[ \t]*\W{{0,3}}:)", ""),
+    ("all after it", r"(?:<\|(?:im_end|eot_id|end|endoftext)\|>|<end_of_turn>|</s>|<eos>)(?s:.*)", ""),
+    ("tags", rf"<\|[^<>|]{{0,40}}\|>|</?{any_of(words.TAG)}>|</[a-z]{{1,20}}>|\[/?INST\]", " "),
     ("a role without its tag", rf"\A\s*{any_of(words.ROLE)}\s*\n", ""),
     ("code fences and rules", r"^[ \t]*(?:```.*|-{3,}|\*{3,}|_{3,}|={3,})[ \t]*$", ""),
     ("headings, quotes, lists", r"^[ \t]*(?:#{1,6}|>|[-*+\u2022\u2013]|\d{1,2}[.)])[ \t]+", ""),
     ("emphasis", r"\*+|`+|(?<!\w)_+(?=\w)|(?<=[^\W_])_{1,3}(?!\w)", ""),
-    (
-        "talk about the caption",
-        rf"(?:^|(?<=[.!?\"\u201d\n])[ \t]*)\(?{any_of(words.CHATTER)}(?s:.*)",
-        "",
-    ),
-)
+    ("talk about the caption", rf"(?:^|(?<=[.!?\"\u201d\n])[ \t]*)\(?{any_of(words.CHATTER)}(?s:.*)", ""),
+)  # fmt: skip
 _PICTURE = any_of(words.PICTURE)
 # What may begin an answer before the caption, several one after the other; on one line.
 INTRODUCTIONS = (
@@ -111,9 +99,7 @@ def clean_answer(answer: str, kind: str, name: str) -> str:
     text = " ".join(re.sub(r"[<>]", "", _without_introduction(" ".join(text.split()))).split())
     if not re.search(r"\w", text):
         said = " ".join(answer.split())[:80]
-        raise DCOError(
-            f"The model's answer {said!r} holds no caption: type a caption, or draft it again."
-        )
+        raise DCOError(f"The model's answer {said!r} holds no caption: type a caption, or draft it again.")
     if _REFUSAL.match(text):
         raise DCOError(f"The model declined to describe the image ({text[:80]!r}): type a caption.")
     return _subject_caption(text, plain) if kind == "subject" else _style_caption(text, name)
@@ -136,7 +122,7 @@ def _plain_name(kind: str, name: str) -> str:
 def _style_words(name: str) -> str:
     """`flat cartoon` or `flat cartoon style` -> `in flat cartoon style`; a marker around the name is kept."""
     plain = _plain_name("style", name)
-    named = f"<{plain}>" if re.search(r"<[^<>]*\w[^<>]*>", name) else plain
+    named = f"<{plain}>" if MARKER.search(name) else plain
     return f"in {named}" if re.search(r"\bstyle\Z", plain, re.IGNORECASE) else f"in {named} style"
 
 
@@ -159,15 +145,13 @@ def _without_introduction(text: str) -> str:
 
 def _at_most(text: str, count: int) -> str:
     """The beginning of the text with at most so many words, cut after a sentence or else at a comma."""
-    parts = text.split()
-    if len(parts) <= count:
+    short = " ".join(text.split()[:count])
+    if len(short.split()) == len(text.split()):
         return text
-    short = " ".join(parts[:count])
-    for ends in (r"[.!?](?=\s)", r"[,;](?=\s)"):
-        cuts = [match.start() for match in re.finditer(ends, short)]
+    for ends in (r".*(?=[.!?]\s)", r".*(?=[,;]\s)"):
         # a cut that leaves almost nothing would throw away the description
-        if cuts and len(short[: cuts[-1]].split()) >= count // 3:
-            return short[: cuts[-1]]
+        if (cut := re.match(ends, short)) and len(cut[0].split()) >= count // 3:
+            return cut[0]
     return short.rstrip(" ,;.")
 
 

@@ -19,6 +19,8 @@ def whole(*lists: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![\w-]){any_of(*lists)}(?!\w)", re.IGNORECASE)
 
 
+MARKER = re.compile(r"<([^<>]*\w[^<>]*)>")
+BRACKETS = re.compile(r"\[[^\[\]]*\]")
 VIEW = whole(words.VIEW)
 STYLE = whole(words.PHOTO, words.MEDIUM)
 MEDIUM = whole(words.MEDIUM)
@@ -102,6 +104,8 @@ def head_noun(text: str) -> str:
 
 def has_place(text: str) -> bool:
     """Whether the text says where things are: a background word, or a place after "in", "on", "behind" ..."""
+    # a style is no place
+    text = re.sub(r"\bin black and white\b", "", STYLE_PHRASE.sub("", text), flags=re.IGNORECASE)
     for part in _PREPOSITION.split(text)[1:]:
         following = re.match(r"(?: [\w'-]+){0,4}", part)[0].lower().split()  # type: ignore[index]
         group = set(takewhile(lambda word: word not in ("of", "with", "and"), following))

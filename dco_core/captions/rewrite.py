@@ -7,10 +7,17 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 
-from .language import STOP, STYLE_PHRASE, after_lead, article, fix_article, head_noun, mark_word, rare_spans
-
-MARKER = re.compile(r"<([^<>]*\w[^<>]*)>")
-BRACKETS = re.compile(r"\[[^\[\]]*\]")
+from .language import (
+    MARKER,
+    STOP,
+    STYLE_PHRASE,
+    after_lead,
+    article,
+    fix_article,
+    head_noun,
+    mark_word,
+    rare_spans,
+)
 
 
 def plain_text(text: str) -> str:
@@ -29,19 +36,20 @@ def half_marked(text: str) -> list[str]:
     return good_markers(text) or [word] * bool(word and not rare_spans(word))
 
 
-def with_markers(text: str, names: Sequence[str], kind: str) -> str:
-    """The caption with whole markers around these names and no other angle bracket."""
-    plain = marked = _tidy(re.sub(r"[<>]", "", re.sub(r"<[^<>\w]*>", " ", text)))
+def without_brackets(text: str) -> str:
+    return _tidy(re.sub(r"[<>]", "", re.sub(r"<[^<>\w]*>", " ", text)))
+
+
+def with_markers(text: str, names: Sequence[str]) -> str:
+    """The caption with these names marked; where none of them occurs, with the first one put in front of the rest:
+    `a photo of a <dog>, an animal on grass`. "" without names."""
+    marked = text
     for name in names:
         marked = mark_word(marked, name)
-    if kind == "style" or MARKER.search(marked):
-        return marked
-    return _insert(plain, names[0]) if names else ""
-
-
-def with_marker(text: str, subject: str) -> str:
-    marked = mark_word(text, subject)
-    return marked if marked != text else _insert(text, subject)
+    if not names or MARKER.search(marked):
+        return marked if names else ""
+    words, lead = f"{article(names[0])} <{names[0]}>".strip(), after_lead(text)
+    return f"{text[:lead]} {words}, {text[lead:].strip()}".strip()
 
 
 def without_identifiers(text: str, kind: str, subject: str) -> tuple[str, str, str]:
@@ -103,12 +111,6 @@ def _without(text: str, spans: Iterable[tuple[int, int]]) -> str:
     for start, end in reversed(list(spans)):
         text = text[:start] + text[end:]
     return _tidy(text)
-
-
-def _insert(text: str, subject: str) -> str:
-    """The caption with the marker put in front of the description that lacks the word."""
-    words, lead = f"{article(subject)} <{subject}>".strip(), after_lead(text)
-    return f"{text[:lead]} {words}, {text[lead:].strip()}".strip()
 
 
 def _join(before: str, after: str, noun: str) -> str:

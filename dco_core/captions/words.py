@@ -64,6 +64,7 @@ RARE = "sks ohwx okwx zwx zwxx shs bnha olis ukj xyz zxc qwx xjy xjq lkj zkz vtn
 # --- what vision-language models say around a caption
 
 THOUGHT = "think thinking reasoning"
+TAG = "s bos eos pad unk image img answer caption output response"  # <s> and the like
 ROLE = "assistant model gpt bot"
 POLITE = "sure_thing sure certainly of_course okay ok absolutely great here_you_go"
 ANNOUNCING = "here_is here's here_are below_is this_is the_following_is"
