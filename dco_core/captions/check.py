@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import DCOError
 from . import rewrite
@@ -36,8 +36,8 @@ class CaptionNote:
     """One complaint about one caption."""
 
     image: int  # 0-based index of the picture; -1: about all of them
-    problem: str  # the name of its rule in RULES
-    message: str  # one sentence that names the value and what to do
+    rule: str  # the name of its rule in RULES
+    advice: str  # one sentence that names the value and what to do
     suggestion: str  # a rewritten caption that resolves the note; "" where none can be made
 
 
@@ -55,7 +55,7 @@ class Case(NamedTuple):
     max_tokens: int
 
 
-# what the advice names beside {caption}, and the suggestion
+# what the advice names, and the suggestion
 Finding = tuple[dict[str, object], str]
 
 
@@ -163,16 +163,16 @@ def duplicate(case: Case) -> Finding | None:
 RULES = (
     Rule("empty", empty, "The caption is empty: describe the image."),
     Rule("missing-marker", broken_marker,
-         "{caption} {fault}: write one marker with its word inside, such as <{name}>."),
-    Rule("missing-marker", no_marker, "{caption} marks nothing: mark <{subject}> {reason}."),
+         "It {fault}: write one marker with its word inside, such as <{name}>."),
+    Rule("missing-marker", no_marker, "It marks nothing: mark <{subject}> {reason}."),
     Rule("rare-token", rare_token,
          "{token} is an identifier that the model reads with a meaning of its own: {remedy}."),
-    Rule("too-long", too_long, "The caption has {tokens} tokens and the model reads {most}: shorten it."),
+    Rule("too-long", too_long, "It has {tokens} tokens and the model reads {most}: shorten it."),
     Rule("compact", to_fill_in, "{blank} is still to be filled in: write what the image shows."),
     Rule("compact", bare_subject,
-         "{caption} does not describe {missing}: add it, or it is learned with the subject."),
-    Rule("compact", bare_style, "{caption} {faults}: add it, to tell the style from what is shown."),
-    Rule("duplicate", duplicate, "{caption} is the same caption as image {first}: say what differs in this one."),
+         "It does not describe {missing}: add it, or it is learned with the subject."),
+    Rule("compact", bare_style, "It {faults}: add it, to tell the style from what is shown."),
+    Rule("duplicate", duplicate, "It is the same caption as image {first}: say what differs in this one."),
 )  # fmt: skip
 NOTHING_MARKED = "No caption marks what is to be learned: put angle brackets around its word, such as <dog>."
 
@@ -218,8 +218,7 @@ def _notes(case: Case) -> list[CaptionNote]:
         if finding:
             values, suggestion = finding
             suggestion = suggestion if suggestion and _resolves(suggestion, rule.name, case) else ""
-            message = rule.advice.format(caption=_quote(case.text), **values)
-            notes[rule.name] = CaptionNote(case.image, rule.name, message, suggestion)
+            notes[rule.name] = CaptionNote(case.image, rule.name, rule.advice.format(**values), suggestion)
             case = case._replace(better=suggestion or case.better)
     return list(notes.values())
 
@@ -231,18 +230,34 @@ def _resolves(suggestion: str, name: str, case: Case) -> bool:
     return again is None or again.find is to_fill_in
 
 
-def report(notes: Sequence[CaptionNote], captions: Sequence[str]) -> str:
-    """The notes as text to read; images count from 1."""
-    if not notes:
-        return f"Captions: no complaints ({len(captions)} caption{'' if len(captions) == 1 else 's'})."
-    blocks = []
+def by_caption(notes: Sequence[CaptionNote], captions: Sequence[str]) -> list[dict[str, Any]]:
+    """The notes ready for JSON, one entry a caption that has any: {"image": 0-based index, or -1 for all of them first,
+    "caption": its text, "notes": [{"rule", "advice", "suggestion"}], "suggestion": with all of them mended, or ""}."""
+    entries: dict[int, dict[str, Any]] = {}
     for note in notes:
-        where = f"Image {note.image + 1}" if note.image >= 0 else "All images"
-        blocks.append(f"{where}: {note.message}" + (f"\n  try: {note.suggestion}" if note.suggestion else ""))
-    return "\n".join(blocks)
+        caption = captions[note.image] if note.image >= 0 else ""
+        entry = entries.setdefault(note.image, {"image": note.image, "caption": caption, "notes": []})
+        entry["notes"].append({"rule": note.rule, "advice": note.advice, "suggestion": note.suggestion})
+        # the suggestions of one caption build on each other
+        entry["suggestion"] = note.suggestion or entry.get("suggestion", "")
+    return list(entries.values())
+
+
+def report(notes: Sequence[CaptionNote], captions: Sequence[str]) -> str:
+    """The notes as short lines to read; images count from 1."""
+    number = f"{len(captions)} caption{'' if len(captions) == 1 else 's'}"
+    if not notes:
+        return f"Captions: no complaints ({number})."
+    lines = [f"Captions: {len({note.image for note in notes if note.image >= 0})} of {number} to mend."]
+    for entry in by_caption(notes, captions):
+        where = f"Image {entry['image'] + 1}: {_quote(entry['caption'])}" if entry["image"] >= 0 else "All images:"
+        lines += [where, *(f"- {note['advice']}" for note in entry["notes"])]
+        lines += [f"- try: {entry['suggestion']}"] if entry["suggestion"] else []
+    return "\n".join(lines)
 
 
 def _quote(text: str) -> str:
+    text = " ".join(text.split())
     return f'"{text}"' if len(text) <= 60 else f'"{text[:57]}..."'
 
 
@@ -298,10 +313,7 @@ def _check_as_words(texts, initializers: Mapping[str, str], kind, count_tokens, 
     words = [_swapped(text, pairs) for text in texts]
     counted = count_tokens and (lambda text: count_tokens(_swapped(text, back)))
     notes = check_captions(words, kind=kind, count_tokens=counted, max_tokens=max_tokens)
-    return [
-        replace(note, message=_swapped(note.message, back), suggestion=_swapped(note.suggestion, back))
-        for note in notes
-    ]
+    return [replace(n, advice=_swapped(n.advice, back), suggestion=_swapped(n.suggestion, back)) for n in notes]
 
 
 def _swapped(text: str, pairs: Iterable[tuple[str, str]]) -> str:

@@ -226,7 +226,7 @@ def test_the_plain_draft_is_to_be_filled_in():
     assert plain_draft("subject", "dog") == "a photo of a <dog> [doing what, where], [view], [style]"
     for kind in KINDS:
         notes = check_captions([plain_draft(kind, "otter")], kind=kind)
-        assert [note.problem for note in notes] == ["compact"] and "filled in" in notes[0].message
+        assert [note.rule for note in notes] == ["compact"] and "filled in" in notes[0].advice
 
 
 def test_a_word_is_marked_once_outside_of_brackets():
