@@ -1,8 +1,7 @@
 """Checking captions: are they comprehensive, and is what is to be learned marked?
 
 A comprehensive caption describes subject, background, view and style, as in `a photo of a <dog> sitting on a ledge
-in front of trees, macro style`; what it leaves out is learned along with the subject. RULES is the table of all that
-is looked for, words.py holds the (English) words, rewrite.py makes the suggestions.
+in front of trees, macro style`; what it leaves out is learned along with the subject.
 """
 
 from __future__ import annotations
@@ -11,24 +10,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import DCOError
-from . import rewrite
-from .draft import KINDS, plain_draft
-from .language import (
-    BRACKETS,
-    MARKER,
-    MEDIUM,
-    STYLE,
-    STYLE_PHRASE,
-    VIEW,
-    after_lead,
-    has_place,
-    head_noun,
-    rare_spans,
-)
-from .rewrite import plain_text
+from .draft import KINDS
+from .language import MARKER, STYLE_PHRASE, after_lead, head_noun, quoted
+from .rewrite import good_markers, plain_text
+from .rules import RULES, Case, is_unmarked, to_fill_in
 
 
 @dataclass(frozen=True)
@@ -41,139 +29,6 @@ class CaptionNote:
     suggestion: str  # a rewritten caption that resolves the note; "" where none can be made
 
 
-class Case(NamedTuple):
-    """A caption as the rules see it."""
-
-    text: str
-    better: str  # with what was found so far mended: the suggestions of one caption build on each other
-    image: int
-    kind: str  # "subject" or "style"
-    subject: str  # the word to mark, "" where none can be told
-    shared: bool  # whether other captions mark that word
-    earlier: Mapping[str, int]  # captions of earlier images, caseless: the first image of each
-    count_tokens: Callable[[str], int] | None
-    max_tokens: int
-
-
-# what the advice names, and the suggestion
-Finding = tuple[dict[str, object], str]
-
-
-class Rule(NamedTuple):
-    name: str
-    find: Callable[[Case], Finding | None]
-    advice: str
-
-
-MARKER_FAULTS = (  # in a caption whose good markers are taken for the letter x
-    (r"<[^<>\w]*>", "has an empty marker"),
-    (r"<[^<>]*>", "has a marker within a marker"),
-    (r"<", "opens a marker with < and does not close it"),
-    (r">", "closes a marker with > that was not opened"),
-)
-PARTS = (  # what a caption of a subject describes: its name, the place to fill in, how it is told
-    ("the background", "[where is it?]", has_place),
-    ("the view", "[view]", VIEW.search),
-    ("the style", "[style]", STYLE.search),
-)
-
-
-def empty(case: Case) -> Finding | None:
-    draft = plain_draft("subject", case.subject) if case.shared else ""
-    return None if case.text else ({}, draft)
-
-
-def broken_marker(case: Case) -> Finding | None:
-    rest = MARKER.sub("x", case.text)
-    fault = next((fault for pattern, fault in MARKER_FAULTS if re.search(pattern, rest)), "")
-    if not fault:
-        return None
-    names = rewrite.half_marked(case.text) or [name for name in [case.subject] if name]
-    whole = rewrite.with_markers(rewrite.without_brackets(case.text), names)
-    return {"fault": fault, "name": names[0] if names else "dog"}, whole
-
-
-def no_marker(case: Case) -> Finding | None:
-    if not _is_unmarked(case) or not case.subject:
-        return None
-    reason = "as other captions do" if case.shared else "if that is what is to be learned"
-    return {"subject": case.subject, "reason": reason}, rewrite.with_markers(case.better, [case.subject])
-
-
-def rare_token(case: Case) -> Finding | None:
-    if not rare_spans(case.text):
-        return None
-    text = case.better if rare_spans(case.better) else case.text  # mending <<V>> can hide the identifier
-    token, noun, suggestion = rewrite.without_identifiers(text, case.kind, case.subject)
-    remedy = f"write the plain word <{noun}> instead" if noun else "use plain words instead"
-    return {"token": _quote(token), "remedy": remedy}, suggestion
-
-
-def to_fill_in(case: Case) -> Finding | None:
-    blank = BRACKETS.search(plain_text(case.text))
-    return ({"blank": _quote(blank[0])}, "") if blank else None
-
-
-def bare_subject(case: Case) -> Finding | None:
-    if case.kind != "subject" or not _is_english(case.text):
-        return None
-    missing = [(name, blank) for name, blank, is_in in PARTS if not is_in(plain_text(case.text))]
-    if not missing or (len(missing) == 1 and missing[0][0] != "the background"):
-        return None  # the view or the style is enough
-    names, blanks = zip(*missing, strict=True)
-    listed = " and ".join(", ".join(names).rsplit(", ", 1))
-    return {"missing": listed}, ", ".join([case.better.rstrip(" ,.;"), *blanks])
-
-
-def bare_style(case: Case) -> Finding | None:
-    if case.kind != "style" or not _is_english(case.text):
-        return None
-    plain = plain_text(case.text)
-    phrase = STYLE_PHRASE.search(plain)
-    named = bool(phrase or MEDIUM.search(plain))
-    body = plain.replace(phrase[0], " ") if phrase else re.sub(r"[^,]*\bstyle\b", " ", plain)
-    body = MEDIUM.sub(" ", body[after_lead(body) :])
-    described = len([w for w in re.findall(r"[\w'-]+", body) if w.lower() not in ("a", "an", "the", "of", "in")])
-    if named and described >= 3:
-        return None
-    faults = ["does not name the style"] * (not named)
-    suggestion = case.better.rstrip(" ,.;") + " in [name of the style] style" * (not named)
-    if described < 3:
-        faults.append("hardly describes what the image shows")
-        suggestion = rewrite.before_style(suggestion, "[who or what, doing what, where]")
-    return {"faults": " and ".join(faults)}, suggestion
-
-
-def too_long(case: Case) -> Finding | None:
-    if case.count_tokens is None or (tokens := case.count_tokens(case.text)) <= case.max_tokens:
-        return None
-    short = rewrite.shortened(case.better, case.count_tokens, case.max_tokens)
-    return {"tokens": tokens, "most": case.max_tokens}, short
-
-
-def duplicate(case: Case) -> Finding | None:
-    first = case.earlier.get(case.text.casefold())
-    if first is None:
-        return None
-    blank = f"[what differs in image {case.image + 1}]"
-    return {"first": first + 1}, rewrite.before_style(case.better.rstrip(" ,.;"), blank, ",")
-
-
-# Of the rules of one name the first that finds something speaks. An empty caption is told nothing else.
-RULES = (
-    Rule("empty", empty, "The caption is empty: describe the image."),
-    Rule("missing-marker", broken_marker,
-         "It {fault}: write one marker with its word inside, such as <{name}>."),
-    Rule("missing-marker", no_marker, "It marks nothing: mark <{subject}> {reason}."),
-    Rule("rare-token", rare_token,
-         "{token} is an identifier that the model reads with a meaning of its own: {remedy}."),
-    Rule("too-long", too_long, "It has {tokens} tokens and the model reads {most}: shorten it."),
-    Rule("compact", to_fill_in, "{blank} is still to be filled in: write what the image shows."),
-    Rule("compact", bare_subject,
-         "It does not describe {missing}: add it, or it is learned with the subject."),
-    Rule("compact", bare_style, "It {faults}: add it, to tell the style from what is shown."),
-    Rule("duplicate", duplicate, "It is the same caption as image {first}: say what differs in this one."),
-)  # fmt: skip
 NOTHING_MARKED = "No caption marks what is to be learned: put angle brackets around its word, such as <dog>."
 
 
@@ -204,7 +59,7 @@ def check_captions(
     for i, text in enumerate(texts):
         subject = common or (_guess_subject([text]) if kind == "subject" else "")
         case = Case(text, text, i, kind, subject, bool(shared), earlier, count_tokens, max_tokens)
-        if text and not subject and _is_unmarked(case) and (not notes or notes[0].image >= 0):
+        if text and not subject and is_unmarked(case) and (not notes or notes[0].image >= 0):
             notes.insert(0, CaptionNote(-1, "missing-marker", NOTHING_MARKED, ""))
         notes += _notes(case)
         earlier.setdefault(text.casefold(), i)
@@ -250,26 +105,10 @@ def report(notes: Sequence[CaptionNote], captions: Sequence[str]) -> str:
         return f"Captions: no complaints ({number})."
     lines = [f"Captions: {len({note.image for note in notes if note.image >= 0})} of {number} to mend."]
     for entry in by_caption(notes, captions):
-        where = f"Image {entry['image'] + 1}: {_quote(entry['caption'])}" if entry["image"] >= 0 else "All images:"
+        where = f"Image {entry['image'] + 1}: {quoted(entry['caption'])}" if entry["image"] >= 0 else "All images:"
         lines += [where, *(f"- {note['advice']}" for note in entry["notes"])]
         lines += [f"- try: {entry['suggestion']}"] if entry["suggestion"] else []
     return "\n".join(lines)
-
-
-def _quote(text: str) -> str:
-    text = " ".join(text.split())
-    return f'"{text}"' if len(text) <= 60 else f'"{text[:57]}..."'
-
-
-def _is_unmarked(case: Case) -> bool:
-    # a rare token's note already says what to mark
-    return case.kind == "subject" and not set("<>") & set(case.text) and not rare_spans(case.text)
-
-
-def _is_english(text: str) -> bool:
-    """Whether the word lists can tell anything about the text: not where most letters are of another script."""
-    letters = [c for c in text if c.isalpha()]
-    return 2 * sum(c.isascii() for c in letters) >= len(letters)
 
 
 # --- what the captions of a set have in common
@@ -283,7 +122,7 @@ def _is_style_set(texts: Iterable[str]) -> bool:
 
 
 def _shared_marker(texts: Iterable[str]) -> str:
-    counts = Counter(name for text in texts for name in rewrite.good_markers(text))
+    counts = Counter(name for text in texts for name in good_markers(text))
     return counts.most_common(1)[0][0] if counts else ""
 
 

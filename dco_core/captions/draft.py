@@ -40,6 +40,7 @@ FRAME = (
     ("code fences and rules", r"^[ \t]*(?:```.*|-{3,}|\*{3,}|_{3,}|={3,})[ \t]*$", ""),
     ("headings, quotes, lists", r"^[ \t]*(?:#{1,6}|>|[-*+\u2022\u2013]|\d{1,2}[.)])[ \t]+", ""),
     ("emphasis", r"\*+|`+|(?<!\w)_+(?=\w)|(?<=[^\W_])_{1,3}(?!\w)", ""),
+    ("a title", rf"^[ \t]*(?:{any_of(words.CAPTION_KIND)} )?{any_of(words.CAPTION)}s?[ \t]*$", ""),
     ("talk about the caption", rf"(?:^|(?<=[.!?\"\u201d\n])[ \t]*)\(?{any_of(words.CHATTER)}(?s:.*)", ""),
 )  # fmt: skip
 _PICTURE = any_of(words.PICTURE)

@@ -48,6 +48,12 @@ _RARE = re.compile(
 )
 
 
+def quoted(text: str) -> str:
+    """A caption or a part of it as a report shows it: on one line, and not longer than one."""
+    text = " ".join(text.split())
+    return f'"{text}"' if len(text) <= 60 else f'"{text[:57]}..."'
+
+
 def article(word: str) -> str:
     """ "a" or "an" for a noun; "" for a plural such as `boots`."""
     low = word.lower()

@@ -1,6 +1,7 @@
 """Caption checks: the published captions pass, and each suggestion resolves the note it comes with."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -203,9 +204,7 @@ def test_a_broken_marker_of_a_style_is_mended_too():
 )
 def test_an_identifier_is_replaced_by_the_marked_word(caption, suggestion):
     note = only([caption], "rare-token")
-    if suggestion:
-        assert note.suggestion == suggestion
-    assert not note.suggestion or "<" in note.suggestion
+    assert note.suggestion == suggestion
     assert (0, "missing-marker") not in problems([caption])
 
 
@@ -358,6 +357,10 @@ def test_later_duplicates_name_the_first_image():
     assert note.suggestion == "two boats on a calm lake, [what differs in image 2] in flat cartoon style"
 
 
+def test_a_form_to_fill_in_is_no_duplicate():
+    assert problems(["a photo of a <dog> [where]"] * 2) == [(0, "compact"), (1, "compact")]
+
+
 def test_blank_captions_are_reported_once_each_and_not_as_duplicates():
     assert problems(["", " \n\t", DOGS[0]]) == [(0, "empty"), (1, "empty")]
     assert check_captions(["", DOGS[0]])[0].suggestion.startswith("a photo of a <dog> [")
@@ -441,8 +444,10 @@ def test_each_suggestion_resolves_its_note_and_nothing_raises(captions, kind, ma
     ids=lambda text: text[:8],
 )  # fmt: skip
 def test_ten_thousand_characters_do_not_hang_the_check(text):
+    start = time.perf_counter()
     for kind in ("subject", "style", "auto"):  # a pattern that backtracks would take hours here
         report(check_captions([text, DOGS[0]], kind=kind, count_tokens=count_words), [text, DOGS[0]])
+    assert time.perf_counter() - start < 20
 
 
 @pytest.mark.parametrize("words", ["dog", ""])

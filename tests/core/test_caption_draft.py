@@ -7,15 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dco_core.captions.check import check_captions
-from dco_core.captions.draft import (
-    KINDS,
-    article,
-    clean_answer,
-    fix_article,
-    instruction,
-    mark_word,
-    plain_draft,
-)
+from dco_core.captions.draft import KINDS, clean_answer, instruction, plain_draft
+from dco_core.captions.language import article, fix_article, mark_word
 from dco_core.errors import DCOError
 
 STYLE = "flat cartoon illustration"
@@ -62,7 +55,11 @@ SUBJECT_ANSWERS = {
         "Here are a few options:\n\n* **Option 1 (short):** A dog on a rug, top-down photo.\n* **Option 2:** A dog.",
         "A <dog> on a rug, top-down photo",
     ),
-    "heading": ("## Caption\n\nCaption: a dog at the lake, from above", None),
+    "heading": (
+        "## Caption\n\nCaption: a dog at the lake, from above",
+        "a <dog> at the lake, from above",
+    ),
+    "bold title": ("**Image Description**\n\nA dog at the lake, from above", "A <dog> at the lake, from above"),
     "this is": ("This is a photo of a dog in a garden.", "a <dog> in a garden"),
     "this is a close-up": (
         "This is a close-up photo of a dog in a garden.",
@@ -89,8 +86,7 @@ SUBJECT_ANSWERS = {
 def test_the_answer_about_a_subject_becomes_a_caption(answer, caption):
     made = clean_answer(answer, "subject", "dog")
     assert made.count("<") == made.count("<dog>") == 1
-    if caption is not None:
-        assert made == caption
+    assert made == caption
     assert clean_answer(answer, "subject", "<dog>") == made
 
 
