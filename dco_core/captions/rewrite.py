@@ -82,6 +82,8 @@ def before_style(text: str, words: str, comma: str = "") -> str:
 def shortened(text: str, count_tokens: Callable[[str], int], most: int) -> str:
     """The caption cut at a comma or word so that it fits, with all its markers and with the style that ends it; ""
     if that cannot be done."""
+    if count_tokens(text) <= most:  # other rules have shortened it enough
+        return text
     ends = [match for match in STYLE_PHRASE.finditer(text) if match.end() >= len(text.rstrip(" ."))]
     tail = ends[-1][0] if ends else ""
     words = (text[: ends[-1].start()] if ends else text).split()

@@ -114,7 +114,7 @@ def bare_style(case: Case) -> Finding | None:
     plain = plain_text(case.text)
     phrase = STYLE_PHRASE.search(plain)
     named = bool(phrase or MEDIUM.search(plain))
-    body = plain.replace(phrase[0], " ") if phrase else re.sub(r"[^,]*\bstyle\b", " ", plain)
+    body = plain.replace(phrase[0], " ") if phrase else re.sub(r"(?<![^,])[^,]*\bstyle\b", " ", plain)
     body = MEDIUM.sub(" ", body[after_lead(body) :])
     described = len([w for w in re.findall(r"[\w'-]+", body) if w.lower() not in ("a", "an", "the", "of", "in")])
     if named and described >= 3:

@@ -337,6 +337,31 @@ def test_a_long_caption_without_commas_is_cut_at_a_word_and_keeps_its_style():
     assert count_words(note.suggestion) <= 13
 
 
+def test_a_caption_that_fits_once_its_identifier_is_gone_is_not_cut():
+    caption = "two boats on a calm sks lake in flat cartoon style"
+    note = only([caption], "too-long", kind="style", count_tokens=count_words, max_tokens=10)
+    assert note.suggestion == "two boats on a calm lake in flat cartoon style"
+
+
+def test_what_is_too_long_is_shortened_with_its_marker_mended():
+    caption = "a photo of a <dog on grass, in front of trees and a very long wall"
+    note = only([caption], "too-long", count_tokens=count_words, max_tokens=9)
+    assert note.suggestion == "a photo of a <dog> on grass"
+
+
+@pytest.mark.parametrize(
+    ("caption", "marked"),
+    [
+        ("two boats on a lake, side view", "two <boats> on"),
+        ("a photo showing a dog on grass", "a <dog> on"),
+        ("a photo of a cat by the lake", "a <cat> by"),
+    ],
+)
+def test_numbers_leads_and_places_by_something_are_understood(caption, marked):
+    (note,) = check_captions([caption])
+    assert note.rule == "missing-marker" and marked in note.suggestion
+
+
 def test_no_shorter_caption_is_suggested_when_the_marker_would_be_lost():
     caption = "a photo of grass and trees and a long wall with a gate and a <dog>"
     assert only([caption], "too-long", count_tokens=count_words, max_tokens=8).suggestion == ""

@@ -162,7 +162,14 @@ def test_an_empty_answer_is_refused_with_a_remedy(kind, answer):
         clean_answer(answer, kind, "dog")
 
 
-@pytest.mark.parametrize("answer", ["I'm sorry, but I can't help with that.", "I cannot see any image."])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I\u2019m sorry, I can\u2019t help.",
+        "I cannot see any image.",
+    ],
+)
 def test_a_model_that_declines_is_not_taken_for_a_caption(answer):
     with pytest.raises(DCOError, match="declined.*type a caption"):
         clean_answer(answer, "subject", "dog")
