@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from .language import article
+
 _MARKER = re.compile(r"<([^<>]+)>")
 
 
@@ -42,4 +44,4 @@ def class_prompt(captions: Sequence[str], initializers: Mapping[str, str] | None
     if not names:
         return ""
     word = (initializers or {}).get(names[0], names[0])
-    return f"a photo of {'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"
+    return f"a photo of {f'{article(word)} {word}'.strip()}"

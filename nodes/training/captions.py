@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from comfy_api.latest import io
 
-from ...dco_core.captions.check import check_captions, report
+from ...dco_core.captions.check import CaptionNote, by_caption, check_captions, report
 from ...dco_core.captions.draft import KINDS, clean_answer, instruction, plain_draft
 from ...dco_core.errors import printable_lines
 from ..host import vision_language
@@ -96,8 +96,9 @@ class DCOComprehensiveCaption(io.ComfyNode):
                 bar.update(1)
         else:
             texts = [plain_draft(what, word)] * len(pictures)
-        shown = printable_lines("\n".join([*texts, "", report(check_captions(texts, kind=what), texts)]))
-        return io.NodeOutput(texts, prompt, ui={"text": [shown]})
+        notes = check_captions(texts, kind=what)
+        shown = printable_lines("\n".join([*texts, "", report(notes, texts)]))
+        return io.NodeOutput(texts, prompt, ui=_ui(shown, notes, texts))
 
 
 class DCOCheckCaptions(io.ComfyNode):
@@ -140,8 +141,9 @@ class DCOCheckCaptions(io.ComfyNode):
         texts = list(captions)
         if len(texts) == 1:
             texts = texts[0].splitlines() or [""]
-        said = check(texts, kind[0], clip[0] if clip else None)
-        return io.NodeOutput(said, ui={"text": [said]})
+        notes = _notes(texts, kind[0], clip[0] if clip else None)
+        shown = printable_lines(report(notes, texts))
+        return io.NodeOutput(shown, ui=_ui(shown, notes, texts))
 
 
 def check(
@@ -150,15 +152,23 @@ def check(
 ) -> str:  # fmt: skip
     """The caption check as text, with the length limit of a CLIP. initializers: what learned tokens start from;
     vectors: how many tokens each of them counts for."""
+    return printable_lines(report(_notes(texts, kind, clip, initializers, vectors), texts))
+
+
+def _notes(texts: list[str], kind: str, clip, initializers=None, vectors=None) -> list[CaptionNote]:
     limit = learned_tokens.prompt_limit(clip) if clip is not None else None
-    notes = check_captions(
+    return check_captions(
         texts,
         kind=kind,
         count_tokens=(lambda text: learned_tokens.prompt_length(clip, text, vectors)) if limit else None,
         max_tokens=limit or 75,
         initializers=initializers,
     )
-    return printable_lines(report(notes, texts))
+
+
+def _ui(shown: str, notes: list[CaptionNote], texts: list[str]) -> dict[str, list]:
+    """The text on the node, and its notes caption by caption for whoever shows them beside the pictures."""
+    return {"text": [shown], "dco_captions": by_caption(notes, texts)}
 
 
 NODES = [DCOComprehensiveCaption, DCOCheckCaptions]

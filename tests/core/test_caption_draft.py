@@ -7,15 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dco_core.captions.check import check_captions
-from dco_core.captions.draft import (
-    KINDS,
-    article,
-    clean_answer,
-    fix_article,
-    instruction,
-    mark_word,
-    plain_draft,
-)
+from dco_core.captions.draft import KINDS, clean_answer, instruction, plain_draft
+from dco_core.captions.language import article, fix_article, mark_word
 from dco_core.errors import DCOError
 
 STYLE = "flat cartoon illustration"
@@ -62,7 +55,11 @@ SUBJECT_ANSWERS = {
         "Here are a few options:\n\n* **Option 1 (short):** A dog on a rug, top-down photo.\n* **Option 2:** A dog.",
         "A <dog> on a rug, top-down photo",
     ),
-    "heading": ("## Caption\n\nCaption: a dog at the lake, from above", None),
+    "heading": (
+        "## Caption\n\nCaption: a dog at the lake, from above",
+        "a <dog> at the lake, from above",
+    ),
+    "bold title": ("**Image Description**\n\nA dog at the lake, from above", "A <dog> at the lake, from above"),
     "this is": ("This is a photo of a dog in a garden.", "a <dog> in a garden"),
     "this is a close-up": (
         "This is a close-up photo of a dog in a garden.",
@@ -89,8 +86,7 @@ SUBJECT_ANSWERS = {
 def test_the_answer_about_a_subject_becomes_a_caption(answer, caption):
     made = clean_answer(answer, "subject", "dog")
     assert made.count("<") == made.count("<dog>") == 1
-    if caption is not None:
-        assert made == caption
+    assert made == caption
     assert clean_answer(answer, "subject", "<dog>") == made
 
 
@@ -166,7 +162,14 @@ def test_an_empty_answer_is_refused_with_a_remedy(kind, answer):
         clean_answer(answer, kind, "dog")
 
 
-@pytest.mark.parametrize("answer", ["I'm sorry, but I can't help with that.", "I cannot see any image."])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I\u2019m sorry, I can\u2019t help.",
+        "I cannot see any image.",
+    ],
+)
 def test_a_model_that_declines_is_not_taken_for_a_caption(answer):
     with pytest.raises(DCOError, match="declined.*type a caption"):
         clean_answer(answer, "subject", "dog")
@@ -226,7 +229,7 @@ def test_the_plain_draft_is_to_be_filled_in():
     assert plain_draft("subject", "dog") == "a photo of a <dog> [doing what, where], [view], [style]"
     for kind in KINDS:
         notes = check_captions([plain_draft(kind, "otter")], kind=kind)
-        assert [note.problem for note in notes] == ["compact"] and "filled in" in notes[0].message
+        assert [note.rule for note in notes] == ["compact"] and "filled in" in notes[0].advice
 
 
 def test_a_word_is_marked_once_outside_of_brackets():

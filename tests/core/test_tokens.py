@@ -46,6 +46,8 @@ def test_markers_are_read_as_their_initializers():
     assert "".join(f"<{p}>" if m else p for p, m in split_at_markers("x <a> y")) == "x <a> y"
     assert class_prompt(["x", "an <otter> swims"]) == "a photo of an otter"
     assert class_prompt(["a <v1>"], {"v1": "dog"}) == "a photo of a dog"
+    assert class_prompt(["a <unicorn> and <boots>"]) == "a photo of a unicorn"
+    assert class_prompt(["<boots>"]) == "a photo of boots"
     assert class_prompt(["no marker"]) == ""
 
 

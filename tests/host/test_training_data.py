@@ -192,6 +192,25 @@ def test_the_check_node_finds_what_is_too_long_for_the_encoder(host, sd15):
     assert "tokens" in said(lambda g: g.toy(), eighteen)
 
 
+@pytest.mark.parametrize("node", ["DCOCheckCaptions", "DCOComprehensiveCaption"])
+def test_the_notes_on_captions_are_shown_again_when_the_node_is_cached(host, node):
+    g = Graph()
+    captions = "a photo of sks toy\na large <toy> on the left, on the beach, in flat style"
+    if node == "DCOCheckCaptions":
+        checked = g.add(node, captions=captions, kind="subject")
+    else:
+        pictures = g.add("ImageFromBatch", image=[g.add("EmptyImage", width=64, height=64, batch_size=2, color=0), 0],
+                         batch_index=0, length=2)  # fmt: skip
+        checked = g.add(node, images=[pictures, 0], kind="subject", name="toy", captions=captions)
+    first = host.client.run(g.prompt)[checked]
+    assert 'Image 1: "a photo of sks toy"' in first["text"][0] and "Image 2" not in first["text"][0]
+    (entry,) = first["dco_captions"]
+    assert (entry["image"], entry["caption"]) == (0, "a photo of sks toy")
+    assert [note["rule"] for note in entry["notes"]] == ["rare-token", "compact"]
+    assert entry["suggestion"] == "a photo of a <toy>, [where is it?], [view]"
+    assert host.client.run(g.prompt)[checked] == first
+
+
 def test_captions_are_drafted_by_a_model_by_hand_or_as_a_form(host):
     def run(**inputs):
         g = Graph()
