@@ -78,7 +78,9 @@ def _rows(conditioning: Any, n: int) -> list[Any] | None:
     """The conditioning of each of n samples; None where there is none."""
     given = conditioning if isinstance(conditioning, list) else [conditioning] * n
     if len(given) != n:
-        raise DCOError(f"{n} samples have {len(given)} conditionings: give one for all, or one for each sample.")
+        raise DCOError(
+            f"{n} samples have {len(given)} conditionings: give one for all, or one for each sample."
+        )
     missing = sum(one is None for one in given)
     if missing == n:
         return None  # reward_guidance says what it needs
