@@ -50,9 +50,10 @@ def new_figure(height: float) -> Figure:
     return figure
 
 
-def colour(rgb: Iterable[int]) -> tuple[float, ...]:
+def colour(rgb: tuple[int, int, int]) -> tuple[float, float, float]:
     """0..255 -> what matplotlib takes."""
-    return tuple(value / 255 for value in rgb)
+    red, green, blue = rgb
+    return red / 255, green / 255, blue / 255
 
 
 def text_style(size: float = TEXT, ink: str = INK) -> dict[str, Any]:
@@ -87,7 +88,8 @@ def text_width(figure: Figure, size: float) -> Callable[[str], float]:
     from matplotlib.font_manager import FontProperties
 
     font = FontProperties(family="DejaVu Sans", size=size)
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    canvas: Any = figure.canvas  # Agg, from new_figure
+    renderer = canvas.get_renderer()
 
     def width(text: str) -> float:
         return (

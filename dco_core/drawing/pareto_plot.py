@@ -129,7 +129,7 @@ def _span(curves: Sequence[Curve], i: int) -> tuple[float, float]:
     return span(ends)
 
 
-def _look(i: int) -> tuple[tuple[float, ...], str, float]:
+def _look(i: int) -> tuple[tuple[float, float, float], str, float]:
     """Colour, shape and size of the symbols of a curve."""
     return (colour(COLOURS[i % len(COLOURS)]), *SHAPES[i % len(SHAPES)])
 
@@ -174,7 +174,7 @@ def _draw_point_labels(figure: Figure, axes: Axes, curves: Sequence[Curve]) -> N
         return float(x), float(height - y)
 
     wanted = [
-        (at(point), text, i)
+        (point, text, i)
         for i, curve in enumerate(curves)
         for point, text in zip(curve.points, curve.markers or (), strict=False)
         if text
@@ -186,20 +186,16 @@ def _draw_point_labels(figure: Figure, axes: Axes, curves: Sequence[Curve]) -> N
     area = Box(
         box.x0 * to_points, height - box.y1 * to_points, box.x1 * to_points, height - box.y0 * to_points
     )
-    for (point, text, i), place in zip(
-        wanted,
-        place_labels([p for p, _, _ in wanted], sizes, symbols, _lines(curves, at), area, 4.5),
-        strict=True,
-    ):
+    points = [at(point) for point, _, _ in wanted]
+    places = place_labels(points, sizes, symbols, _lines(curves, at), area, 4.5)
+    for (data, text, i), point, place in zip(wanted, points, places, strict=True):
         ink = tuple(0.7 * value for value in _look(i)[0])
         middle = ((place.left + place.right) / 2, (place.top + place.bottom) / 2)
         edge = (min(max(point[0], place.left), place.right), min(max(point[1], place.top), place.bottom))
-        data = axes.transData.inverted().transform((point[0] / to_points, (height - point[1]) / to_points))
         far = math.dist(point, edge) > 11  # too far to be seen as this point's
         axes.annotate(
             text, data, (middle[0] - point[0], point[1] - middle[1]), textcoords="offset points", ha="center",
-            va="center_baseline", zorder=6, annotation_clip=False,
-            path_effects=[halo()],
+            va="center_baseline", zorder=6, annotation_clip=False, path_effects=[halo()],
             arrowprops={"arrowstyle": "-", "color": ink, "alpha": 0.5, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
             if far else None, **(text_style(SMALL) | {"color": ink}),
         )  # fmt: skip

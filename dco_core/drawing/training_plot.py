@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -99,7 +99,7 @@ def _draw_steps(axes: Axes, name: str, steps: Sequence[int], values: Sequence[fl
     if not len(there):
         _nothing(axes)
         return
-    alone = {"marker": "o", "markersize": 3.5} if len(steps) < 20 else {}  # one step has no line
+    alone: dict[str, Any] = {"marker": "o", "markersize": 3.5} if len(steps) < 20 else {}  # one step has no line
     if window > 1:
         axes.plot(steps, array, color=_LINE, alpha=0.3, linewidth=0.9, label="each step", zorder=2)
     axes.plot(steps, smooth, color=_LINE, linewidth=2.0, zorder=3, label=name, **alone)
@@ -154,7 +154,7 @@ def _draw_margin(axes: Axes, scores: Sequence[Score], own: bool) -> None:
 def _nothing(axes: Axes) -> None:
     axes.set_yticks([])
     if not axes.texts:
-        place = {"transform": axes.transAxes, "ha": "center", "va": "center"}
+        place: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center"}
         axes.text(0.5, 0.5, "no finite value", **place, **text_style(ink=SOFT))
 
 
