@@ -79,12 +79,13 @@ def pareto_figure(curves: Sequence[Curve], title: str, x_label: str, y_label: st
     axes.set_ylim(*_span(curves, 1))
     axes.locator_params(nbins=9, steps=[1, 2, 2.5, 5, 10])
     handles = [_draw_curve(axes, i, curve) for i, curve in enumerate(curves)]
+    # set below: the legend would leave out names that begin with _
     drawn = figure.legend(
-        handles, legend, loc="outside lower left", ncols=columns, frameon=False, handlelength=2.2,
-        borderaxespad=0.5, labelspacing=0.35, columnspacing=1.4,
+        handles, [str(i) for i in range(len(legend))], loc="outside lower left", ncols=columns, frameon=False,
+        handlelength=2.2, borderaxespad=0.5, labelspacing=0.35, columnspacing=1.4,
     )  # fmt: skip
-    for text in drawn.get_texts():
-        text.set(**text_style())
+    for text, label in zip(drawn.get_texts(), legend, strict=True):
+        text.set(text=label, **text_style())
     frozen(figure)
     _draw_point_labels(figure, axes, curves)
     return figure

@@ -53,6 +53,12 @@ def test_every_curve_is_in_the_legend_below_the_plot():
         assert (rows > below).any() and (rows < picture.shape[0] - axes.get_window_extent().y0).any()
 
 
+def test_any_name_is_in_the_legend():
+    names = ["_mine", "", "$x$", "DCO"]
+    made = figure(*(Curve(name, [(i, i)]) for i, name in enumerate(names)))
+    assert [text.get_text() for text in made.legends[0].get_texts()] == names
+
+
 def inside(made) -> None:
     """All texts lie on the paper, and those outside the plotting area do not lie on each other."""
     (axes,), paper = made.axes, made.bbox
