@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dco_core.drawing.contact_sheet import Row, Section, draw_sheet
 from dco_core.toy_world import scorer
 from dco_core.toy_world.renderer import render
 from dco_core.toy_world.world import style_reference, subject_references
 
-from . import contact_sheet, demo_graph
+from . import demo_graph
 from .api import Client
 from .environment import DEV, ROOT
 from .host_server import HostServer
@@ -163,20 +164,22 @@ def run(client: Client, output: Path, loras: Path) -> None:
     for method in methods:
         pictures = [_pictures(client, outputs, node) for node in method.outputs]
         scores.append(_scores(method, pictures))
-        rows.append(contact_sheet.Row(method.name, _note(scores[-1]), [group[0] for group in pictures]))
+        rows.append(Row([np.asarray(group[0]) for group in pictures], method.name, _note(scores[-1])))
     places = [r for r, m in zip(rows, methods, strict=True) if m.prompts == demo_graph.PLACES]
     styled = [r for r, m in zip(rows, methods, strict=True) if m.prompts == demo_graph.STYLED]
-    references = contact_sheet.Row("references", "4 of the subject,\n1 of the style", _reference_pictures())
-    sheet = contact_sheet.draw(
+    taught = [np.asarray(picture) for picture in _reference_pictures()]
+    references = Row(taught, "references", "4 of the subject,\n1 of the style")
+    sheet = draw_sheet(
         [
-            contact_sheet.Section("What is taught", [], [references]),
-            contact_sheet.Section("My subject in new places", demo_graph.PLACES, places),
-            contact_sheet.Section("My subject in my style", demo_graph.STYLED, styled),
+            Section([references], title="What is taught"),
+            Section(places, demo_graph.PLACES, "My subject in new places"),
+            Section(styled, demo_graph.STYLED, "My subject in my style"),
         ],
         "Direct Consistency Optimization on the Toy World",
+        cell=128,
     )
     output.mkdir(parents=True, exist_ok=True)
-    sheet.save(output / "contact_sheet.png")
+    Image.fromarray(sheet.picture).save(output / "contact_sheet.png")
     nodes = {what: demo_graph.trainer_of(prompt, what) for what in _TRAINED} | {"dreambooth": "dreambooth"}
     texts = {name: (outputs.get(node) or first[node])["text"][0] for name, node in nodes.items()}
     saved = {name: text.split("Saved ")[1].split(". Press")[0] for name, text in texts.items()}
@@ -195,6 +198,7 @@ def run(client: Client, output: Path, loras: Path) -> None:
         "w_text": demo_graph.W_TEXT,
         "steps": demo_graph.STEPS,
         "scores": scores,
+        "cells": sheet.cells,  # of contact_sheet.png: [left, top, right, bottom] of each section, row and column
         "training": {name: text.splitlines()[0] for name, text in texts.items()},
         "files": sorted(
             path.name for path in output.iterdir() if path.name not in ("report.md", "report.json")

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from .contact_sheet import CELL, GAP, HEADER, LABEL, MARGIN, SECTION, TITLES
 from .demo_graph import find
 from .environment import ROOT
 from .host_server import HostServer
@@ -33,23 +32,17 @@ CELLS = (
     ((1, 0, 1), (1, 3, 1), (1, 4, 1), (1, 6, 1)),
     ((0, 0, 1), (0, 0, 4), (2, 1, 1), (2, 1, 5)),
 )
-_ROWS = (1, 8, 3)
 COMPARE = 4
 
 
-def _top(section: int) -> int:
-    y = MARGIN + HEADER
-    for before in range(section):
-        y += SECTION + (TITLES if before else 0) + _ROWS[before] * (CELL + GAP) + 10
-    return y + SECTION + (TITLES if section else 0)
-
-
-def from_sheet(sheet: Image.Image, cells: Sequence[tuple[int, int, int]]) -> Image.Image:
-    """Four cells of the demo's contact sheet."""
+def from_sheet(
+    sheet: Image.Image, boxes: Sequence[Sequence[Sequence[Sequence[int]]]], cells: Sequence[tuple[int, int, int]]
+) -> Image.Image:
+    """Four cells of the demo's contact sheet. boxes: left, top, right and bottom of each section, row and column."""
     thumbnail, side = Image.new("RGB", (SIDE, SIDE), "white"), (SIDE - GUTTER) // 2
     for i, (section, row, column) in enumerate(cells):
-        x, y = MARGIN + LABEL + column * (CELL + GAP), _top(section) + row * (CELL + GAP)
-        cell = sheet.crop((x, y, x + CELL, y + CELL)).resize((side, side), Image.Resampling.BICUBIC)
+        left, top, right, bottom = boxes[section][row][column]
+        cell = sheet.crop((left, top, right, bottom)).resize((side, side), Image.Resampling.BICUBIC)
         thumbnail.paste(cell, ((side + GUTTER) * (i % 2), (side + GUTTER) * (i // 2)))
     return thumbnail
 
@@ -98,7 +91,8 @@ def main() -> None:
         else:
             sheet = Image.open(ROOT / "demo_output" / "contact_sheet.png").convert("RGB")
             sheet.save(ROOT / "docs" / "contact_sheet.jpg", quality=88)
-            thumbnail = from_sheet(sheet, CELLS[number])
+            report = json.loads((ROOT / "demo_output" / "report.json").read_text(encoding="utf-8"))
+            thumbnail = from_sheet(sheet, report["cells"], CELLS[number])
         thumbnail.save(ROOT / "workflows" / f"{name}.jpg", quality=88)
 
 

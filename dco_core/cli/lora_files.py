@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from ..drawing.compatibility_plot import compatibility_plot
+from ..drawing import figure as charts
+from ..drawing.compatibility_plot import compatibility_figure
 from ..errors import DCOError, parsed_json, printable, printable_lines
 from ..files.safetensors_file import TensorFile
 from ..lora import (
@@ -114,7 +114,7 @@ def add_commands(commands) -> None:
         "inspect", help="what is in LoRA files; of two, whether they get along", description=inspect.__doc__
     )
     inspecting.add_argument("inputs", nargs="+", type=Path, metavar="FILE")
-    inspecting.add_argument("--picture", type=Path, metavar="FILE.png", help="of the comparison")
+    inspecting.add_argument("--plot", type=Path, metavar="FILE.svg|png|pdf", help="chart of the comparison")
     _runs(inspecting, _inspect)
 
 
@@ -210,18 +210,16 @@ def _convert(values: Mapping[str, Any]) -> int:
 
 def _inspect(values: Mapping[str, Any]) -> int:
     paths = values["inputs"]
-    if values["picture"] and len(paths) != 2:
-        raise DCOError(f"--picture compares two files, but there are {len(paths)}.")
+    if values["plot"]:
+        charts.check_suffix(values["plot"])
+        if len(paths) != 2:
+            raise DCOError(f"--plot compares two files, but there are {len(paths)}.")
     print("\n\n".join(inspect(path) for path in paths))
     if len(paths) == 2:
         found = compare(open_lora(paths[0]), open_lora(paths[1]))
         print("\n" + printable_lines(found.table()))
-        if values["picture"]:
-            title = f"{paths[0].name} and {paths[1].name}"
-            try:
-                Image.fromarray(compatibility_plot(found, title)).save(values["picture"])
-            except (OSError, ValueError) as error:
-                raise DCOError(f"Cannot write {values['picture']} ({error}): write FILE.png.") from error
+        if values["plot"]:
+            charts.save(compatibility_figure(found, f"{paths[0].name} and {paths[1].name}"), values["plot"])
     return 0
 
 

@@ -2,63 +2,115 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from ..merging.compatibility import Compatibility
+from .figure import (
+    COLOURS,
+    INK,
+    SMALL,
+    SOFT,
+    TEXT,
+    WIDTH,
+    colour,
+    frozen,
+    new_figure,
+    style,
+    text_style,
+    text_width,
+    to_array,
+)  # fmt: skip
+from .text import wrapped
 
-_INK, _GRID, _BAR, _BELOW = (40, 40, 48), (226, 226, 230), (30, 84, 180), (196, 84, 48)
-_WIDTH, _LEFT, _RIGHT, _LINE, _HEAD = 900, 150, 80, 20, 40
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_BAR, _BELOW = colour(COLOURS[0]), colour(COLOURS[1])
+_ROW, _HEAD = 0.21, 0.95  # inches: a bar, and the title, axis and gaps of a panel
+_RATIO = 4.0  # log2 of the norm ratio at both ends
 
 
 def compatibility_plot(found: Compatibility, title: str = "") -> np.ndarray:
-    """Bars of the column cosine per kind of layer (the paper's Fig. 10), and of cross-talk and norm ratio per block,
-    uint8 [H, W, 3]."""
-    blocks = found.by_block()
-    panels = [
-        ("column cosine by kind of layer (-1 to 1)", found.by_kind(), (-1.0, 1.0)),
-        ("cross-talk by block (0 to 1)", {b: f.cross_talk for b, f in blocks.items()}, (0.0, 1.0)),
-        (
-            "log2 of the norm ratio, first over second, by block (-4 to 4)",
-            {b: float(np.log2(f.norm_a / f.norm_b)) for b, f in blocks.items() if f.norm_a and f.norm_b},
-            (-4.0, 4.0),
-        ),
-    ]
-    height = 36 + sum(_HEAD + _LINE * max(1, len(values)) for _, values, _ in panels)
-    image = Image.new("RGB", (_WIDTH, height), "white")
-    draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=13)
-    draw.text((12, 10), title, fill=_INK, font=font)
-    top = 36
-    for name, values, span in panels:
-        top = _panel(draw, font, top, name, values, span)
-    return np.asarray(image)
+    """`compatibility_figure` as pixels, uint8 [H, W, 3]."""
+    return to_array(compatibility_figure(found, title))
 
 
-def _panel(
-    draw: ImageDraw.ImageDraw, font, top: int, name: str, values: dict[str, float], span: tuple[float, float]
-) -> int:
-    """Horizontal bars under a heading; returns where the next panel begins."""
-    low, high = span
-    right = _WIDTH - _RIGHT
+def compatibility_figure(found: Compatibility, title: str = "") -> Figure:
+    """Bars of the column cosine per kind of layer (the paper's Fig. 10), and of cross-talk and norm ratio per block.
+    Bars beyond the axis end there; numbers say what they are."""
+    kinds, blocks = found.by_kind(), found.by_block()
+    cross_talk = {block: fit.cross_talk for block, fit in blocks.items()}
+    ratio = {
+        block: math.log2(fit.norm_a / fit.norm_b) if fit.norm_a and fit.norm_b else math.nan
+        for block, fit in blocks.items()
+    }
+    heights = [max(1, len(values)) * _ROW + _HEAD for values in (kinds, blocks)]
+    figure = new_figure(sum(heights))
+    lines = wrapped(title, text_width(figure, TEXT + 1), WIDTH - 0.2) if title.strip() else []
+    figure.set_size_inches(WIDTH, sum(heights) + len(lines) * 0.22 + 0.1)
+    if lines:
+        figure.suptitle("\n".join(lines), x=0.015, ha="left", **text_style(TEXT + 1))
+    panels = figure.subplot_mosaic([["kinds", "kinds"], ["talk", "ratio"]], height_ratios=heights)
+    _bars(panels["kinds"], "column cosine by kind of layer", kinds, (-1.0, 1.0))
+    _bars(panels["talk"], "cross-talk by block", cross_talk, (0.0, 1.0))
+    _bars(panels["ratio"], "norm ratio |first| / |second|", ratio, (-_RATIO, _RATIO), ratios=True)
+    return frozen(figure)
 
-    def x(value: float) -> float:
-        return _LEFT + (min(max(value, low), high) - low) / (high - low) * (right - _LEFT)
 
-    draw.text((12, top + 8), name, fill=_INK, font=font)
-    top += _HEAD - 8
-    bottom = top + _LINE * max(1, len(values))
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        at = _LEFT + share * (right - _LEFT)
-        draw.line([(at, top), (at, bottom)], fill=_GRID)
+def _bars(
+    axes: Axes, heading: str, values: Mapping[str, float], ends: tuple[float, float], ratios: bool = False
+) -> None:
+    """Horizontal bars from 0, the first on top, each with its number. ratios: values are log2 of what is written, and
+    labels are those of the panel to the left."""
+    style(axes)
+    axes.grid(axis="y", visible=False)
+    axes.set_title(heading, loc="left", **text_style(TEXT))
+    room = 0.0 if ends[0] < 0 else 0.22  # for the number at the end of a long bar
+    axes.set_xlim(ends[0], ends[1] + room * (ends[1] - ends[0]))
+    if ratios:
+        axes.set_xticks([-4, -2, 0, 2, 4], ["1/16", "1/4", "1", "4", "16"])
+    elif ends[0] < 0:
+        axes.set_xticks([-1, -0.5, 0, 0.5, 1])
+    else:
+        axes.set_xticks([0, 0.5, 1])
+    n = max(1, len(values))
+    axes.set_ylim(n - 0.4, -0.6)
+    axes.spines["left"].set_visible(False)
+    if values:
+        axes.axvline(0, color=SOFT, linewidth=0.9, zorder=3)
+    names = [] if ratios else list(values)
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=SMALL, labelleft=not ratios)
     if not values:
-        draw.text((_LEFT, top), "no layer in common", fill=_INK, font=font)
-    for row, (label, value) in enumerate(values.items()):
-        y = top + row * _LINE
-        draw.text((12, y + 2), label, fill=_INK, font=font)
-        ends = sorted((x(0.0), x(value)))
-        draw.rectangle(
-            [ends[0], y + 4, max(ends[1], ends[0] + 1), y + _LINE - 4], fill=_BAR if value >= 0 else _BELOW
+        axes.text(
+            0.5,
+            0.5,
+            "no layer in common",
+            transform=axes.transAxes,
+            ha="center",
+            va="center",
+            **text_style(ink=SOFT),
         )
-        draw.text((right + 8, y + 2), f"{value:+.3f}", fill=_INK, font=font)
-    return bottom + 8
+    for row, value in enumerate(values.values()):
+        shown = min(max(value, ends[0]), ends[1]) if math.isfinite(value) else 0.0
+        axes.barh(row, shown, height=0.72, color=_BAR if shown >= 0 else _BELOW, zorder=2)
+        # beside the bar: on the far side of 0 for a bar whose own side is full
+        full = ends[0] < 0 and abs(shown) > 0.6 * ends[1]
+        right = (shown >= 0) != full
+        text = f"{value:.3f}" if not ratios else _ratio(value)
+        axes.annotate(
+            text, (0.0 if full else shown, row), (4 if right else -4, 0), textcoords="offset points",
+            ha="left" if right else "right", va="center", annotation_clip=False, zorder=4, **text_style(SMALL),
+        )  # fmt: skip
+
+
+def _ratio(log: float) -> str:
+    """The number whose log2 is given."""
+    if not math.isfinite(log):
+        return "none"
+    return f"{2**log:.0f}" if log >= 10 else f"{2**log:.3g}"

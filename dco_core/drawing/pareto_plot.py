@@ -1,30 +1,42 @@
-"""Two scores against each other, a curve a method: the paper's Fig. 1, 5, 8 and 9, drawn with Pillow."""
+"""Two scores against each other, a curve a method: the paper's Fig. 1, 5, 8 and 9."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import DCOError
-from .axes import Axis, nice_axis
+from .figure import (
+    COLOURS,
+    SMALL,
+    TEXT,
+    TITLE,
+    WIDTH,
+    colour,
+    frozen,
+    halo,
+    new_figure,
+    span,
+    style,
+    text_style,
+    text_width,
+    to_array,
+)  # fmt: skip
 from .point_labels import Box, Point, place_labels
 from .text import wrapped
 
-_INK, _SOFT, _GRID = (34, 34, 40), (96, 96, 104), (230, 230, 233)
-# Okabe and Ito's colours, told apart by colour-blind readers too; yellow is left out: it is too pale on white.
-COLOURS = (
-    (0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0), (70, 70, 78),
-    (128, 64, 160),
-)  # fmt: skip
-# Regular polygons: corners, rotation in degrees; 0 corners is a circle. Seven against eight colours: 56 curves differ.
-SHAPES = ((0, 0), (4, 45), (3, -90), (4, 0), (3, 90), (5, -90), (6, 0))
-_FINE = 2  # drawn at twice the size and reduced: smooth edges
-_WIDTH, _HEIGHT = 760, 560  # of the plotting area, in pixels of the result
-_LEFT, _TOP, _BOTTOM, _GAP, _LEGEND = 84, 56, 64, 26, 250
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Seven against eight colours: 56 curves differ. Size in points: so that all look as large.
+SHAPES = (("o", 7.0), ("D", 6.2), ("^", 7.8), ("s", 6.6), ("v", 7.8), ("p", 8.2), ("h", 8.2))
+_PLOT = 4.6  # height of the plotting area with its axis, in inches
+_LINE = TEXT * 1.3 / 72  # of the legend, in inches
 
 
 @dataclass(frozen=True)
@@ -41,12 +53,42 @@ class Curve:
 
 
 def pareto_plot(curves: Sequence[Curve], title: str, x_label: str, y_label: str) -> np.ndarray:
-    """The plot, uint8 [H, W, 3]; up and to the right is better. The legend has a column of its own beside the plot.
+    """`pareto_figure` as pixels, uint8 [H, W, 3]."""
+    return to_array(pareto_figure(curves, title, x_label, y_label))
+
+
+def pareto_figure(curves: Sequence[Curve], title: str, x_label: str, y_label: str) -> Figure:
+    """The plot; up and to the right is better. The legend is below it.
     DCOError for no curve, for a curve without points, for a number that is not finite and for lists whose lengths
     differ."""
     _check(curves)
-    x_axis, y_axis = (_axis(curves, i) for i in (0, 1))
-    return _Plot(curves, x_axis, y_axis, title).draw(x_label, y_label)
+    figure = new_figure(_PLOT)
+    legend, columns = _legend_labels(figure, curves)
+    lines = sum(
+        max(label.count("\n") + 1 for label in legend[i::rows])
+        for rows in [math.ceil(len(legend) / columns)]
+        for i in range(rows)
+    )
+    heading = wrapped(title, text_width(figure, TITLE), WIDTH - 0.2) if title.strip() else []
+    figure.set_size_inches(WIDTH, _PLOT + lines * _LINE + len(heading) * TITLE * 1.3 / 72 + 0.2)
+    if heading:
+        figure.suptitle("\n".join(heading), x=0.015, ha="left", **text_style(TITLE))
+    axes = figure.subplots()
+    style(axes, x_label, y_label)
+    axes.set_xlim(*_span(curves, 0))
+    axes.set_ylim(*_span(curves, 1))
+    axes.locator_params(nbins=9, steps=[1, 2, 2.5, 5, 10])
+    handles = [_draw_curve(axes, i, curve) for i, curve in enumerate(curves)]
+    # set below: the legend would leave out names that begin with _
+    drawn = figure.legend(
+        handles, [str(i) for i in range(len(legend))], loc="outside lower left", ncols=columns, frameon=False,
+        handlelength=2.2, borderaxespad=0.5, labelspacing=0.35, columnspacing=1.4,
+    )  # fmt: skip
+    for text, label in zip(drawn.get_texts(), legend, strict=True):
+        text.set(text=label, **text_style())
+    frozen(figure)
+    _draw_point_labels(figure, axes, curves)
+    return figure
 
 
 def _check(curves: Sequence[Curve]) -> None:
@@ -69,175 +111,104 @@ def _check(curves: Sequence[Curve]) -> None:
                 )
 
 
-def _axis(curves: Sequence[Curve], i: int) -> Axis:
+def _legend_labels(figure: Figure, curves: Sequence[Curve]) -> tuple[list[str], int]:
+    """The curves' names in lines, and in how many columns they stand."""
+    width, handle = text_width(figure, TEXT), 0.62  # inches of the symbol and the gaps of a column
+    widest = max(width(curve.label) for curve in curves)
+    columns = max(1, min(3, len(curves), int((WIDTH - 0.2) / (widest + handle)) or 2))
+    room = (WIDTH - 0.2) / columns - handle
+    return ["\n".join(wrapped(curve.label, width, room)) for curve in curves], columns
+
+
+def _span(curves: Sequence[Curve], i: int) -> tuple[float, float]:
     ends = []
     for curve in curves:
         spread = curve.spread or [(0.0, 0.0)] * len(curve.points)
         for point, half in zip(curve.points, spread, strict=True):
             ends += [point[i] - abs(half[i]), point[i] + abs(half[i])]
         ends += [point[i] for point in curve.apart]
-    return nice_axis(min(ends), max(ends))
+    return span(ends)
 
 
-class _Plot:
-    """All lengths here are in fine pixels, _FINE to one of the result."""
+def _look(i: int) -> tuple[tuple[float, float, float], str, float]:
+    """Colour, shape and size of the symbols of a curve."""
+    return (colour(COLOURS[i % len(COLOURS)]), *SHAPES[i % len(SHAPES)])
 
-    def __init__(self, curves: Sequence[Curve], x_axis: Axis, y_axis: Axis, title: str):
-        self._curves, self._x, self._y = curves, x_axis, y_axis
-        self._font, self._small, self._large = (
-            ImageFont.load_default(size=_FINE * size) for size in (14, 11, 19)
+
+def _draw_curve(axes: Axes, i: int, curve: Curve) -> Any:
+    """What stands for the curve in the legend."""
+    ink, shape, size = _look(i)
+    xs, ys = (np.array(values, float) for values in zip(*curve.points, strict=True))
+    if curve.spread is not None:
+        bars = np.abs(np.array(curve.spread, float)).T
+        axes.errorbar(
+            xs,
+            ys,
+            bars[1],
+            bars[0],
+            fmt="none",
+            ecolor=ink,
+            elinewidth=1.0,
+            capsize=2.5,
+            alpha=0.45,
+            zorder=2,
         )
-        self._title = wrapped(title, self._large, _FINE * (_WIDTH + _GAP + _LEGEND))
-        self._legend = [wrapped(curve.label, self._font, _FINE * (_LEGEND - 44)) for curve in curves]
-        self._left, self._top = _FINE * _LEFT, _FINE * (_TOP + 26 * (len(self._title) - 1))
-        self._right, self._bottom = self._left + _FINE * _WIDTH, self._top + _FINE * _HEIGHT
-
-    def draw(self, x_label: str, y_label: str) -> np.ndarray:
-        legend = _FINE * (12 + sum(18 * len(lines) + 8 for lines in self._legend))
-        width = self._right + _FINE * (_GAP + _LEGEND)
-        height = max(self._bottom + _FINE * _BOTTOM, self._top + legend)
-        self._image = Image.new("RGB", (width, height), "white")
-        self._pen = ImageDraw.Draw(self._image)
-        self._draw_axes(x_label, y_label)
-        for i in range(len(self._curves)):
-            self._draw_error_bars(i)
-        for i in range(len(self._curves)):
-            self._draw_line(i)
-        for i, curve in enumerate(self._curves):
-            for point in curve.points:
-                self._draw_symbol(i, *self._at(point))
-            for point in curve.apart:
-                self._draw_symbol(i, *self._at(point), hollow=True)
-        self._draw_point_labels()
-        self._draw_legend()
-        return np.asarray(self._image.resize((width // _FINE, height // _FINE), Image.Resampling.LANCZOS))
-
-    def _at(self, point: tuple[float, float]) -> tuple[float, float]:
-        return (
-            self._left + self._x.share(point[0]) * (self._right - self._left),
-            self._bottom - self._y.share(point[1]) * (self._bottom - self._top),
-        )
-
-    def _draw_axes(self, x_label: str, y_label: str) -> None:
-        pen, gap = self._pen, _FINE * 8
-        for tick, text in self._x.ticks():
-            x = self._at((tick, self._y.low))[0]
-            pen.line([(x, self._top), (x, self._bottom)], fill=_GRID, width=_FINE)
-            pen.text((x, self._bottom + gap), text, fill=_SOFT, font=self._font, anchor="mt")
-        for tick, text in self._y.ticks():
-            y = self._at((self._x.low, tick))[1]
-            pen.line([(self._left, y), (self._right, y)], fill=_GRID, width=_FINE)
-            pen.text((self._left - gap, y), text, fill=_SOFT, font=self._font, anchor="rm")
-        pen.line(
-            [(self._left, self._top), (self._left, self._bottom), (self._right, self._bottom)],
-            fill=_INK, width=_FINE,
+    (line,) = axes.plot(
+        xs, ys, color=ink, marker=shape, markersize=size, linewidth=1.8 if len(xs) > 1 else 0, linestyle="-",
+        markeredgecolor="white", markeredgewidth=0.8, zorder=3,
+    )  # fmt: skip
+    for x, y in curve.apart:
+        axes.plot(
+            [x], [y], linestyle="none", marker=shape, markersize=size, markerfacecolor="white", markeredgecolor=ink,
+            markeredgewidth=1.6, zorder=4,
         )  # fmt: skip
-        for line, text in enumerate(self._title):
-            pen.text(
-                (self._left, _FINE * (_TOP - 16 + 26 * line)), text, fill=_INK, font=self._large, anchor="ls"
-            )
-        middle = (self._left + self._right) // 2
-        pen.text((middle, self._bottom + 5 * gap), x_label, fill=_INK, font=self._font, anchor="mm")
-        self._draw_upright(y_label)
+    return line
 
-    def _draw_upright(self, text: str) -> None:
-        size = (int(self._font.getlength(text)) + _FINE, _FINE * 20)
-        label = Image.new("RGB", size, "white")
-        ImageDraw.Draw(label).text((0, size[1] // 2), text, fill=_INK, font=self._font, anchor="lm")
-        turned = label.rotate(90, expand=True)
-        self._image.paste(turned, (_FINE * 6, (self._top + self._bottom - turned.height) // 2))
 
-    def _error_bars(self, i: int) -> list[tuple[Point, Point]]:
-        """Both ends of each bar of a curve."""
-        bars = []
-        for (x, y), (half_x, half_y) in zip(
-            self._curves[i].points, self._curves[i].spread or (), strict=False
-        ):
+def _draw_point_labels(figure: Figure, axes: Axes, curves: Sequence[Curve]) -> None:
+    """The small texts beside the points, where they cover the least; places in points, from the left top."""
+    to_points = 72 / figure.dpi
+    height = figure.bbox.height * to_points
+
+    def at(point: Sequence[float]) -> Point:
+        x, y = axes.transData.transform(point) * to_points
+        return float(x), float(height - y)
+
+    wanted = [
+        (point, text, i)
+        for i, curve in enumerate(curves)
+        for point, text in zip(curve.points, curve.markers or (), strict=False)
+        if text
+    ]
+    width = text_width(figure, SMALL)
+    sizes = [(72 * width(text) + 1, SMALL) for _, text, _ in wanted]
+    symbols = [at(point) for curve in curves for point in (*curve.points, *curve.apart)]
+    box = axes.get_window_extent()
+    area = Box(
+        box.x0 * to_points, height - box.y1 * to_points, box.x1 * to_points, height - box.y0 * to_points
+    )
+    points = [at(point) for point, _, _ in wanted]
+    places = place_labels(points, sizes, symbols, _lines(curves, at), area, 4.5)
+    for (data, text, i), point, place in zip(wanted, points, places, strict=True):
+        ink = tuple(0.7 * value for value in _look(i)[0])
+        middle = ((place.left + place.right) / 2, (place.top + place.bottom) / 2)
+        edge = (min(max(point[0], place.left), place.right), min(max(point[1], place.top), place.bottom))
+        far = math.dist(point, edge) > 11  # too far to be seen as this point's
+        axes.annotate(
+            text, data, (middle[0] - point[0], point[1] - middle[1]), textcoords="offset points", ha="center",
+            va="center_baseline", zorder=6, annotation_clip=False, path_effects=[halo()],
+            arrowprops={"arrowstyle": "-", "color": ink, "alpha": 0.5, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+            if far else None, **(text_style(SMALL) | {"color": ink}),
+        )  # fmt: skip
+
+
+def _lines(curves: Sequence[Curve], at: Any) -> list[tuple[Point, Point]]:
+    """Curves and error bars, which the texts of points should not cover."""
+    lines = [(at(a), at(b)) for curve in curves for a, b in zip(curve.points, curve.points[1:], strict=False)]
+    for curve in curves:
+        for (x, y), (half_x, half_y) in zip(curve.points, curve.spread or (), strict=False):
             if half_x:
-                bars.append((self._at((x - abs(half_x), y)), self._at((x + abs(half_x), y))))
+                lines.append((at((x - half_x, y)), at((x + half_x, y))))
             if half_y:
-                bars.append((self._at((x, y - abs(half_y))), self._at((x, y + abs(half_y)))))
-        return bars
-
-    def _draw_error_bars(self, i: int) -> None:
-        colour, cap = _paler(COLOURS[i % len(COLOURS)], 0.55), _FINE * 4
-        for a, b in self._error_bars(i):
-            dx, dy = (0, cap) if a[1] == b[1] else (cap, 0)
-            self._pen.line([a, b], fill=colour, width=_FINE)
-            for x, y in (a, b):
-                self._pen.line([(x - dx, y - dy), (x + dx, y + dy)], fill=colour, width=_FINE)
-
-    def _draw_line(self, i: int) -> None:
-        points = [self._at(point) for point in self._curves[i].points]
-        if len(points) > 1:
-            self._pen.line(
-                points, fill=_paler(COLOURS[i % len(COLOURS)], 0.25), width=2 * _FINE, joint="curve"
-            )
-
-    def _draw_symbol(self, i: int, x: float, y: float, hollow: bool = False) -> None:
-        corners, turn = SHAPES[i % len(SHAPES)]
-        colour, radius = COLOURS[i % len(COLOURS)], _FINE * (5 if corners == 0 else 6)
-        if hollow:
-            corners = corners or 32  # a circle
-            self._pen.regular_polygon((x, y, radius + _FINE), corners, turn + 90, fill=colour)
-            self._pen.regular_polygon((x, y, radius - _FINE), corners, turn + 90, fill="white")
-            return
-        if corners == 0:
-            box = [x - radius, y - radius, x + radius, y + radius]
-            self._pen.ellipse(box, fill=colour, outline="white", width=_FINE)
-        else:
-            self._pen.regular_polygon((x, y, radius + _FINE), corners, turn + 90, fill="white")
-            self._pen.regular_polygon((x, y, radius), corners, turn + 90, fill=colour)
-
-    def _draw_point_labels(self) -> None:
-        symbols = [self._at(point) for curve in self._curves for point in (*curve.points, *curve.apart)]
-        lines = [
-            (self._at(a), self._at(b))
-            for curve in self._curves
-            for a, b in zip(curve.points, curve.points[1:], strict=False)
-        ]
-        lines += [bar for i in range(len(self._curves)) for bar in self._error_bars(i)]
-        wanted = [
-            (self._at(point), text, i)
-            for i, curve in enumerate(self._curves)
-            for point, text in zip(curve.points, curve.markers or (), strict=False)
-            if text
-        ]
-        sizes = [(self._small.getlength(text), _FINE * 11.0) for _, text, _ in wanted]
-        area = Box(self._left, self._top, self._right, self._bottom)
-        places = place_labels([at for at, _, _ in wanted], sizes, symbols, lines, area, _FINE * 9.0)
-        for (at, text, i), box in zip(wanted, places, strict=True):
-            colour = _darker(COLOURS[i % len(COLOURS)])
-            middle = ((box.left + box.right) / 2, (box.top + box.bottom) / 2)
-            edge = (min(max(at[0], box.left), box.right), min(max(at[1], box.top), box.bottom))
-            if math.dist(at, edge) > _FINE * 22:  # too far to be seen as this point's
-                self._pen.line([at, edge], fill=_paler(colour, 0.5), width=_FINE // 2)
-            self._pen.text(
-                middle,
-                text,
-                fill=colour,
-                font=self._small,
-                anchor="mm",
-                stroke_width=_FINE,
-                stroke_fill="white",
-            )
-
-    def _draw_legend(self) -> None:
-        x, y = self._right + _FINE * _GAP, self._top + _FINE * 12
-        for i, lines in enumerate(self._legend):
-            if len(self._curves[i].points) > 1:
-                colour = _paler(COLOURS[i % len(COLOURS)], 0.25)
-                self._pen.line([(x, y), (x + _FINE * 28, y)], fill=colour, width=2 * _FINE)
-            self._draw_symbol(i, x + _FINE * 14, y)
-            for line in lines:
-                self._pen.text((x + _FINE * 38, y), line, fill=_INK, font=self._font, anchor="lm")
-                y += _FINE * 18
-            y += _FINE * 8
-
-
-def _paler(colour: tuple[int, ...], by: float) -> tuple[int, ...]:
-    return tuple(round(c + (255 - c) * by) for c in colour)
-
-
-def _darker(colour: tuple[int, int, int]) -> tuple[int, ...]:
-    return tuple(round(0.7 * c) for c in colour)
+                lines.append((at((x, y - half_y)), at((x, y + half_y))))
+    return lines

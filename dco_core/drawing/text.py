@@ -1,20 +1,29 @@
-"""Text in pictures."""
+"""Text in lines: for sheets (widths from a Pillow font) and for charts (widths from matplotlib)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 
-def wrapped(text: str, font, room: float) -> list[str]:
-    """The text in lines of at most `room` pixels in a Pillow font, at least one; a word that is too long is broken."""
-    lines = [""]
+
+def wrapped(text: str, width: Callable[[str], float], room: float, lines: int | None = None) -> list[str]:
+    """The text in lines that are at most `room` wide, at least one line; a word that is too long is broken.
+
+    width: how wide a text is, such as `font.getlength`. lines: at most so many; dots stand for what is left out."""
+    found = [""]
     for word in text.split():
-        joined = f"{lines[-1]} {word}".strip()
-        if font.getlength(joined) <= room:
-            lines[-1] = joined
+        joined = f"{found[-1]} {word}".strip()
+        if width(joined) <= room:
+            found[-1] = joined
             continue
-        if lines[-1]:
-            lines.append("")
+        if found[-1]:
+            found.append("")
         for letter in word:
-            if font.getlength(lines[-1] + letter) > room:
-                lines.append("")
-            lines[-1] += letter
-    return lines
+            if found[-1] and width(found[-1] + letter) > room:
+                found.append("")
+            found[-1] += letter
+    if lines is None or len(found) <= lines:
+        return found
+    last = found[lines - 1]
+    while last and width(last + "...") > room:
+        last = last[:-1]
+    return [*found[: lines - 1], last.rstrip() + "..."]

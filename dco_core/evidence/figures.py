@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from ..drawing import figure as charts
 from ..drawing.contact_sheet import contact_sheet
-from ..drawing.pareto_plot import Curve, pareto_plot
+from ..drawing.pareto_plot import Curve, pareto_figure
 from .analysis import averages
 from .bench import Bench
 from .jobs import PICTURES, Job
 from .setting import Setting
 from .study import BASE, CEILING, METHODS, PLAIN, Study
 from .tables import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _BETAS = ("DCO, half beta", "DCO", "DCO, double beta")
 # {file: (title, methods)}: one picture with everything could not be read
@@ -34,8 +39,12 @@ FRONTIERS = {
 }  # fmt: skip
 
 
-def save(path: Path, image: np.ndarray) -> None:
+def save(path: Path, image: np.ndarray | Figure) -> None:
+    """Write a picture; a chart also as .svg beside it, for papers."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(image, np.ndarray):
+        charts.save(image, path.with_suffix(".svg"))
+        image = charts.to_array(image)
     picture = Image.fromarray(image)
     # flat colours: a palette loses nothing that can be seen and a third of the bytes is enough
     picture.quantize(192).save(path, optimize=True) if path.suffix == ".png" else picture.save(
@@ -43,12 +52,12 @@ def save(path: Path, image: np.ndarray) -> None:
     )
 
 
-def frontiers(means: Sequence[Row]) -> dict[str, np.ndarray]:
-    """{name: picture} of the Pareto curves that the table has methods for."""
+def frontiers(means: Sequence[Row]) -> dict[str, Figure]:
+    """{name: chart} of the Pareto curves that the table has methods for."""
     subjects = [r for r in means if r["subject"] and not r["style"]]
     styles = [r for r in means if r["style"] and not r["subject"]]
     own = tuple(dict.fromkeys(r["method"] for r in subjects if r["method"] not in (*METHODS, BASE, CEILING)))
-    pictures: dict[str, np.ndarray] = {}
+    pictures: dict[str, Figure] = {}
     drawn: list[list[str]] = []
     for name, (title, methods) in {
         **FRONTIERS,
@@ -59,12 +68,12 @@ def frontiers(means: Sequence[Row]) -> dict[str, np.ndarray]:
         # the base model and more than one to compare, which no other title has already
         if len(curves) > 2 and named not in drawn and (own or name != "own_methods"):
             drawn.append(named)
-            pictures[name] = pareto_plot(curves, title, "subject likeness", "prompt alignment")
+            pictures[name] = pareto_figure(curves, title, "subject likeness", "prompt alignment")
     trained = dict.fromkeys(r["method"] for r in styles if r["method"] != CEILING)
     curves = _curves(styles, tuple(trained), "style_likeness")
     if len(curves) > 1:
         title = "Styles: likeness against prompt (Fig. 5)"
-        pictures["style"] = pareto_plot(curves, title, "style likeness", "prompt alignment")
+        pictures["style"] = pareto_figure(curves, title, "style likeness", "prompt alignment")
     return pictures
 
 
@@ -92,7 +101,7 @@ def _curves(means: Sequence[Row], methods: Iterable[str], x: str) -> list[Curve]
     return curves
 
 
-def noise_distances(rows: Sequence[Row]) -> np.ndarray | None:
+def noise_distances(rows: Sequence[Row]) -> Figure | None:
     """Fig. 8c: the noise distance over t of DreamBooth and of DCO at each beta, means over units."""
     curves = []
     for method in ("DreamBooth", "DreamBooth + prior 1", *_BETAS):
@@ -109,7 +118,7 @@ def noise_distances(rows: Sequence[Row]) -> np.ndarray | None:
             curves.append(Curve(method, points, errors))
     if not curves:
         return None
-    return pareto_plot(
+    return pareto_figure(
         curves, "Distance to the base model (Fig. 8c)", "timestep t", "|eps_theta - eps_phi|^2"
     )
 
@@ -168,9 +177,9 @@ def _picture(path: Path, side: int = 96) -> np.ndarray | None:
 
 def all_figures(
     study: Study, setting: Setting, bench: Bench, means: Sequence[Row], distances: Sequence[Row]
-) -> Mapping[str, np.ndarray]:
+) -> Mapping[str, np.ndarray | Figure]:
     """{file name: picture}."""
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, np.ndarray | Figure] = {}
     main = study.checkpoint if study.checkpoints else None
     for base in study.models():
         mine = [

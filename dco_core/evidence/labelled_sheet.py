@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..drawing.contact_sheet import contact_sheet
+from ..drawing.contact_sheet import Row, Section, draw_sheet
 from ..errors import DCOError
 from .score_table import split_label
 
@@ -40,13 +40,14 @@ def labelled_sheet(
     names = _row_labels(list(cells), list(row_names))
     wide = columns if columns > 0 else (len(points) if len(points) <= WIDE + 4 else WIDE)
     blocks = [points[i : i + wide] for i in range(0, len(points), wide)]
-    sheets = [
-        contact_sheet(
-            [[row.get(point) for point in block] for row in cells.values()], names, block, "" if i else title
+    sections = [
+        Section(
+            [Row([row.get(point) for point in block], name) for name, row in zip(names, cells.values(), strict=True)],
+            block,
         )
-        for i, block in enumerate(blocks)
+        for block in blocks
     ]
-    return _below_one_another(sheets)
+    return draw_sheet(sections, title).picture
 
 
 def _row_labels(rows: list[tuple[str, int]], names: list[str]) -> list[str]:
@@ -61,15 +62,3 @@ def _row_labels(rows: list[tuple[str, int]], names: list[str]) -> list[str]:
     counts = [f"{i + 1}" for i in range(each)] if each > 1 else [""]
     numbered = [", ".join(filter(None, (name, count))) for name in names or [""] for count in counts]
     return [", ".join(filter(None, (series, numbered[time - 1]))) for series, time in rows]
-
-
-def _below_one_another(sheets: list[np.ndarray]) -> np.ndarray:
-    width = max(sheet.shape[1] for sheet in sheets)
-    paper = sheets[0][-1, -1]
-    wide = []
-    for sheet in sheets:
-        full = np.empty((sheet.shape[0], width, 3), np.uint8)
-        full[:] = paper
-        full[:, : sheet.shape[1]] = sheet
-        wide.append(full)
-    return np.concatenate(wide)

@@ -14,7 +14,7 @@ from ..lora import LoraLayer
 from ..models.image_model import ImageModel
 from ..network.denoiser import NetworkDenoiser
 from ..network.lora_layers import AdapterConfig
-from ..training.previews import sample
+from ..sampling import sample
 from .study import PLAIN
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..errors import DCOError
 from ..network.denoiser import Denoiser
+from ..sampling import sample
 from ..training.examples import Conditioning
-from ..training.previews import sample
 
 AT_ONCE = 4  # pictures of one prompt
 
@@ -51,7 +51,7 @@ def generate(
     tick: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
     """One latent [C, H, W] a seed that the base model makes of a prompt, in its own scale: the adapter is switched off,
-    and sampling is `preview.sample`. The same seeds in the same order give the same latents.
+    and sampling is `sampling.sample`. The same seeds in the same order give the same latents.
 
     conditioning, empty_conditioning: of the prompt and of the empty one. shape: of a latent. tick: called before
     every step of the sampler; whatever it raises ends sampling.

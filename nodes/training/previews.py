@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from ...dco_core.captions.markers import base_caption
+from ...dco_core.drawing.preview_sheet import preview_sheet
 from ...dco_core.training.examples import Example
-from ...dco_core.training.previews import Preview, PreviewPrompt, Previews, sheet
+from ...dco_core.training.previews import Preview, PreviewPrompt, Previews
 from ...dco_core.training.step_report import StepReport
 from ...dco_core.training.trainer import Training
 from ..host.progress import raise_if_interrupted
@@ -89,7 +90,7 @@ class TrainingPreviews:
         with self._run.result():
             self._taken = self._previews.take()
         if self._picture is not None:
-            picture = sheet(self._taken, [self._picture(p.latent) for p in self._taken], f"step {step}")
+            picture = preview_sheet(self._taken, [self._picture(p.latent) for p in self._taken], f"step {step}")
             self._progress.show_picture(step, picture)
             self._sheets.append(picture)
 
@@ -99,5 +100,5 @@ class TrainingPreviews:
         if not self._taken:
             return previews.NOTHING
         pictures = previews.decode(self._model, vae, [p.latent for p in self._taken])
-        self._sheets[-1:] = [sheet(self._taken, pictures, f"step {self._run.step}")]
+        self._sheets[-1:] = [preview_sheet(self._taken, pictures, f"step {self._run.step}")]
         return torch.from_numpy(np.stack(self._sheets)).float() / 255

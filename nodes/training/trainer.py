@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ...dco_core.drawing import figure as charts
 from ...dco_core.drawing.training_plot import loss_plot
 from ...dco_core.errors import printable_lines
 from ...dco_core.files.fingerprints import content_key, content_keys
@@ -61,6 +62,7 @@ class DCOLoRATrainer(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, captions, masks=None, class_images=None, **single) -> io.NodeOutput:
+        charts.available()  # not after an hour of training
         values = unwrapped(single) | {"class_images": class_images}
         config, options = training_config(values)
         token_options = chosen(values["learned_tokens"], "learned_tokens")
@@ -127,7 +129,7 @@ class DCOLoRATrainer(io.ComfyNode):
             used = f"{needed} Peak: {memory}."
         saved = trained_lora.save(target, lora, words.tokens)
         report = printable_lines("\n".join([_summary(run), used, *run.notes, *saved, said]))
-        plot = torch.tensor(loss_plot([r for r in run.history if not r.skipped])).float()[None] / 255
+        plot = torch.tensor(loss_plot([r for r in run.history if not r.skipped], run.scores)).float()[None] / 255
         loss_map = {"loss": [r.loss for r in run.history if not r.skipped]}
         return io.NodeOutput(
             trained_lora.lora_model(target, lora), loss_map, plot, report, previews.images(vae),

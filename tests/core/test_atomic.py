@@ -20,7 +20,7 @@ WRITER = """
     import sys
     sys.path[:0] = {path!r}
     import time, torch
-    import dco_core.lora.atomic as atomic
+    import dco_core.files.atomic as atomic
 
     def half(tensors, path, metadata):
         path.write_bytes(b"half a file")

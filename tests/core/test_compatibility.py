@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dco_core.drawing.compatibility_plot import compatibility_plot
+from dco_core.drawing.compatibility_plot import compatibility_figure, compatibility_plot
 from dco_core.lora import LoraLayer, LoraWeights
 from dco_core.merging import compare
 
@@ -85,7 +85,34 @@ def test_blocks_kinds_and_total_add_up():
     table = found.table()
     assert "down 4" in table and "attn2_to_k" in table and "2 layers in both, 1 only in the first" in table
     picture = compatibility_plot(found, "a and b")
-    assert picture.dtype == np.uint8 and picture.shape[1:] == (900, 3)
+    assert picture.dtype == np.uint8 and picture.shape[1:] == (1050, 3)
+
+
+def test_the_chart_has_the_numbers_of_the_report():
+    found = compare(
+        LoraWeights({DOWN: layer(0), UP: layer(1)}), LoraWeights({DOWN: layer(3), UP: layer(4)}), (1.0, 1e-3)
+    )
+    figure = compatibility_figure(found, "$a and b$.safetensors")
+    by_kind, talk, ratio = figure.axes
+    assert [text.get_text() for text in by_kind.get_yticklabels()] == list(found.by_kind())
+    assert np.allclose([bar.get_width() for bar in by_kind.patches], list(found.by_kind().values()))
+    blocks = found.by_block().values()
+    assert [text.get_text() for text in talk.get_yticklabels()] == list(found.by_block())
+    assert np.allclose([bar.get_width() for bar in talk.patches], [fit.cross_talk for fit in blocks])
+    assert [bar.get_width() for bar in ratio.patches] == [4, 4]  # at the end of the axis; the numbers are true
+    assert [float(text.get_text()) for text in ratio.texts] == pytest.approx(
+        [fit.norm_a / fit.norm_b for fit in blocks], rel=0.01
+    )
+    assert figure._suptitle.get_text() == "$a and b$.safetensors"
+
+
+def test_the_chart_of_loras_without_anything_in_common():
+    one = LoraWeights({DOWN: layer(0)})
+    nothing = compatibility_figure(compare(one, LoraWeights({UP: layer(1)})))
+    assert [axes.texts[0].get_text() for axes in nothing.axes] == ["no layer in common"] * 3
+    empty = LoraWeights({DOWN: LoraLayer(torch.zeros(3, 16), torch.ones(20, 3))})
+    ratio = compatibility_figure(compare(one, empty)).axes[2]
+    assert [text.get_text() for text in ratio.texts] == ["none"]  # no ratio to nothing
 
 
 def test_the_advice_is_true():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dco_core.evidence.figures import frontiers
+import numpy as np
+from PIL import Image
+
+from dco_core.evidence.figures import frontiers, save
 from dco_core.evidence.study import BASE
 
 
@@ -23,3 +26,13 @@ def test_the_same_curves_are_drawn_once():
 def test_a_figure_that_shows_more_is_drawn_too():
     assert list(frontiers(study_of("DreamBooth", "DCO", "DCO, double beta"))) == ["frontier", "beta"]
     assert list(frontiers(study_of("DreamBooth", "DCO", "mine"))) == ["frontier", "own_methods"]
+
+
+def test_a_chart_is_written_as_png_and_svg_a_sheet_as_it_is(tmp_path):
+    ((name, figure),) = frontiers(study_of("DreamBooth", "DCO")).items()
+    save(tmp_path / "figures" / f"{name}.png", figure)
+    save(tmp_path / "figures" / "sheet.jpg", np.zeros((20, 30, 3), np.uint8))
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["frontier.png", "frontier.svg", "sheet.jpg"]
+    with Image.open(tmp_path / "figures" / "frontier.png") as image:
+        assert image.width == 1050
+    assert "<svg" in (tmp_path / "figures" / "frontier.svg").read_text(encoding="utf-8")

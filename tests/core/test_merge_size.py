@@ -228,11 +228,13 @@ def test_resize_convert_and_inspect(tmp_path, capsys):
         expected = delta(read_lora(a).layers[key])
         assert (delta(layer) - expected).norm() <= 1e-3 * expected.norm()
     capsys.readouterr()
-    picture = tmp_path / "fit.png"
-    assert run("inspect", a, small, "--picture", picture) == 0
+    picture, drawing = tmp_path / "fit.png", tmp_path / "fit.svg"
+    assert run("inspect", a, small, "--plot", picture) == 0
     said = capsys.readouterr().out
     assert "learned tokens: token0" in said and "float16" in said and "column cosine" in said
-    assert picture.stat().st_size > 1000
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 1000
+    assert run("inspect", a, small, "--plot", drawing) == 0
+    assert "<svg" in drawing.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +249,8 @@ def test_resize_convert_and_inspect(tmp_path, capsys):
         (["merge", "{a}", "--output", "{out}", "--blocks", "upp=1"], "fits no layer"),
         (["resize", "{a}", "--output", "{out}"], "--rank R, --max-error E"),
         (["resize", "{a}", "--output", "{out}", "--rank", "0"], "at least 1"),
-        (["inspect", "{a}", "--picture", "x.png"], "two files"),
+        (["inspect", "{a}", "--plot", "x.png"], "two files"),
+        (["inspect", "{a}", "{a}", "--plot", "x.txt"], "ends in .png, .svg, .pdf"),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_sentence_and_leave_nothing(tmp_path, capsys, arguments, words):

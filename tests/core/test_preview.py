@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from dco_core.drawing.preview_sheet import preview_sheet
 from dco_core.errors import DCOError
 from dco_core.network.lora_layers import ADAPTER, AdapterConfig, lora_layers
+from dco_core.sampling import sample
 from dco_core.schedules import Schedule
 from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder
 from dco_core.toy_world.model import sample as toy_sample
 from dco_core.training.config import TrainingConfig
 from dco_core.training.examples import Example
 from dco_core.training.learned_tokens import LearnedTokens
-from dco_core.training.previews import Preview, PreviewPrompt, Previews, labelled_row, sample, sheet
+from dco_core.training.previews import Preview, PreviewPrompt, Previews
 from dco_core.training.trainer import Training
 from tests.small_network import Denoiser, small_base, small_examples
 
@@ -342,11 +344,16 @@ def flat(colour, height=32, width=32):
     return np.full((height, width, 3), colour, np.uint8)
 
 
+LABELS = ["base model", "trained", "reward guidance 3"]
+
+
+def drawn(images, labels, prompt="a dog", heading="step 5"):
+    return preview_sheet([Preview(prompt, label, torch.zeros(1)) for label in labels], images, heading)
+
+
 def test_a_row_holds_its_pictures_and_readable_captions():
     colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
-    row = labelled_row(
-        [flat(c) for c in colours], ["base model", "trained", "reward guidance 3"], "step 5: a dog"
-    )
+    row = drawn([flat(c) for c in colours], LABELS)
     assert row.dtype == np.uint8 and row.ndim == 3
     for colour in colours:
         found = np.argwhere((row == colour).all(-1))
@@ -355,24 +362,22 @@ def test_a_row_holds_its_pictures_and_readable_captions():
     dark = (row.astype(int).sum(-1) < 3 * 128) & (np.ptp(row.astype(int), axis=-1) < 30)
     top = np.argwhere(dark)[:, 0]
     assert dark.sum() > 300 and top.max() < row.shape[0] - 256  # above the pictures
-    wide = labelled_row([flat((0, 0, 0), 64, 16), flat((9, 9, 9), 16, 64)], ["a", "b"], "")
+    wide = drawn([flat((0, 0, 0), 64, 16), flat((9, 9, 9), 16, 64)], ["a", "b"], "")
     assert wide.shape[1] > 2 * 256
 
 
 @pytest.mark.parametrize(
-    "title", ["", "x", "a photo of a <dog> " * 40, "w" * 500, "犬の写真\n\tzwei"], ids=repr
+    "title", ["", "x", "a photo of a <dog> " * 40, "w" * 500, "\u72ac\u306e\u5199\u771f\n\tzwei"], ids=ascii
 )
 def test_rows_of_different_steps_have_one_size(title):
     images, labels = [flat((9, 99, 9))] * 3, ["base model", "trained" * 40, ""]
-    assert labelled_row(images, labels, title).shape == labelled_row(images, labels, "step 1: a dog").shape
+    first, last = drawn(images, labels, title, "step 5"), drawn(images, labels, title, "step 100000")
+    assert first.shape == last.shape == drawn(images, labels, "a dog").shape
 
 
 def test_a_sheet_has_a_row_a_prompt():
-    labels = ["base model", "trained", "reward guidance 3"]
-    taken = [Preview(text, label, torch.zeros(1)) for text in ("a", "a", "b") for label in labels]
+    taken = [Preview(text, label, torch.zeros(1)) for text in ("a", "a", "b") for label in LABELS]
     images = [flat((i, 0, 0)) for i in range(9)]
-    picture = sheet(taken, images, "step 7")
-    rows = [
-        labelled_row(images[i : i + 3], labels, f"step 7: {t}") for i, t in ((0, "a"), (3, "a"), (6, "b"))
-    ]
+    picture = preview_sheet(taken, images, "step 7")
+    rows = [drawn(images[i : i + 3], LABELS, t, "step 7") for i, t in ((0, "a"), (3, "a"), (6, "b"))]
     assert np.array_equal(picture, np.concatenate(rows))

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 from PIL import Image
 
-from dco_core.drawing.pareto_plot import COLOURS
+from dco_core.drawing.figure import COLOURS
 from devtools.demo_graph import find
 from devtools.environment import ROOT
 from devtools.workflow_prompt import to_prompt
