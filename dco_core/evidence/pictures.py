@@ -12,13 +12,13 @@ from ..data.buckets import Fitted
 from ..errors import DCOError
 from ..lora import LoraLayer
 from ..models.image_model import ImageModel
-from ..network.denoiser import NetworkDenoiser
+from ..network.denoiser import Denoiser, NetworkDenoiser
 from ..network.lora_layers import AdapterConfig
 from ..training.previews import sample
 from .study import PLAIN
 
 
-class _Personalized:
+class _Personalized(Denoiser):
     """A Denoiser whose adapter stays on, so that guidance is between theta(c) and theta(0)."""
 
     def __init__(self, denoiser: NetworkDenoiser):
@@ -75,7 +75,7 @@ def draw(
     fitted = Fitted(grey, None, (side, side), (0, 0))
     *texts, empty = (model.with_size(c, fitted) for c in model.encode_captions([*prompts, ""]))
     plain = guidance == PLAIN
-    chosen: Any = _Personalized(denoiser) if plain else denoiser
+    chosen: Denoiser = _Personalized(denoiser) if plain else denoiser
     images = []
     for i, text in enumerate(texts):
         noise = noise_for(blank.shape, seed, i, pictures).to(blank)
