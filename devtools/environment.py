@@ -165,7 +165,10 @@ def prepare(for_tests: bool) -> Path:
     title = "installing ComfyUI's requirements"
     steps.run(4, "host", requirements, title, lambda: _install_host(requirements))
 
-    files = [("pack", ROOT / "requirements.txt", "installing the pack's requirements")]
+    files = [
+        ("pack", ROOT / "requirements.txt", "installing the pack's requirements"),
+        ("devtools", ROOT / "devtools" / "requirements.txt", "installing the developer tools' requirements"),
+    ]
     if for_tests:
         files.append(("tests", ROOT / "tests" / "requirements.txt", "installing the test tools"))
     for name, file, title in files:

@@ -7,14 +7,12 @@ import shutil
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from . import environment
-from .api import Client
+from .api import Client, HostError
 from .pack_files import copy_pack
 
 PACK_FOLDER = "ComfyUI-DCO"
@@ -28,7 +26,8 @@ class HostStartError(RuntimeError):
 
 
 class HostServer:
-    """A ComfyUI process over a scratch tree `base_dir`; use it as a context manager.
+    """A ComfyUI process over a scratch tree `base_dir`; use it as a context manager. It ends when this process does,
+    however that ends.
 
     port: 0 takes a free one. extra_args: further arguments of the host's main.py.
     extra_nodes: folders or files of further custom nodes, copied beside the pack.
@@ -89,6 +88,8 @@ class HostServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         self._process = None
 
     def _make_tree(self) -> None:
@@ -133,7 +134,7 @@ class HostServer:
             self._process = subprocess.Popen(
                 arguments,
                 cwd=host,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # closed by the system when this process ends: host_launcher.py
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={
@@ -153,9 +154,9 @@ class HostServer:
                 code = self._process.returncode
                 raise HostStartError(f"the host ended with code {code} while starting:\n{self._tail()}")
             try:
-                urllib.request.urlopen(f"http://{self.address}/system_stats", timeout=5).close()
+                Client(self.address, timeout=5).system_stats()
                 return
-            except (urllib.error.URLError, OSError):
+            except HostError:
                 time.sleep(0.2)
         raise HostStartError(f"the host did not answer within {START_LIMIT_S} s:\n{self._tail()}")
 

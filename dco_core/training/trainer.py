@@ -171,9 +171,7 @@ class Training:
                 self.tokens.keep_norms()
             if self._ema:
                 names = list(self._parameters)
-                self._average(
-                    [self._ema[n] for n in names], [self._parameters[n] for n in names], self.step
-                )
+                self._average([self._ema[n] for n in names], [self._parameters[n] for n in names], self.step)
         self._optimizer.zero_grad(set_to_none=True)
         self._advance_rate()
         self.step = step
