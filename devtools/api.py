@@ -22,14 +22,13 @@ OnProgress = Callable[[str, dict[str, Any]], None]
 class HostError(RuntimeError):
     """The host refused or failed a prompt.
 
-    After a failed node also: node_id, node_type, exception_type, traceback.
+    After a failed node also: node_id, exception_type, traceback.
     """
 
     def __init__(self, message: str, details: dict[str, Any] | None = None):
         super().__init__(message)
         self.details = details or {}
         self.node_id = self.details.get("node_id")
-        self.node_type = self.details.get("node_type")
         self.exception_type = self.details.get("exception_type")
         self.traceback = "".join(self.details.get("traceback") or [])
 
@@ -72,19 +71,13 @@ class Client:
             raise HostError(_node_errors_text(answer["node_errors"]), {"node_errors": answer["node_errors"]})
         return answer["prompt_id"]
 
-    def wait(
-        self, prompt_id: str, on_progress: OnProgress | None = None, timeout: float = 600.0
-    ) -> dict[str, Any]:
+    def wait(self, prompt_id: str, timeout: float = 600.0) -> dict[str, Any]:
         """Block until the prompt ended and return its history entry.
 
-        Messages arrive in `on_progress` meanwhile, but only those sent after the call: `run` hears all.
         Raises HostError with the failing node's message or after `timeout` seconds, HostInterrupted
         after an interrupt.
         """
-        if on_progress is None:
-            return self._wait(prompt_id, None, None, timeout)
-        with self.listen() as messages:
-            return self._wait(prompt_id, messages, on_progress, timeout)
+        return self._wait(prompt_id, None, None, timeout)
 
     def run(
         self, prompt: dict[str, Any], on_progress: OnProgress | None = None, timeout: float = 600.0
@@ -94,7 +87,7 @@ class Client:
         They are {node id: {"images": [...], "text": [...], ...}}; errors as in `queue` and `wait`.
         """
         if on_progress is None:
-            return self.wait(self.queue(prompt), timeout=timeout)["outputs"]
+            return self.wait(self.queue(prompt), timeout)["outputs"]
         with self.listen() as messages:
             return self._wait(self.queue(prompt), messages, on_progress, timeout)["outputs"]
 

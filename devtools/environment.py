@@ -43,9 +43,9 @@ class SetupError(RuntimeError):
     """The environment cannot be built; the message says why and what to do."""
 
 
-def venv_python(venv: Path = VENV) -> Path:
-    """The interpreter of a virtual environment on this operating system."""
-    return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+def venv_python() -> Path:
+    """The interpreter of the virtual environment on this operating system."""
+    return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def has_nvidia_gpu() -> bool:
