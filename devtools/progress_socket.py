@@ -51,7 +51,7 @@ class ProgressSocket:
     @staticmethod
     async def _opened(
         address: str, client_id: str
-    ) -> tuple[aiohttp.ClientSession, aiohttp.ClientWebSocketResponse]:
+    ) -> tuple[aiohttp.ClientSession, aiohttp.ClientWebSocketResponse[bool]]:
         session = aiohttp.ClientSession()
         try:
             url = f"http://{address}/ws?clientId={client_id}"
