@@ -29,6 +29,7 @@ def main() -> int:
 
     from devtools import environment, tasks
 
+    tasks.end_cleanly_on_sigterm()
     try:
         if known.command == "demo":
             return tasks.demo(known.output, known.serve)

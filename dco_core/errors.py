@@ -14,14 +14,14 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def shortened(value: object, most: int = 60) -> str:
+def shortened(value: object) -> str:
     """A value out of a file for a message: printable, and never longer than a line."""
     text = (
         printable(repr(value))
         if isinstance(value, (str, int, float, type(None)))
         else f"a {type(value).__name__}"
     )
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def parsed_json(text: str | bytes) -> Any:

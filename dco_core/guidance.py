@@ -67,13 +67,6 @@ def autoguidance(strong: Tensor, weak: Tensor, w: float) -> Tensor:
     return weak + w * (strong - weak)
 
 
-def personalization_guidance(theta_cond: Tensor, weak_uncond: Tensor, w: float) -> Tensor:
-    """Steering Guidance for personalised models (arXiv 2508.00319): the fine-tuned model on the prompt, guided by a
-    weak one on the empty prompt whose weights lie between the base (0) and the fine-tuned model (1):
-    weak(0) + w (theta(c) - weak(0))."""
-    return weak_uncond + w * (theta_cond - weak_uncond)
-
-
 def rows_of(w_rg: float, w_text: float) -> list[str]:
     """The network evaluations that reward guidance needs in a step: the terms whose coefficient is not 0."""
     names = ("LoRA on the prompt", "base on the prompt", "base on the negative")

@@ -1,18 +1,18 @@
-"""HTTP and websocket client of a running ComfyUI, standard library only."""
+"""HTTP and websocket client of a running ComfyUI."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .progress_socket import ProgressSocket
+import aiohttp
+
+from .progress_socket import ProgressSocket, done
 
 # on_progress(kind, data): kind is the host's message type ("progress", "progress_state", "executing", ...)
 # or "preview" for a binary preview image; see ProgressSocket.receive.
@@ -22,14 +22,13 @@ OnProgress = Callable[[str, dict[str, Any]], None]
 class HostError(RuntimeError):
     """The host refused or failed a prompt.
 
-    After a failed node also: node_id, node_type, exception_type, traceback.
+    After a failed node also: node_id, exception_type, traceback.
     """
 
     def __init__(self, message: str, details: dict[str, Any] | None = None):
         super().__init__(message)
         self.details = details or {}
         self.node_id = self.details.get("node_id")
-        self.node_type = self.details.get("node_type")
         self.exception_type = self.details.get("exception_type")
         self.traceback = "".join(self.details.get("traceback") or [])
 
@@ -56,22 +55,9 @@ class Client:
 
     def upload_image(self, path: str | Path, subfolder: str = "", name: str | None = None) -> str:
         """Upload into the input folder (replacing a namesake); returns the value for a LoadImage input."""
-        content = Path(path).read_bytes()
-        name = name or Path(path).name
-        if set(name) & set('"\r\n'):
-            raise ValueError(f"the file name {name!r} cannot be sent in a form; pass another as name=")
-        boundary = uuid.uuid4().hex
-        form = b""
-        for field, value in (("overwrite", "true"), ("subfolder", subfolder), ("type", "input")):
-            form += (
-                f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{value}\r\n'.encode()
-            )
-        form += (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
-            "Content-Type: application/octet-stream\r\n\r\n"
-        ).encode()
-        form += content + f"\r\n--{boundary}--\r\n".encode()
-        saved = self._json("/upload/image", form, f"multipart/form-data; boundary={boundary}")
+        form = aiohttp.FormData({"overwrite": "true", "subfolder": subfolder, "type": "input"})
+        form.add_field("image", Path(path).read_bytes(), filename=name or Path(path).name)
+        saved = self._json("/upload/image", data=form)
         return f"{saved['subfolder']}/{saved['name']}" if saved.get("subfolder") else saved["name"]
 
     def queue(self, prompt: dict[str, Any]) -> str:
@@ -79,25 +65,19 @@ class Client:
 
         Raises HostError for any node error, also when the host answers 200 and would drop only that branch.
         """
-        answer = self._post("/prompt", {"prompt": prompt, "client_id": self.client_id})
+        answer = self._json("/prompt", json={"prompt": prompt, "client_id": self.client_id})
         if answer.get("node_errors"):
             self._cancel(answer.get("prompt_id"))
             raise HostError(_node_errors_text(answer["node_errors"]), {"node_errors": answer["node_errors"]})
         return answer["prompt_id"]
 
-    def wait(
-        self, prompt_id: str, on_progress: OnProgress | None = None, timeout: float = 600.0
-    ) -> dict[str, Any]:
+    def wait(self, prompt_id: str, timeout: float = 600.0) -> dict[str, Any]:
         """Block until the prompt ended and return its history entry.
 
-        Messages arrive in `on_progress` meanwhile, but only those sent after the call: `run` hears all.
         Raises HostError with the failing node's message or after `timeout` seconds, HostInterrupted
         after an interrupt.
         """
-        if on_progress is None:
-            return self._wait(prompt_id, None, None, timeout)
-        with self.listen() as messages:
-            return self._wait(prompt_id, messages, on_progress, timeout)
+        return self._wait(prompt_id, None, None, timeout)
 
     def run(
         self, prompt: dict[str, Any], on_progress: OnProgress | None = None, timeout: float = 600.0
@@ -107,7 +87,7 @@ class Client:
         They are {node id: {"images": [...], "text": [...], ...}}; errors as in `queue` and `wait`.
         """
         if on_progress is None:
-            return self.wait(self.queue(prompt), timeout=timeout)["outputs"]
+            return self.wait(self.queue(prompt), timeout)["outputs"]
         with self.listen() as messages:
             return self._wait(self.queue(prompt), messages, on_progress, timeout)["outputs"]
 
@@ -117,16 +97,15 @@ class Client:
 
     def interrupt(self) -> None:
         """Stop the running prompt."""
-        self._post("/interrupt", {})
+        self._json("/interrupt", json={})
 
     def download(self, filename: str, subfolder: str = "", type: str = "output") -> bytes:
         """Content of a file as named in a prompt's outputs."""
-        query = urllib.parse.urlencode({"filename": filename, "subfolder": subfolder, "type": type})
-        return self._request(f"/view?{query}")
+        return self._request("/view", params={"filename": filename, "subfolder": subfolder, "type": type})
 
     def free(self) -> None:
         """Ask the host to unload models and drop cached outputs (done before its next prompt)."""
-        self._post("/free", {"unload_models": True, "free_memory": True})
+        self._json("/free", json={"unload_models": True, "free_memory": True})
 
     def history(self, prompt_id: str) -> dict[str, Any] | None:
         """The history entry of a finished prompt, else None."""
@@ -135,8 +114,8 @@ class Client:
     def _cancel(self, prompt_id: str | None) -> None:
         """Take a prompt out of the queue, or interrupt it where it already runs."""
         if prompt_id is not None:
-            self._post("/queue", {"delete": [prompt_id]})
-            self._post("/interrupt", {"prompt_id": prompt_id})
+            self._json("/queue", json={"delete": [prompt_id]})
+            self._json("/interrupt", json={"prompt_id": prompt_id})
 
     def _wait(
         self, prompt_id: str, messages: ProgressSocket | None, on_progress: OnProgress | None, timeout: float
@@ -161,23 +140,29 @@ class Client:
             pause = min(pause * 1.5, 0.25)
         raise HostError(f"prompt {prompt_id} did not finish within {timeout:g} s")
 
-    def _post(self, path: str, content: dict[str, Any]) -> dict[str, Any]:
-        return self._json(path, json.dumps(content).encode(), "application/json")
-
-    def _json(self, path: str, body: bytes | None = None, content_type: str = "") -> dict[str, Any]:
-        answer = self._request(path, body, content_type)
+    def _json(self, path: str, **content: Any) -> dict[str, Any]:
+        """The answer to a POST of `json` or `data`, or to a GET without them."""
+        answer = self._request(path, **content)
         return json.loads(answer) if answer else {}
 
-    def _request(self, path: str, body: bytes | None = None, content_type: str = "") -> bytes:
-        headers = {"Content-Type": content_type} if content_type else {}
-        request = urllib.request.Request(f"http://{self.address}{path}", body, headers)
+    def _request(self, path: str, **content: Any) -> bytes:
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                return answer.read()
-        except urllib.error.HTTPError as error:
-            raise _refusal(path, error) from error
-        except (urllib.error.URLError, OSError) as error:
-            raise HostError(f"the host at {self.address} does not answer {path}: {error}") from error
+            status, body = done(self._answered(path, content))
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            reason = str(error) or f"nothing within {self.timeout:g} s"
+            raise HostError(f"the host at {self.address} does not answer {path}: {reason}") from error
+        if status >= 400:
+            raise _refusal(path, status, body)
+        return body
+
+    async def _answered(self, path: str, content: dict[str, Any]) -> tuple[int, bytes]:
+        method = "POST" if {"json", "data"} & set(content) else "GET"
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=self.timeout, sock_read=self.timeout)
+        async with (
+            aiohttp.ClientSession(timeout=limit) as session,
+            session.request(method, f"http://{self.address}{path}", **content) as answer,
+        ):
+            return answer.status, await answer.read()
 
 
 def _receive(messages: ProgressSocket, timeout: float) -> tuple[str, dict[str, Any]] | None:
@@ -187,18 +172,18 @@ def _receive(messages: ProgressSocket, timeout: float) -> tuple[str, dict[str, A
         raise HostError(f"the host went away while the prompt ran: {error}") from error
 
 
-def _refusal(path: str, error: urllib.error.HTTPError) -> HostError:
-    body = error.read().decode("utf-8", "replace")
+def _refusal(path: str, status: int, body: bytes) -> HostError:
+    text = body.decode("utf-8", "replace")
     try:
-        answer = json.loads(body)
+        answer = json.loads(text)
     except ValueError:
-        return HostError(f"the host answered {error.code} to {path}: {body[:500]}")
+        return HostError(f"the host answered {status} to {path}: {text[:500]}")
     if answer.get("node_errors"):
         return HostError(_node_errors_text(answer["node_errors"]), {"node_errors": answer["node_errors"]})
     reason = answer.get("error", answer)
     if isinstance(reason, dict):
         reason = f"{reason.get('message', reason)} {reason.get('details') or ''}".strip()
-    return HostError(f"the host answered {error.code} to {path}: {reason}")
+    return HostError(f"the host answered {status} to {path}: {reason}")
 
 
 def _node_errors_text(node_errors: dict[str, Any]) -> str:

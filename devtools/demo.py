@@ -30,6 +30,7 @@ from . import demo_graph
 from .api import Client
 from .environment import DEV, ROOT
 from .host_server import HostServer
+from .tasks import end_cleanly_on_sigterm
 from .workflow_prompt import to_prompt
 
 WORKFLOW = ROOT / "workflows" / "0 - Try it (Toy World, CPU).json"
@@ -229,6 +230,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--serve", action="store_true")
     args = parser.parse_args()
+    end_cleanly_on_sigterm()
     shutil.rmtree(DEV / "demo", ignore_errors=True)
     print("Starting ComfyUI ...", flush=True)
     with HostServer(DEV / "demo") as host:

@@ -43,9 +43,9 @@ class SetupError(RuntimeError):
     """The environment cannot be built; the message says why and what to do."""
 
 
-def venv_python(venv: Path = VENV) -> Path:
-    """The interpreter of a virtual environment on this operating system."""
-    return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+def venv_python() -> Path:
+    """The interpreter of the virtual environment on this operating system."""
+    return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def has_nvidia_gpu() -> bool:
@@ -165,7 +165,10 @@ def prepare(for_tests: bool) -> Path:
     title = "installing ComfyUI's requirements"
     steps.run(4, "host", requirements, title, lambda: _install_host(requirements))
 
-    files = [("pack", ROOT / "requirements.txt", "installing the pack's requirements")]
+    files = [
+        ("pack", ROOT / "requirements.txt", "installing the pack's requirements"),
+        ("devtools", ROOT / "devtools" / "requirements.txt", "installing the developer tools' requirements"),
+    ]
     if for_tests:
         files.append(("tests", ROOT / "tests" / "requirements.txt", "installing the test tools"))
     for name, file, title in files:

@@ -1,6 +1,9 @@
 """Run the host's main.py as a script: `python host_launcher.py path/to/main.py [arguments]`.
 
-Needed because on Linux without a GPU the registry only offers CUDA builds of torchvision. Their extension
+It ends when its standard input does. That is a pipe of the process that started it, which the system closes even
+where that process was killed: no host is left behind.
+
+Also needed because on Linux without a GPU the registry only offers CUDA builds of torchvision. Their extension
 cannot load beside a CPU torch: `import torchvision` then fails for want of two operator schemas,
 which are declared here.
 """
@@ -9,8 +12,12 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import runpy
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 MISSING_SCHEMAS = (
@@ -38,7 +45,21 @@ def declare_torchvision_schemas() -> object | None:
         return library
 
 
+def end_with_standard_input() -> None:
+    """End this process, as HostServer.stop does, once nobody holds the other end of its standard input."""
+
+    def wait() -> None:
+        while os.read(0, 1024):  # not sys.stdin: its lock would be held at the interpreter's end
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)  # a custom node may have taken the signal
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 if __name__ == "__main__":
+    end_with_standard_input()
     main_script = Path(sys.argv[1]).resolve()
     sys.argv = sys.argv[1:]
     sys.path[0] = str(main_script.parent)

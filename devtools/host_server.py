@@ -7,14 +7,12 @@ import shutil
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from . import environment
-from .api import Client
+from .api import Client, HostError
 from .pack_files import copy_pack
 
 PACK_FOLDER = "ComfyUI-DCO"
@@ -28,11 +26,10 @@ class HostStartError(RuntimeError):
 
 
 class HostServer:
-    """A ComfyUI process over a scratch tree `base_dir`; use it as a context manager.
+    """A ComfyUI process over a scratch tree `base_dir`; use it as a context manager. It ends when this process does,
+    however that ends.
 
-    port: 0 takes a free one. extra_args: further arguments of the host's main.py.
     extra_nodes: folders or files of further custom nodes, copied beside the pack.
-    env: environment variables added to the host's.
     Attributes: base_dir, port, address ("127.0.0.1:PORT"), client (devtools.api.Client), log_path.
     Raises HostStartError when the host does not answer within 180 s.
     """
@@ -40,16 +37,11 @@ class HostServer:
     def __init__(
         self,
         base_dir: str | os.PathLike[str],
-        port: int = 0,
-        extra_args: Sequence[str] = (),
         extra_nodes: Sequence[str | os.PathLike[str]] = (),
-        env: Mapping[str, str] | None = None,
     ):
         self.base_dir = Path(base_dir).resolve()
-        self.port = port
-        self.extra_args = list(extra_args)
+        self.port = 0  # none yet
         self.extra_nodes = [Path(node) for node in extra_nodes]
-        self.env = dict(env or {})
         self.log_path = self.base_dir / "host.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -63,7 +55,7 @@ class HostServer:
 
     def __enter__(self) -> HostServer:
         self._make_tree()
-        self.port = self.port or _free_port()
+        self.port = _free_port()
         self.client = Client(self.address)
         self._start()
         try:
@@ -89,6 +81,8 @@ class HostServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         self._process = None
 
     def _make_tree(self) -> None:
@@ -125,15 +119,14 @@ class HostServer:
             # the default lies in the host's own folder and is locked by the first host that runs from it
             "--database-url",
             f"sqlite:///{(self.base_dir / 'user' / 'comfyui.db').as_posix()}",
-            *self.extra_args,
         ]
-        if "--cpu" not in self.extra_args and not _torch_sees_gpu(python):
+        if not _torch_sees_gpu(python):
             arguments.append("--cpu")
         with open(self.log_path, "wb") as log:
             self._process = subprocess.Popen(
                 arguments,
                 cwd=host,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # closed by the system when this process ends: host_launcher.py
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={
@@ -141,7 +134,6 @@ class HostServer:
                     **os.environ,
                     "PYTHONUNBUFFERED": "1",
                     "PYTHONUTF8": "1",
-                    **self.env,
                 },
             )
 
@@ -153,9 +145,9 @@ class HostServer:
                 code = self._process.returncode
                 raise HostStartError(f"the host ended with code {code} while starting:\n{self._tail()}")
             try:
-                urllib.request.urlopen(f"http://{self.address}/system_stats", timeout=5).close()
+                Client(self.address, timeout=5).system_stats()
                 return
-            except (urllib.error.URLError, OSError):
+            except HostError:
                 time.sleep(0.2)
         raise HostStartError(f"the host did not answer within {START_LIMIT_S} s:\n{self._tail()}")
 
@@ -165,8 +157,8 @@ class HostServer:
         if failed and (self.base_dir / "custom_nodes" / PACK_FOLDER / "__init__.py").is_file():
             raise HostStartError(f"the host could not import a custom node: {failed}\n{self.log()}")
 
-    def _tail(self, lines: int = 40) -> str:
-        return "\n".join(self.log().splitlines()[-lines:])
+    def _tail(self) -> str:
+        return "\n".join(self.log().splitlines()[-40:])
 
 
 def _free_port() -> int:

@@ -1,19 +1,41 @@
-"""A minimal websocket client (RFC 6455) for the host's progress messages."""
+"""The host's progress messages over its websocket."""
 
 from __future__ import annotations
 
-import base64
+import asyncio
+import functools
 import json
-import os
-import socket
 import struct
+import threading
 import time
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
+import aiohttp
+
+_T = TypeVar("_T")
+
 # the host's protocol.py
 PREVIEW_IMAGE, TEXT_MESSAGE, PREVIEW_WITH_METADATA = 1, 3, 4
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """An event loop in a thread of its own: the caller's thread may have one that runs already (Playwright's)."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
+
+
+def done(work: Coroutine[Any, Any, _T]) -> _T:
+    """Wait for a coroutine and return its result."""
+    future = asyncio.run_coroutine_threadsafe(work, _loop())
+    try:
+        return future.result()
+    except BaseException:  # Ctrl-C included
+        future.cancel()
+        raise
 
 
 class ProgressSocket:
@@ -23,26 +45,24 @@ class ProgressSocket:
     """
 
     def __init__(self, address: str, client_id: str):
-        host, port = address.rsplit(":", 1)
-        self._socket = socket.create_connection((host, int(port)), timeout=30)
-        self._buffer = bytearray()
-        self._fragments = bytearray()
-        key = base64.b64encode(os.urandom(16)).decode()
-        self._socket.sendall(
-            (
-                f"GET /ws?clientId={client_id} HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\n"
-                f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
-            ).encode()
-        )
-        while b"\r\n\r\n" not in self._buffer:
-            self._read_more()
-        head, _, rest = bytes(self._buffer).partition(b"\r\n\r\n")
-        if b" 101 " not in head.splitlines()[0]:
-            raise ConnectionError(f"{address}/ws refused the websocket: {head.splitlines()[0].decode()}")
-        self._buffer = bytearray(rest)
-        self._send(
-            TEXT, json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}).encode()
-        )
+        """Raises ConnectionError where the host does not answer or refuses."""
+        self._session, self._socket = done(self._opened(address, client_id))
+
+    @staticmethod
+    async def _opened(
+        address: str, client_id: str
+    ) -> tuple[aiohttp.ClientSession, aiohttp.ClientWebSocketResponse[bool]]:
+        session = aiohttp.ClientSession()
+        try:
+            url = f"http://{address}/ws?clientId={client_id}"
+            socket = await session.ws_connect(url, max_msg_size=0)  # 0: previews of any size
+            await socket.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
+        except BaseException as error:
+            await session.close()
+            if isinstance(error, aiohttp.ClientError):
+                raise ConnectionError(f"{address}/ws refused the websocket: {error}") from error
+            raise
+        return session, socket
 
     def receive(self, timeout: float) -> tuple[str, dict[str, Any]] | None:
         """The next message as (kind, data), or None when none arrives within `timeout` seconds.
@@ -53,33 +73,25 @@ class ProgressSocket:
         Raises ConnectionError when the host closes the connection.
         """
         deadline = time.monotonic() + timeout
-        while True:
-            frame = self._take_frame()
-            if frame is None:
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    return None
-                self._socket.settimeout(remaining)
-                try:
-                    self._read_more()
-                except TimeoutError:
-                    return None
-                continue
-            final, opcode, payload = frame
-            if opcode == CLOSE:
-                raise ConnectionError("the host closed the websocket")
-            if opcode == PING:
-                self._send(PONG, payload)
-            elif opcode != PONG:
-                if opcode:  # 0 continues the fragments before it
-                    self._opcode = opcode
-                self._fragments += payload
-                if final:
-                    whole, self._fragments = bytes(self._fragments), bytearray()
-                    return _decode(self._opcode, whole)
+        while (remaining := deadline - time.monotonic()) > 0:
+            try:
+                message = done(self._socket.receive(remaining))
+            except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
+                return None
+            if message.type is aiohttp.WSMsgType.TEXT:
+                content = json.loads(message.data)
+                return content["type"], content.get("data") or {}
+            if message.type is aiohttp.WSMsgType.BINARY:
+                return _decoded(message.data)
+            raise ConnectionError("the host closed the websocket")
+        return None
 
     def close(self) -> None:
-        self._socket.close()
+        done(self._closed())
+
+    async def _closed(self) -> None:
+        await self._socket.close()
+        await self._session.close()
 
     def __enter__(self) -> ProgressSocket:
         return self
@@ -89,40 +101,8 @@ class ProgressSocket:
     ) -> None:
         self.close()
 
-    def _read_more(self) -> None:
-        received = self._socket.recv(65536)
-        if not received:
-            raise ConnectionError("the host closed the websocket")
-        self._buffer += received
 
-    def _take_frame(self) -> tuple[bool, int, bytes] | None:
-        """Cut one complete server frame (never masked) off the buffer: (final, opcode, payload)."""
-        if len(self._buffer) < 2:
-            return None
-        size, start = self._buffer[1] & 0x7F, 2
-        if size >= 126:
-            layout = ">H" if size == 126 else ">Q"
-            start += struct.calcsize(layout)
-            if len(self._buffer) < start:
-                return None
-            (size,) = struct.unpack_from(layout, self._buffer, 2)
-        if len(self._buffer) < start + size:
-            return None
-        first, payload = self._buffer[0], bytes(self._buffer[start : start + size])
-        del self._buffer[: start + size]
-        return bool(first & 0x80), first & 0x0F, payload
-
-    def _send(self, opcode: int, payload: bytes) -> None:
-        """Send one frame; a client must mask. Payloads here stay below 126 bytes (flags, pongs)."""
-        mask = os.urandom(4)
-        masked = bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload))
-        self._socket.sendall(bytes([0x80 | opcode, 0x80 | len(payload)]) + mask + masked)
-
-
-def _decode(opcode: int, payload: bytes) -> tuple[str, dict[str, Any]]:
-    if opcode == TEXT:
-        message = json.loads(payload)
-        return message["type"], message.get("data") or {}
+def _decoded(payload: bytes) -> tuple[str, dict[str, Any]]:
     (event,) = struct.unpack_from(">I", payload)
     if event == PREVIEW_WITH_METADATA:
         (length,) = struct.unpack_from(">I", payload, 4)

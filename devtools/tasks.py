@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from . import browser, environment
 from .environment import DEV, PASSIVE_WAITING, ROOT
-from .pack_files import copy_pack
 
 # Files of tests side by side, each process with a host of its own: small networks leave a second core idle.
 _SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
 _ONE_THREAD = {**PASSIVE_WAITING, "OMP_NUM_THREADS": "1"}
+
+
+def end_cleanly_on_sigterm() -> None:
+    """Let `kill` end this process by SystemExit, so that what it has started is ended too."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def demo(output: str, serve: bool) -> int:
@@ -52,12 +58,12 @@ def type_check(host: Path) -> int:
     folder may have any name, also one that is no Python identifier.
     """
     room = DEV / "typecheck"
-    copy_pack(room / "comfyui_dco", only_suffix=".py")
+    copied = _python(["-m", "devtools.pack_files", str(room / "comfyui_dco"), ".py"], ROOT, host)
     config = ROOT / "pyproject.toml"
     mypy = ["-m", "mypy", f"--config-file={config}", f"--cache-dir={DEV / 'mypy_cache'}"]
     pack = _python([*mypy, "-p", "comfyui_dco"], room, host)
     tools = _python([*mypy, "--explicit-package-bases", "devtools", "dev.py"], ROOT, host)
-    return pack or tools
+    return copied or pack or tools
 
 
 def _python(
@@ -70,3 +76,7 @@ def _python(
         return process.wait()
     except KeyboardInterrupt:  # the child got Ctrl-C too and stops its host
         return process.wait()
+    except SystemExit:  # `kill` reaches this process alone
+        process.terminate()
+        process.wait()
+        raise

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+
 from devtools import browser, environment
 from devtools.host_launcher import declare_torchvision_schemas
 
 # peft imports torchvision through transformers; kept alive here for the whole run
 TORCHVISION = declare_torchvision_schemas()
+
+
+def pytest_configure() -> None:
+    """`kill` ends a run as Ctrl-C does: fixtures stop their hosts."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_report_header() -> list[str]:

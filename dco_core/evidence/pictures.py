@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from ..data.buckets import Fitted
 from ..errors import DCOError
 from ..lora import LoraLayer
 from ..models.image_model import ImageModel
-from ..network.denoiser import NetworkDenoiser
+from ..network.denoiser import Denoiser, NetworkDenoiser
 from ..network.lora_layers import AdapterConfig
 from ..sampling import sample
 from .study import PLAIN
@@ -37,21 +37,14 @@ def noise_for(shape: Sequence[int], seed: int, prompt: int, pictures: int) -> Te
     return torch.randn((pictures, *shape), generator=generator)
 
 
-class _Texts(NamedTuple):
-    """What each sample of a batch reads."""
+class _Personalized(Denoiser):
+    """A Denoiser whose adapter stays on, so that guidance is between theta(c) and theta(0)."""
 
-    rows: list[Any]
-
-
-class _PerSample:
-    """A Denoiser that `preview.sample` hands one conditioning for all samples, a _Texts. plain: its adapter stays
-    on, so that guidance is between theta(c) and theta(0)."""
-
-    def __init__(self, denoiser: NetworkDenoiser, plain: bool):
-        self._denoiser, self.schedule, self._plain = denoiser, denoiser.schedule, plain
+    def __init__(self, denoiser: NetworkDenoiser):
+        self._denoiser, self.schedule = denoiser, denoiser.schedule
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Sequence[Any], *, adapter: bool) -> Tensor:
-        return self._denoiser.predict(x_t, t, conditioning[0].rows, adapter=adapter or self._plain)
+        return self._denoiser.predict(x_t, t, conditioning, adapter=True)
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         return {}
@@ -84,14 +77,14 @@ def draw_latents(
     *texts, empty = (model.with_size(c, fitted) for c in model.encode_captions([*prompts, ""]))
     rows = [text for text in texts for _ in range(pictures)]
     noise = torch.cat([noise_for(blank.shape, seed, i, pictures) for i in range(len(prompts))]).to(blank)
-    chosen: Any = _PerSample(denoiser, guidance == PLAIN)
-    w_rg = 0.0 if guidance == PLAIN else float(guidance)
+    plain = guidance == PLAIN
+    chosen: Denoiser = _Personalized(denoiser) if plain else denoiser
+    w_rg = 0.0 if plain else float(guidance)
     latents: list[Tensor] = []
     for first in range(0, len(rows), at_once):
-        mine = _Texts(rows[first : first + at_once])
-        nothing = _Texts([empty] * len(mine.rows))
+        mine = rows[first : first + at_once]
         latents += sample(
-            chosen, mine, mine, nothing, noise[first : first + at_once], w_rg=w_rg, w_text=w_text, steps=steps,
+            chosen, mine, mine, empty, noise[first : first + at_once], w_rg=w_rg, w_text=w_text, steps=steps,
             tick=tick,
         )  # fmt: skip
     return latents

@@ -3,8 +3,8 @@ down."""
 
 from .arithmetic import merge
 from .embeddings import BUNDLE, bundled, from_bundle, initializers_in, token_header, write_embedding
-from .file import open_lora, read_lora, read_tensors, unique_path, write_lora
-from .keys import canonical_key, canonical_keys
+from .file import open_lora, read_lora, read_tensors, write_lora
+from .keys import canonical_keys
 from .metadata import training_metadata
 from .state_dict import from_tensors, to_tensors
 from .tensors import LazyLayers, LoraLayer, LoraTensors, LoraWeights, fingerprint
@@ -16,7 +16,6 @@ __all__ = [
     "LoraTensors",
     "LoraWeights",
     "bundled",
-    "canonical_key",
     "canonical_keys",
     "fingerprint",
     "from_bundle",
@@ -29,7 +28,6 @@ __all__ = [
     "to_tensors",
     "token_header",
     "training_metadata",
-    "unique_path",
     "write_embedding",
     "write_lora",
 ]

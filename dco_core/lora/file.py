@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -84,12 +83,3 @@ def write_lora(
     else:
         tensors = to_tensors(weights, keys=keys, dtype=dtype)
         save_tensors(path, tensors, {**metadata, **late()})
-
-
-def unique_path(folder: str | os.PathLike[str], stem: str, suffix: str = ".safetensors") -> Path:
-    """`folder/stem_00001.safetensors`, with the number after the highest one in use, as the host counts."""
-    folder = Path(folder)
-    pattern = re.compile(re.escape(stem) + r"_(\d+)_?" + re.escape(suffix), re.IGNORECASE)
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    used = [int(match[1]) for match in map(pattern.fullmatch, names) if match]
-    return folder / f"{stem}_{max(used, default=0) + 1:05}{suffix}"

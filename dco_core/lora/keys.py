@@ -233,11 +233,6 @@ def canonical_keys(paths: Iterable[str]) -> dict[str, str]:
     return result
 
 
-def canonical_key(path: str) -> str:
-    """canonical_keys for a module on its own."""
-    return canonical_keys([path])[path]
-
-
 def _is_sd_block(key: str) -> bool:
     name = key.removeprefix(UNET)
     return key.startswith(UNET) and bool(_DIFFUSERS_BLOCK.fullmatch(name) or _LDM_BLOCK.fullmatch(name))

@@ -32,7 +32,6 @@ def training_metadata(
     seed: int,
     config: Mapping[str, object],
     base_model_version: str | None = None,
-    architecture: str | None = None,
     comment: str = "",
     date: datetime.datetime | None = None,
     dated: bool = True,
@@ -44,7 +43,7 @@ def training_metadata(
 
     rank, alpha: numbers, or one_or_dynamic's word.
     base_model_version: kohya's name, `sdxl_base_v1-0`, `sd_v1`, ...; None if unknown, and then left out.
-    architecture: modelspec's name; from base_model_version if that is a key of ARCHITECTURES.
+        modelspec's name of the architecture goes with it (ARCHITECTURES).
     dated: False leaves the date out, so that the same run gives the same file.
     extra: further entries, such as `modelspec.trigger_phrase`; they win over the standard ones.
     """
@@ -64,7 +63,7 @@ def training_metadata(
         "ss_seed": seed,
         "ss_training_comment": comment or None,
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": architecture or ARCHITECTURES.get(base_model_version or ""),
+        "modelspec.architecture": ARCHITECTURES.get(base_model_version or ""),
         "modelspec.title": title,
         "dco.config": json.dumps(dict(config), sort_keys=True),
     }

@@ -12,7 +12,6 @@ from ..errors import DCOError
 from ..lora import LoraWeights
 from ..lora.keys import UNET, diffusers_to_ldm
 
-GROUPS = ("down", "middle", "up", "text")
 # Rules, the last that fits goes first. The names of B-LoRA (arXiv 2403.14572, Sec. 4): in SDXL the content of a picture
 # sits in the first attention block of the up part, its style in the second.
 PRESETS = {
@@ -53,11 +52,6 @@ def block_of(key: str) -> str:
         return f"{'middle' if match[1] == 'mid' else match[1]} {match[2]}".strip()
     match = _NUMBERED.search(name)
     return f"{match[1]} {match[2]}" if match else "other"
-
-
-def group_of(key: str) -> str:
-    """'down', 'middle', 'up', 'text' or the first word of the block."""
-    return block_of(key).split(" ")[0]
 
 
 def kind_of_layer(key: str) -> str:

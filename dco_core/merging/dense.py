@@ -10,13 +10,13 @@ from .low_rank import SmallSVD, from_svd
 from .reduce import Size, rank_by_energy
 from .report import ErrorReport
 
-_POWER_ITERATIONS = 3
+_POWER_ITERATIONS, _SPARE = 3, 8  # of the randomised SVD; directions beyond the rank
 
 
 def factorised(key: str, delta: Tensor, size: Size, report: ErrorReport, before: int) -> LoraLayer:
-    """A dense dW [out, in, *kernel] as a pair of the rank that `size` asks for, by a randomised SVD (Halko, Martinsson
-    and Tropp 2011, arXiv 0909.4061, Alg. 4.4 and 5.1) with a fixed seed; with the error that was measured against dW.
-    before: the rank noted as the one before."""
+    """A dense dW [out, in, *kernel] as a pair of the rank that `size` asks for, by torch's randomised SVD
+    (Halko, Martinsson and Tropp 2011, arXiv 0909.4061, Alg. 4.4 and 5.1) with a fixed seed; with the error that was
+    measured against dW. before: the rank noted as the one before."""
     kernel = tuple(delta.shape[1:])
     flat = delta.flatten(1).float()
     whole = float(flat.double().norm())
@@ -49,11 +49,7 @@ def _randomised_svd(flat: Tensor, rank: int) -> SmallSVD:
     if 2 * rank >= min(flat.shape):  # nothing is gained by a sketch
         u, s, vh = torch.linalg.svd(flat, full_matrices=False)
         return SmallSVD(u[:, :rank], s[:rank], vh[:rank])
-    generator = torch.Generator().manual_seed(0)
-    sketch = flat @ torch.randn(flat.shape[1], rank + 8, generator=generator)
-    q = torch.linalg.qr(sketch).Q
-    for _ in range(_POWER_ITERATIONS):
-        q = torch.linalg.qr(flat.T @ q).Q
-        q = torch.linalg.qr(flat @ q).Q
-    u, s, vh = torch.linalg.svd(q.T @ flat, full_matrices=False)
-    return SmallSVD((q @ u)[:, :rank], s[:rank], vh[:rank])
+    with torch.random.fork_rng([]):  # the sketch is drawn from the global generator
+        torch.manual_seed(0)
+        u, s, v = torch.svd_lowrank(flat, q=rank + _SPARE, niter=_POWER_ITERATIONS)
+    return SmallSVD(u[:, :rank], s[:rank], v[:, :rank].T)

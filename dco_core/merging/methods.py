@@ -34,7 +34,7 @@ class Exact:
     """sum_i weight_i dW_i."""
 
     name = "exact"
-    pair = dense = False
+    pair = False
 
     def combine(self, key: str, layers: Weighted) -> LoraLayer:
         return concatenated([(weight * layer.scale, layer) for _, weight, layer in layers])
@@ -47,7 +47,7 @@ class NPLora:
     mu: float = math.inf
     energy: float = 1.0
     name = "np-lora"
-    pair, dense = True, False
+    pair = True
 
     def __post_init__(self) -> None:
         if not self.mu >= 0 or not 0 < self.energy <= 1:
@@ -68,7 +68,7 @@ class ZipLora:
 
     mergers: Mapping[str, Mergers]
     name = "ziplora"
-    pair, dense = True, False
+    pair = True
 
     def combine(self, key: str, layers: Weighted) -> LoraLayer:
         mergers = self.mergers.get(key)
@@ -85,7 +85,7 @@ class Ties:
 
     density: float = 0.2
     name = "ties"
-    pair, dense = False, True
+    pair = False
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
@@ -102,7 +102,7 @@ class Dare:
     drop: float = 0.5
     seed: int = 0
     name = "dare"
-    pair, dense = False, True
+    pair = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop < 1:

@@ -13,7 +13,8 @@ def ties(deltas: Sequence[Tensor], weights: Sequence[float], density: float) -> 
     with the larger sum; the mean of those that have it. weights scale the dW before. Where no two meet in an entry it
     is the sum of the trimmed ones.
 
-    The paper trims a whole task vector at once; here each layer is trimmed alone, as in peft."""
+    The paper trims a whole task vector at once; here each layer is trimmed alone, as in peft. Written out because
+    peft.utils.merge_utils.ties elects the sign before it weights: a weight below 0 would have no say in the sign."""
     trimmed = torch.stack([w * trim(d, density) for d, w in zip(deltas, weights, strict=True)])
     sign = trimmed.sum(0).sign()
     agree = trimmed.sign() == sign

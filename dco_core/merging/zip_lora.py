@@ -23,7 +23,7 @@ from ..errors import DCOError
 from ..lora import LoraLayer
 from ..network.denoiser import NetworkDenoiser
 from ..training.config import TrainingConfig
-from ..training.examples import Draw, Example, random_draws
+from ..training.examples import Draw, Example, Prompt, random_draws
 
 Mergers = tuple[Tensor, Tensor]  # m_c and m_s of one layer, [in]
 _CONTENT, _STYLE, _MERGED = "content", "style", "merged"
@@ -131,7 +131,7 @@ def _predict(denoiser: NetworkDenoiser, examples: Sequence[Example], draw: Draw)
     example = examples[draw.image]
     x0, t = example.latent[None], torch.tensor([draw.t])
     x_t = denoiser.schedule.noised(x0, draw.noise[None].to(x0), t)
-    return denoiser.forward(x_t, t, [example.text("own")])
+    return denoiser.forward(x_t, t, [example.conditioning_of(Prompt.OWN)])
 
 
 class _Mode:

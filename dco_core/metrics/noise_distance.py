@@ -14,7 +14,7 @@ from ..losses import mean_squared_error
 from ..network.denoiser import Denoiser
 from ..schedules import even_timesteps
 from ..training.config import TrainingConfig
-from ..training.examples import Draw, Example, in_order, predict, random_draws
+from ..training.examples import Draw, Example, Prompt, in_order, predict, random_draws
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def noise_distance(
 def _distances(denoiser: Denoiser, examples: Sequence[Example], draws: Sequence[Draw]) -> torch.Tensor:
     """|theta - phi|^2 of each draw, [B]."""
     theta = predict(denoiser, examples, draws, adapter=True)
-    phi = predict(denoiser, examples, draws, adapter=False, text="base")
+    phi = predict(denoiser, examples, draws, adapter=False, prompt=Prompt.BASE)
     parts = [
         (a.places, mean_squared_error(a.output, b.output).cpu().double())
         for a, b in zip(theta, phi, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,26 +15,38 @@ from .gradient_checkpointing import checkpoint_blocks
 from .lora_layers import AdapterConfig, adapter_off, add_adapter, dropout_on, read_adapter
 
 
-class Denoiser(Protocol):
-    """theta and phi in one: a frozen pretrained network phi with an adapter that can be switched off."""
+class Denoiser(ABC):
+    """theta and phi in one: a frozen pretrained network phi with an adapter that can be switched off.
+
+    checkpointed: whether theta's blocks are computed again in the backward pass, and so keep little. What a subclass
+    knows of its memory it says by `rows_at_once` and `network_tensors`; nothing needs to be known."""
 
     schedule: Schedule
+    checkpointed: bool = False
 
+    @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Sequence[Any], *, adapter: bool) -> Tensor:
         """The network's native prediction [B, ...] for x_t [B, ...] at timestep indices t int64 [B], on one
         conditioning a sample; theta with `adapter`, phi without."""
-        ...
 
+    @abstractmethod
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name, always in the same order."""
-        ...
 
+    @abstractmethod
     def lora(self) -> dict[str, LoraLayer]:
         """The adapter as it is now, {dotted module name: LoraLayer}, copied."""
-        ...
+
+    def rows_at_once(self, latent_shape: Sequence[int]) -> int | None:
+        """How many samples of a latent [C, H, W] fit into one call without gradient; None where that is not known."""
+        return None
+
+    def network_tensors(self) -> Sequence[Tensor]:
+        """What the network holds whether it trains or not: no part of a step's memory."""
+        return ()
 
 
-class NetworkDenoiser(ABC):
+class NetworkDenoiser(Denoiser):
     """A Denoiser over any torch network: injects a LoRA into `network` (in place: hand over a copy of your own);
     with config None it stays as it is, for learned tokens alone.
 
@@ -43,7 +55,6 @@ class NetworkDenoiser(ABC):
 
     def __init__(self, network: nn.Module, schedule: Schedule, config: AdapterConfig | None):
         self.network, self.schedule = network, schedule
-        self.checkpointed = False
         self._dropout = config is not None and config.dropout > 0
         self._trainable = {} if config is None else add_adapter(network, config)
 
@@ -71,6 +82,9 @@ class NetworkDenoiser(ABC):
         from .compiling import compile_blocks
 
         return compile_blocks(self.network)
+
+    def network_tensors(self) -> Sequence[Tensor]:
+        return [*self.network.parameters(), *self.network.buffers()]
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return self._trainable

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,16 @@ from .config import TrainingConfig
 
 # What a network reads: whatever its Denoiser understands, or, while tokens train, a function that makes it anew.
 Conditioning = Any
+
+
+class Prompt(Enum):
+    """Which of an example's prompts a network reads: theta's own, phi's base caption, the class prompt,
+    or the empty one."""
+
+    OWN = "own"
+    BASE = "base"
+    CLASS = "class"
+    EMPTY = "empty"
 
 
 @dataclass(frozen=True)
@@ -45,14 +56,16 @@ class Example:
     prior: bool = False
     rejected: Sequence[Tensor] = ()
 
-    def text(self, which: str) -> Conditioning:
-        """The conditioning "own" (theta's), "base", "class" or "empty"."""
-        if which == "base" and self.base_conditioning is None:
-            which = "own"
-        name = "conditioning" if which == "own" else f"{which}_conditioning"
-        chosen = getattr(self, name)
-        if chosen is None and which != "own":
-            raise DCOError(f"The examples have no {which} conditioning, which this training needs.")
+    def conditioning_of(self, prompt: Prompt) -> Conditioning:
+        """What a network reads for `prompt`. DCOError where the example has no class or empty prompt."""
+        chosen = {
+            Prompt.OWN: self.conditioning,
+            Prompt.BASE: self.conditioning if self.base_conditioning is None else self.base_conditioning,
+            Prompt.CLASS: self.class_conditioning,
+            Prompt.EMPTY: self.empty_conditioning,
+        }[prompt]
+        if chosen is None and prompt in (Prompt.CLASS, Prompt.EMPTY):
+            raise DCOError(f"The examples have no {prompt.value} conditioning, which this training needs.")
         return chosen() if callable(chosen) else chosen
 
 
@@ -137,16 +150,17 @@ def predict(
     draws: Sequence[Draw],
     *,
     adapter: bool,
-    text: str = "own",
+    prompt: Prompt = Prompt.OWN,
     rejected: bool = False,
 ) -> list[Prediction]:
-    """theta (with `adapter`) or phi on the draws, reading the conditioning `text` (see Example.text). Latents of
-    one size share a call. rejected: look at the rejected images instead of the references, on the same noise."""
+    """theta (with `adapter`) or phi on the draws, reading `prompt`, or the empty one where a draw drops the caption.
+    Latents of one size share a call. rejected: look at the rejected images instead of the references, on the same
+    noise."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for place, draw in enumerate(draws):
         groups.setdefault(tuple(examples[draw.image].latent.shape), []).append(place)
     return [
-        _predict(denoiser, examples, draws, places, adapter, text, rejected) for places in groups.values()
+        _predict(denoiser, examples, draws, places, adapter, prompt, rejected) for places in groups.values()
     ]
 
 
@@ -156,14 +170,14 @@ def _predict(
     draws: Sequence[Draw],
     places: list[int],
     adapter: bool,
-    text: str,
+    prompt: Prompt,
     rejected: bool,
 ) -> Prediction:
     chosen = [(examples[draws[p].image], draws[p]) for p in places]
     x0 = torch.stack([e.rejected[d.rejected] if rejected else _sampled(e, d) for e, d in chosen])
     noise = torch.stack([d.noise for _, d in chosen]).to(x0)
     t = torch.tensor([d.t for _, d in chosen])
-    conditioning = [e.text("empty" if d.dropped else text) for e, d in chosen]
+    conditioning = [e.conditioning_of(Prompt.EMPTY if d.dropped else prompt) for e, d in chosen]
     schedule = denoiser.schedule
     output = denoiser.predict(schedule.noised(x0, noise, t), t, conditioning, adapter=adapter)
     mask = None

@@ -47,7 +47,7 @@ def estimate(denoiser: Denoiser, examples: Sequence[Example], config: TrainingCo
     kinds = [[e for e in examples if e.prior == prior] for prior in (False, True)]
     largest = [max(kind, key=lambda e: e.latent.numel()) for kind in kinds if kind]
     draws = next(random_draws(largest, len(denoiser.schedule), config))
-    known = {p.untyped_storage().data_ptr() for p in _weights(denoiser)}
+    known = {t.untyped_storage().data_ptr() for t in denoiser.network_tensors()}
     alive: dict[int, StorageWeakRef] = {}
     activations = 0
 
@@ -71,11 +71,6 @@ def estimate(denoiser: Denoiser, examples: Sequence[Example], config: TrainingCo
     trained = sum(p.numel() for p in denoiser.trainable().values()) * _BYTES
     copies = _COPIES[config.optimizer] + (1 if config.ema else 0) + (1 if config.keep == "best" else 0)
     return MemoryEstimate(activations, int(trained * (1 + copies)))
-
-
-def _weights(denoiser: Denoiser) -> list[Tensor]:
-    network = getattr(denoiser, "network", None)
-    return [] if network is None else [*network.parameters(), *network.buffers()]
 
 
 def free_memory(device: torch.device) -> int | None:

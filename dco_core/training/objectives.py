@@ -22,7 +22,7 @@ from ..losses import (
 )
 from ..network.denoiser import Denoiser
 from .config import TrainingConfig
-from .examples import Draw, Example, check_examples, in_order, predict
+from .examples import Draw, Example, Prompt, check_examples, in_order, predict
 
 
 class Batch(NamedTuple):
@@ -56,9 +56,8 @@ def batch_errors(
 ) -> Tensor:
     """Per-sample mean squared error [B] of theta (with the adapter, on its own conditioning) or of phi (without
     it, on the base conditioning) for the given draws."""
-    found = predict(
-        denoiser, examples, draws, adapter=adapter, text="own" if adapter else "base", rejected=rejected
-    )
+    prompt = Prompt.OWN if adapter else Prompt.BASE
+    found = predict(denoiser, examples, draws, adapter=adapter, prompt=prompt, rejected=rejected)
     return in_order([(p.places, mean_squared_error(p.output, p.target, p.mask)) for p in found])
 
 
@@ -148,9 +147,9 @@ def mapo(batch: Batch) -> Outcome:
 def output_preservation(batch: Batch) -> Outcome:
     """The plain loss, and theta held to phi on the class prompt at the same x_t."""
     error = _errors(batch, batch.draws, adapter=True)
-    theta = predict(batch.denoiser, batch.examples, batch.draws, adapter=True, text="class")
+    theta = predict(batch.denoiser, batch.examples, batch.draws, adapter=True, prompt=Prompt.CLASS)
     with torch.no_grad():
-        phi = predict(batch.denoiser, batch.examples, batch.draws, adapter=False, text="class")
+        phi = predict(batch.denoiser, batch.examples, batch.draws, adapter=False, prompt=Prompt.CLASS)
     drift = in_order(
         [(a.places, mean_squared_error(a.output, b.output)) for a, b in zip(theta, phi, strict=True)]
     )

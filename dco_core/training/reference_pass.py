@@ -33,28 +33,21 @@ _SHARE, _SHARE_CHECKPOINTED = 0.1, 1.0
 
 def automatic_window(denoiser: Denoiser, examples: Sequence[Example], config: TrainingConfig) -> int:
     """How many batches phi looks at in one call: DEFAULT_ROWS samples at most, as many as half of the free memory has
-    room for, and no more than theta's own step needs.
-
-    A denoiser that knows its memory says what fits by `rows_at_once(shape of a latent)`."""
-    checkpointed = bool(getattr(denoiser, "checkpointed", False))
-    rows_at_once = getattr(denoiser, "rows_at_once", None)
-    if rows_at_once is not None:
-        largest = max((e.latent for e in examples), key=lambda x: x.numel())
-        room = rows_at_once(tuple(largest.shape))
-    else:
-        room = _rows_in_free_memory(denoiser, examples, config, checkpointed)
+    room for, and no more than theta's own step needs."""
+    largest = max((e.latent for e in examples), key=lambda x: x.numel())
+    room = denoiser.rows_at_once(largest.shape)
+    if room is None:
+        room = _rows_in_free_memory(denoiser, examples, config)
     window = max(1, min(DEFAULT_ROWS, room) // config.batch_size)
-    return min(window, CHECKPOINTED_WINDOW) if checkpointed else window
+    return min(window, CHECKPOINTED_WINDOW) if denoiser.checkpointed else window
 
 
-def _rows_in_free_memory(
-    denoiser: Denoiser, examples: Sequence[Example], config: TrainingConfig, checkpointed: bool
-) -> int:
+def _rows_in_free_memory(denoiser: Denoiser, examples: Sequence[Example], config: TrainingConfig) -> int:
     free = free_memory(examples[0].latent.device)
     if free is None:
         return DEFAULT_ROWS
     one = estimate(denoiser, examples, dataclasses.replace(config, batch_size=1)).activations
-    return int(free / 2 / max(1, one * (_SHARE_CHECKPOINTED if checkpointed else _SHARE)))
+    return int(free / 2 / max(1, one * (_SHARE_CHECKPOINTED if denoiser.checkpointed else _SHARE)))
 
 
 def possible(examples: Sequence[Example]) -> bool:

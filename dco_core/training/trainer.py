@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..errors import DCOError
 from ..files.fingerprints import content_key
@@ -118,6 +119,8 @@ class Training:
         self._optimizer = make_optimizer(self.config.optimizer, groups, self.config.weight_decay)
         if self.config.ema:
             self._ema = self._copied()
+            # AveragedModel would pair values by position, and a run is resumed by name
+            self._average = get_ema_multi_avg_fn(self.config.ema)
         if saved is not None:
             self._restore(saved)
         factor = rate_factor(self.config.rate_schedule, self.config.warmup, self.config.steps)
@@ -168,10 +171,7 @@ class Training:
                 self.tokens.keep_norms()
             if self._ema:
                 names = list(self._parameters)
-                with torch.no_grad():
-                    torch._foreach_lerp_(
-                        [self._ema[n] for n in names], [self._parameters[n] for n in names], 1 - config.ema
-                    )
+                self._average([self._ema[n] for n in names], [self._parameters[n] for n in names], self.step)
         self._optimizer.zero_grad(set_to_none=True)
         self._advance_rate()
         self.step = step

@@ -14,7 +14,7 @@ from ..losses import T, mean_squared_error, weights_at
 from ..network.denoiser import Denoiser
 from ..schedules import even_timesteps
 from .config import TrainingConfig
-from .examples import Draw, Example, predict, random_draws
+from .examples import Draw, Example, Prompt, predict, random_draws
 
 DRAWS = 16
 
@@ -87,7 +87,7 @@ class HeldOut:
             self._examples,
             [self._draws[i]],
             adapter=adapter,
-            text="own" if adapter else "base",
+            prompt=Prompt.OWN if adapter else Prompt.BASE,
         )
         error = mean_squared_error(said.output, said.target, said.mask).item()
         return (said.output if adapter else said.output.cpu()), error

@@ -9,11 +9,10 @@ from server import PromptServer  # the host's
 
 from ...dco_core.errors import printable_lines
 
-Interrupted = comfy.model_management.InterruptProcessingException  # a BaseException: clean up in `finally`
-
 
 def raise_if_interrupted() -> None:
-    """Raise Interrupted if the user pressed cancel. The progress bar checks only now and then; this always does."""
+    """Raise the host's InterruptProcessingException, a BaseException, if the user pressed cancel. The progress bar
+    checks only now and then; this always does."""
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 

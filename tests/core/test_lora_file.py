@@ -14,14 +14,12 @@ from dco_core.errors import DCOError
 from dco_core.lora import (
     LoraLayer,
     LoraWeights,
-    canonical_key,
     fingerprint,
     from_tensors,
     merge,
     read_lora,
     to_tensors,
     training_metadata,
-    unique_path,
     write_lora,
 )
 
@@ -365,17 +363,9 @@ def test_what_cannot_be_saved_is_refused_before_a_file_appears(tmp_path):
 
 def test_factors_that_are_views_of_one_tensor_can_be_saved(tmp_path):
     both = torch.randn(8, 16)
-    key = canonical_key(UNET)
+    key = UNET_KEY
     write_lora(tmp_path / "a.safetensors", LoraWeights({key: LoraLayer(both[:4], both[4:].T)}))
     torch.testing.assert_close(load_file(tmp_path / "a.safetensors")[f"{key}.lora_up.weight"], both[4:].T)
-
-
-def test_unique_path_counts_on_from_the_highest_number(tmp_path):
-    assert unique_path(tmp_path / "none", "a") == tmp_path / "none" / "a_00001.safetensors"
-    for name in ("a_00001.safetensors", "a_00007.safetensors", "a_b_00009.safetensors", "a_00008.txt"):
-        (tmp_path / name).touch()
-    assert unique_path(tmp_path, "a").name == "a_00008.safetensors"
-    assert unique_path(tmp_path, "a", ".txt").name == "a_00009.txt"
 
 
 def test_training_metadata_is_text_and_repeats_the_run(tmp_path):

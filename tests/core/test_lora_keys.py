@@ -6,7 +6,6 @@ import pytest
 
 from dco_core.errors import DCOError
 from dco_core.lora.keys import (
-    canonical_key,
     canonical_keys,
     diffusers_names,
     diffusers_to_ldm,
@@ -164,8 +163,8 @@ def test_kohya_names_are_those_of_kohyas_scripts():
     ],
 )
 def test_known_names(path, key):
-    assert canonical_key(path) == key
-    assert canonical_key(key) == key
+    assert canonical_keys([path]) == {path: key}
+    assert canonical_keys([key]) == {key: key}
 
 
 def test_the_first_text_encoder_is_numbered_when_there_are_two():
@@ -179,7 +178,7 @@ def test_the_first_text_encoder_is_numbered_when_there_are_two():
 
 def test_the_first_upsampler_waits_until_the_family_is_known():
     upsampler = "lora_unet_up_blocks_0_upsamplers_0_conv"
-    assert canonical_key(upsampler) == upsampler
+    assert canonical_keys([upsampler]) == {upsampler: upsampler}
     sdxl = "lora_unet_middle_block_1_transformer_blocks_9_attn1_to_q"
     sd1 = "lora_unet_input_blocks_1_1_proj_in"
     assert canonical_keys([upsampler, sdxl])[upsampler] == "lora_unet_output_blocks_2_2_conv"

@@ -13,7 +13,7 @@ from dco_core.lora import LoraLayer
 from dco_core.network.lora_layers import AdapterConfig, adapter_off, add_adapter, target_modules
 from dco_core.schedules import Schedule
 from dco_core.training.config import TrainingConfig
-from dco_core.training.examples import Example, random_draws
+from dco_core.training.examples import Example, Prompt, random_draws
 from dco_core.training.learned_tokens import LearnedTokens
 from dco_core.training.objectives import batch_errors
 from dco_core.training.trainer import evaluate, train
@@ -436,3 +436,14 @@ def test_layer_choices_on_the_names_of_several_families(layers, expected):
             parent = parent._modules[part]
         parent.add_module(last, nn.Linear(2, 2))
     assert len(target_modules(tree, layers)) == expected
+
+
+def test_each_prompt_of_an_example_is_the_one_asked_for():
+    x = torch.zeros(1, 1, 1)
+    full = Example(x, "own", "base", class_conditioning=lambda: "class", empty_conditioning="empty")
+    assert [full.conditioning_of(prompt) for prompt in Prompt] == ["own", "base", "class", "empty"]
+    bare = Example(x, lambda: "own")
+    assert bare.conditioning_of(Prompt.OWN) == bare.conditioning_of(Prompt.BASE) == "own"
+    for prompt in (Prompt.CLASS, Prompt.EMPTY):
+        with pytest.raises(DCOError, match=f"no {prompt.value} conditioning"):
+            bare.conditioning_of(prompt)

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+import dco_core
 from dco_core.errors import DCOError
 from dco_core.network.lora_layers import AdapterConfig
 from dco_core.schedules import Schedule
@@ -79,6 +80,38 @@ def test_the_window_follows_the_room_there_is(monkeypatch):
     run.denoiser.rows_at_once = lambda shape: 3
     assert window() == 3
     assert window(4) == 1
+
+
+class Bare(dco_core.Denoiser):
+    """A denoiser that says nothing of its memory, over one that would."""
+
+    def __init__(self, inner):
+        self.schedule, self.inner = inner.schedule, inner
+
+    def predict(self, x_t, t, conditioning, *, adapter):
+        return self.inner.predict(x_t, t, conditioning, adapter=adapter)
+
+    def trainable(self):
+        return self.inner.trainable()
+
+    def lora(self):
+        return self.inner.lora()
+
+
+def test_what_a_denoiser_does_not_say_of_its_memory_has_a_default(monkeypatch):
+    run = Run()
+    bare = Bare(run.denoiser)
+    assert bare.rows_at_once((6, 2, 2)) is None and not bare.checkpointed and not bare.network_tensors()
+    config = TrainingConfig()
+    weights = sum(t.nbytes for t in run.denoiser.network_tensors())
+    known, unknown = (estimate(d, run.examples, config).activations for d in (run.denoiser, bare))
+    assert known < unknown <= known + weights  # the frozen weights count where they are not known
+    monkeypatch.setattr(reference_pass, "free_memory", lambda device: None)
+    assert automatic_window(bare, run.examples, config) == 8
+    monkeypatch.setattr(Bare, "checkpointed", True)
+    assert automatic_window(bare, run.examples, config) == 3
+    with pytest.raises(TypeError, match="abstract"):
+        dco_core.Denoiser()
 
 
 def test_where_theta_is_checkpointed_phi_takes_no_more_than_theta():

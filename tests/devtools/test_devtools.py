@@ -6,22 +6,29 @@ import base64
 import hashlib
 import io
 import json
+import os
+import shutil
+import signal
+import socket
 import struct
 import subprocess
 import sys
 import tarfile
 import threading
+import time
+import urllib.parse
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 
 from devtools import environment
 from devtools.api import Client, HostError, HostInterrupted
 from devtools.environment import ROOT, SetupError
 from devtools.host_server import HostServer, HostStartError
-from devtools.pack_files import IgnoreRules, copy_pack, pack_files
+from devtools.pack_files import copy_pack, pack_files
 
 
 def write_tree(root: Path, *names: str) -> None:
@@ -81,18 +88,25 @@ def test_a_second_copy_leaves_no_file_of_the_first(tmp_path: Path) -> None:
         ("a/**/c.txt", "a/c.txt", False, True),
         ("*.py[cod]", "m.pyd", False, True),
         ("*.jpg\n!keep.jpg", "w/keep.jpg", False, False),
+        ("/logs/*\n!/logs/kept", "logs/kept", False, False),
+        ("/logs/\n!/logs/kept", "logs/kept", False, True),  # nothing comes back out of a folder
+        ("\\#notes", "#notes", False, True),
+        ("\\!notes", "!notes", False, True),
+        ("logs/**", "logs/deep/a.txt", False, True),
+        ("part[!0-9].txt", "partA.txt", False, True),
+        ("space\\ ", "space ", False, True),
     ],
 )
 def test_ignore_rules_read_as_git_reads_them(
     tmp_path: Path, pattern: str, path: str, is_folder: bool, ignored: bool
 ) -> None:
-    assert IgnoreRules(pattern).ignores(path, is_folder) is ignored
+    name = f"{path}/inside" if is_folder else path
+    write_tree(tmp_path, name)
+    (tmp_path / ".gitignore").write_text(pattern + "\n")
+    assert (Path(name) not in pack_files(tmp_path)) is ignored
     # git itself is the oracle
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    (tmp_path / ".gitignore").write_text(pattern + "\n")
-    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / path).mkdir() if is_folder else (tmp_path / path).write_text("")
-    git = subprocess.run(["git", "-C", str(tmp_path), "check-ignore", "-q", path])
+    git = subprocess.run(["git", "-C", str(tmp_path), "check-ignore", "-q", name])
     assert (git.returncode == 0) is ignored
 
 
@@ -198,6 +212,8 @@ def test_dev_py_needs_only_the_standard_library_to_show_its_help() -> None:
         [sys.executable, "-I", "-S", str(ROOT / "dev.py"), "--help"], capture_output=True, text=True
     )
     assert shown.returncode == 0 and "demo" in shown.stdout, shown.stderr
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import devtools.tasks"
+    subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
 
 
 # --- starting the host ---
@@ -211,6 +227,88 @@ def test_a_host_that_dies_shows_its_last_words(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(environment, "venv_python", lambda: Path(sys.executable))
     with pytest.raises(HostStartError, match="no such model zoo"), HostServer(tmp_path / "base"):
         pass
+
+
+FAKE_HOST = """
+import http.server, pathlib, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(b"{}")
+port = int(sys.argv[sys.argv.index("--port") + 1])
+server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+pathlib.Path(__file__).with_name("port").write_text(str(port))
+server.serve_forever()
+"""
+# As dev.py runs its commands, on a host that is there at once; PROGRAM is the command.
+AS_DEV_PY = """
+import sys
+sys.path.insert(0, ROOT)
+from devtools import environment, tasks
+from pathlib import Path
+environment.venv_python = lambda: Path(sys.executable)
+tasks.end_cleanly_on_sigterm()
+sys.exit(tasks._python(PROGRAM, Path(FOLDER), environment.comfyui_path()))
+"""
+DEMO = """
+import sys
+from pathlib import Path
+from devtools import demo
+def run(client, output, loras):
+    Path("ready").touch()
+demo.run, demo.DEV = run, demo.Path(sys.argv[1])
+sys.argv[1:] = ["--serve", "--output", sys.argv[1]]
+sys.exit(demo.main())
+"""
+A_TEST = """
+import time
+from pathlib import Path
+from devtools.host_server import HostServer
+def test_on_a_host(tmp_path):
+    with HostServer(tmp_path / "base"):
+        Path("ready").touch()
+        time.sleep(90)
+"""
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM: it kills")
+@pytest.mark.parametrize(
+    ("command", "name"), [("demo --serve", "SIGTERM"), ("demo --serve", "SIGKILL"), ("test", "SIGTERM")]
+)
+def test_kill_leaves_no_host_behind(tmp_path: Path, command: str, name: str) -> None:
+    """SIGTERM to dev.py, or SIGKILL to what it runs, which then has no time to stop its host."""
+    write_tree(tmp_path, "host/main.py", "test_one.py", "demo.py")
+    (tmp_path / "host" / "main.py").write_text(FAKE_HOST)
+    (tmp_path / "test_one.py").write_text(A_TEST)
+    (tmp_path / "demo.py").write_text(DEMO)
+    # the conftest.py of the tests: it says what a signal does to pytest
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path / "conftest.py")
+    pytest_command = ["-m", "pytest", "-n", "1", "test_one.py"]
+    program = ["demo.py", str(tmp_path / "out")] if command == "demo --serve" else pytest_command
+    code = f"ROOT, PROGRAM, FOLDER = {str(ROOT)!r}, {program!r}, {str(tmp_path)!r}\n{AS_DEV_PY}"
+    env = {**os.environ, "COMFYUI_PATH": str(tmp_path / "host"), "PYTHONPATH": str(ROOT)}
+    dev = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "ready").exists():
+        assert dev.poll() is None, "ended before its host was ready"
+        time.sleep(0.1)
+    port = int((tmp_path / "host" / "port").read_text())
+    assert answers(port)
+    if name == "SIGTERM":
+        dev.terminate()
+        assert dev.wait(60) == 128 + signal.SIGTERM
+        assert not answers(port)  # stopped before dev.py ends
+    else:
+        (child,) = psutil.Process(dev.pid).children()
+        child.kill()
+        dev.wait(60)
+        deadline = time.monotonic() + 20
+        while answers(port):
+            assert time.monotonic() < deadline, "the host is still there"
+            time.sleep(0.1)
 
 
 # --- the client, against a stub of the host ---
@@ -227,6 +325,7 @@ class StubHost(BaseHTTPRequestHandler):
         if self.path.startswith("/ws"):
             self._websocket()
         else:
+            self.received.append((self.path, b""))
             self._answer()
 
     def do_POST(self) -> None:
@@ -251,7 +350,8 @@ class StubHost(BaseHTTPRequestHandler):
         for byte in range(0, len(self.frames), 7):  # in crumbs, as a network may deliver them
             self.wfile.write(self.frames[byte : byte + 7])
             self.wfile.flush()
-        self.rfile.read(1)
+        while self.rfile.read(1):  # until the client goes
+            pass
         self.close_connection = True
 
     def log_message(self, format: str, *arguments: object) -> None:
@@ -344,6 +444,34 @@ def test_upload_sends_the_bytes_and_returns_the_widget_value(stub: type, tmp_pat
     assert stub.client.upload_image(tmp_path / "a.png", "refs", "b.png") == "refs/b.png"
     body = stub.received[-1][1]
     assert content in body and b'filename="b.png"' in body and b"\r\nrefs\r\n" in body
+
+
+def test_a_name_with_quotes_cannot_end_its_field_of_the_form(stub: type, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    stub.answers["/upload/image"] = (200, {"name": "b.png", "subfolder": "", "type": "input"})
+    stub.client.upload_image(tmp_path / "a.png", name='b"; name="x.png')
+    assert b'name="x' not in stub.received[-1][1]
+    with pytest.raises(ValueError, match="control character"):
+        stub.client.upload_image(tmp_path / "a.png", name="b\r\nX: y.png")
+
+
+def test_a_name_with_signs_of_addresses_is_asked_for_as_it_is(stub: type) -> None:
+    stub.client.download("a&b +c#%.png", "\u00e9/x")
+    asked = urllib.parse.urlsplit(stub.received[-1][0])
+    assert asked.path == "/view" and urllib.parse.parse_qs(asked.query) == {
+        "filename": ["a&b +c#%.png"],
+        "subfolder": ["\u00e9/x"],
+        "type": ["output"],
+    }
+
+
+def test_a_host_that_is_silent_is_given_up() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(HostError, match=f"{address} does not answer /system_stats"):
+            Client(address, timeout=0.3).system_stats()
 
 
 def frame(opcode: int, payload: bytes, final: bool = True) -> bytes:
