@@ -185,7 +185,7 @@ def unet_family(keys: Iterable[str]) -> str | None:
     return "sdxl" if sdxl else "sd1"
 
 
-def _underscored(path: str) -> str:
+def underscored(path: str) -> str:
     """A module path of any spelling with its component prefix, before the grammar: `unet.a.b` ->
     `lora_unet_a_b`. A bare path that is neither UNet nor CLIP stays as it is, since nothing says which
     network it names."""
@@ -218,7 +218,7 @@ def canonical_keys(paths: Iterable[str]) -> dict[str, str]:
     """{module path as a file spells it: canonical key}, for all modules of a file or of several for one
     model: a few names can only be told from the others (which UNet it is, whether there is a second text
     encoder). Canonical keys map to themselves."""
-    names = {path: _underscored(path) for path in paths}
+    names = {path: underscored(path) for path in paths}
     is_sd = any(_is_sd_block(n) for n in names.values())
     family = unet_family(names.values())
     two_encoders = family == "sdxl" or any(n.startswith(("lora_te1_", "lora_te2_")) for n in names.values())
@@ -280,14 +280,19 @@ def kohya_names(keys: Iterable[str], paths: Mapping[str, str]) -> dict[str, str]
     return result
 
 
+def names_ldm_block(path: str) -> bool:
+    """Whether a kohya name counts the blocks of an SD UNet as the host does: SDXL's, and those of unusual UNets."""
+    return path.startswith(UNET) and bool(_ANY_LDM_BLOCK.fullmatch(path.removeprefix(UNET)))
+
+
 def has_unusual_blocks(keys: Iterable[str], paths: Mapping[str, str]) -> bool:
-    """Whether some LDM name is of a UNet without two blocks per level. Then the numbers of none of its blocks can be
-    translated. paths: as the file spelled them."""
-    names = [
-        key.removeprefix(UNET)
-        for key in keys
-        if key.startswith(UNET) and not _spelled_as_diffusers(paths.get(key))
-    ]
+    """Whether the LDM names are of a UNet without two blocks per level, so that the numbers of none of its blocks can
+    be translated: some are of no block of SD1.5 or SDXL, or kohya names of SD1.5's, whose kohya files have none.
+    paths: as the file spelled them."""
+    ldm = [key for key in keys if key.startswith(UNET) and not _spelled_as_diffusers(paths.get(key))]
+    if unet_family(ldm) == "sd1" and any(paths.get(key) == key for key in ldm):
+        return True
+    names = [key.removeprefix(UNET) for key in ldm]
     return any(_ANY_LDM_BLOCK.fullmatch(name) and ldm_to_diffusers(name) is None for name in names)
 
 
@@ -298,7 +303,7 @@ def spells_diffusers(paths: Mapping[str, str]) -> bool:
 
 def _spelled_as_diffusers(path: str | None) -> str | None:
     """`lora_unet_down_blocks_...` for a path of a file that has such a name."""
-    name = _underscored(path) if path else ""
+    name = underscored(path) if path else ""
     return name if name.startswith(UNET) and _DIFFUSERS_BLOCK.fullmatch(name.removeprefix(UNET)) else None
 
 
