@@ -66,6 +66,7 @@ _DIFFUSERS_BLOCK = re.compile(
     rf"|mid_block_(?:resnets_(?P<mr>[01])_(?P<mresnet>{'|'.join(_RESNET)})"
     rf"|attentions_0_(?P<mattention>{_ATTENTION}))"
 )
+_ANY_DIFFUSERS_BLOCK = re.compile(_DIFFUSERS_BLOCK.pattern.replace("[0-3]", r"\d+").replace("[0-2]", r"\d+"))
 _LDM_BLOCK = re.compile(
     rf"(?P<side>input|output)_blocks_(?P<n>\d|1[01])_(?:0_(?P<resnet>{'|'.join(_RESNET_BACK)})"
     rf"|1_(?P<attention>{_ATTENTION})|(?P<sampler>0_op|[12]_conv))"
@@ -191,13 +192,13 @@ def underscored(path: str) -> str:
     network it names."""
     if "." not in path and path.startswith(("lora_", "lycoris_")):
         name = path.removeprefix("lycoris_")
-        return UNET + name if _DIFFUSERS_BLOCK.fullmatch(name) else path
+        return UNET + name if _ANY_DIFFUSERS_BLOCK.fullmatch(name) else path
     for prefix, component in _COMPONENTS:
         if path.startswith(prefix):
             return component + _plain(path.removeprefix(prefix))
     bare = _plain(path.removeprefix("base_model.model."))
     if (
-        _DIFFUSERS_BLOCK.fullmatch(bare)
+        _ANY_DIFFUSERS_BLOCK.fullmatch(bare)
         or _LDM_BLOCK.fullmatch(bare)
         or bare in _SINGLE
         or bare in _SINGLE_BACK
@@ -240,7 +241,7 @@ def canonical_key(path: str) -> str:
 
 def _is_sd_block(key: str) -> bool:
     name = key.removeprefix(UNET)
-    return key.startswith(UNET) and bool(_DIFFUSERS_BLOCK.fullmatch(name) or _LDM_BLOCK.fullmatch(name))
+    return key.startswith(UNET) and bool(_ANY_DIFFUSERS_BLOCK.fullmatch(name) or _LDM_BLOCK.fullmatch(name))
 
 
 def kernel_of(key: str) -> tuple[int, int] | None:
@@ -271,7 +272,9 @@ def kohya_names(keys: Iterable[str], paths: Mapping[str, str]) -> dict[str, str]
         if spelled:
             result[key] = key if known else spelled
         elif diffusers:
-            result[key] = UNET + diffusers if family == "sd1" and not unusual else key
+            as_diffusers = (family == "sd1" and not unusual) or (diffusers in _SINGLE and named and not known)
+            # diffusers itself knows label_emb alone
+            result[key] = UNET + diffusers if as_diffusers and not diffusers.startswith("add_") else key
         else:
             path = paths.get(
                 key, key
@@ -304,7 +307,7 @@ def spells_diffusers(paths: Mapping[str, str]) -> bool:
 def _spelled_as_diffusers(path: str | None) -> str | None:
     """`lora_unet_down_blocks_...` for a path of a file that has such a name."""
     name = underscored(path) if path else ""
-    return name if name.startswith(UNET) and _DIFFUSERS_BLOCK.fullmatch(name.removeprefix(UNET)) else None
+    return name if name.startswith(UNET) and _ANY_DIFFUSERS_BLOCK.fullmatch(name.removeprefix(UNET)) else None
 
 
 def diffusers_names(keys: Iterable[str], paths: Mapping[str, str]) -> dict[str, str]:
@@ -337,7 +340,7 @@ def dotted_path(key: str) -> str | None:
     `text_encoder.text_model.encoder.layers.0.mlp.fc1`."""
     if key.startswith(UNET):
         name = key.removeprefix(UNET)
-        diffusers = name if _DIFFUSERS_BLOCK.fullmatch(name) or name in _SINGLE else ldm_to_diffusers(name)
+        diffusers = name if _ANY_DIFFUSERS_BLOCK.fullmatch(name) or name in _SINGLE else ldm_to_diffusers(name)
         return f"unet.{_dots(diffusers)}" if diffusers else None
     match = re.fullmatch(r"lora_te([12]?)_(.+)", key)
     if match is None or not _CLIP.fullmatch(match[2]):

@@ -99,9 +99,13 @@ class _Contents:
                 return _cell(self, value)
             case type() | types.ModuleType() | types.BuiltinFunctionType():
                 return None
-        held = {name: self.of(v) for name, v in getattr(value, "__dict__", {}).items()}
+        held = {k: self.of(v) for k, v in getattr(value, "__dict__", {}).items() if not self._comes_and_goes(v)}
         slots = [name for c in type(value).__mro__ for name in _slots(c) if hasattr(value, name)]
         return held, {name: self.of(getattr(value, name)) for name in slots}
+
+    def _comes_and_goes(self, value: Any) -> bool:
+        """None, and methods of the networks: what is hooked into a network keeps these while it is loaded."""
+        return value is None or (isinstance(value, types.MethodType) and id(value.__self__) in self._known)
 
     def _function(self, value: types.FunctionType) -> Any:
         return [self.of(v) for v in (value.__code__, value.__defaults__, value.__kwdefaults__, value.__closure__)]
