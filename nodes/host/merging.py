@@ -10,8 +10,8 @@ from ...dco_core.lora import LoraLayer, LoraWeights, canonical_keys
 from ...dco_core.lora.keys import UNET
 from ...dco_core.merging import ZipResult, ZipSettings, optimise
 from ...dco_core.training.examples import Example
+from .layer_names import modules_of
 from .progress import progress_bar, raise_if_interrupted
-from .training.layer_names import modules_of
 from .training.network import HostDenoiser, native_latent, training_session
 
 

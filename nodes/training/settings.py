@@ -9,7 +9,7 @@ from ...dco_core.errors import DCOError
 from ...dco_core.lora import LoraWeights
 from ...dco_core.network.lora_layers import AdapterConfig
 from ...dco_core.training.config import TrainingConfig
-from ..host.training.layer_names import started_layers
+from ..host.layer_names import started_layers
 from . import inputs as trainer_inputs
 from .choices import OBJECTIVES, TOKENS_ALONE, TOKENS_OFF, TOKENS_WITH_LORA
 

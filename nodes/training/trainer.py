@@ -22,9 +22,9 @@ from ...dco_core.training.memory import PeakMemory, estimate, megabytes
 from ...dco_core.training.step_report import StepReport
 from ...dco_core.training.tensorboard import EventLog
 from ...dco_core.training.trainer import Training
-from ..host import files
+from ..host import files, layer_names
 from ..host.progress import raise_if_interrupted, show_text
-from ..host.training import layer_names, learned_tokens, network
+from ..host.training import learned_tokens, network
 from ..host.training.model_fingerprint import fingerprint, prompt_tokens
 from . import data, inputs, trained_lora
 from .captions import check

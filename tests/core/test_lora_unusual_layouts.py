@@ -36,8 +36,8 @@ def test_they_are_not_summed_with_names_that_count_otherwise():
 
 
 def test_those_of_known_layouts_are_still_translated():
-    dotted = [name.removeprefix("lora_unet_").replace("_blocks_", "_blocks.").replace("_1_tr", ".1.tr") for name in SDXS]
-    comfyui = lora([f"diffusion_model.{name}" for name in dotted])  # ComfyUI's own trainer on SD1.5
+    dotted = "transformer_blocks.0.attn1.to_q"  # ComfyUI's own trainer on SD1.5
+    comfyui = lora([f"diffusion_model.{block}.1.{dotted}" for block in ("input_blocks.1", "output_blocks.5")])
     assert modules(to_tensors(comfyui)) == {
         f"lora_unet_down_blocks_0_attentions_0_{TO_Q}", f"lora_unet_up_blocks_1_attentions_2_{TO_Q}"
     }  # fmt: skip

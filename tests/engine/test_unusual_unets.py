@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from guiding import Case
+from guiding import Case, guided
 from safetensors.torch import load_file
 from small_models import FAMILIES, small_model, text
 from two_models import merged
@@ -17,7 +17,7 @@ CHOICES = ["attention", "all linear and convolution"]
 
 
 def names():
-    return host.pack("nodes.host.training.layer_names")
+    return host.pack("nodes.host.layer_names")
 
 
 def trained(family, layers, folder, name_filter=""):
@@ -80,7 +80,8 @@ def test_training_starts_from_its_own_file(run):
     assert again.keys() == lora.keys() and all(torch.equal(again[key], lora[key]) for key in lora)
 
 
-PARTS = {"sd15-whole": r"output_blocks\.2\.1\.conv|input_blocks\.0\.0", "sdxs": r"input_blocks\.1\.1\.|output_blocks\.5\.1\.",
+PARTS = {"sd15-whole": r"output_blocks\.2\.1\.conv|input_blocks\.0\.0",
+         "sdxs": r"input_blocks\.1\.1\.|output_blocks\.5\.1\.",
          "sd15-uneven": r"input_blocks\.1\.1\.|output_blocks\.5\."}  # fmt: skip
 
 
@@ -118,6 +119,12 @@ def test_names_of_diffusers_mean_the_blocks_of_this_unet_or_are_refused():
     assert list(found.values()) == ["input_blocks.4.1.transformer_blocks.0.attn1.to_q"]
     with pytest.raises(host.pack("dco_core.errors").DCOError, match=r"levels of this model have \[1, 2, 1, 2\]"):
         names().modules_of(small_model("sd15-uneven"), read, "The LoRA")
+    both = as_diffusers(FOREIGN, 64) | as_comfyui("input_blocks.3.1.transformer_blocks.0.attn1.to_q")
+    both = host.pack("dco_core.lora").from_tensors(both)
+    with pytest.raises(host.pack("dco_core.errors").DCOError, match="two LoRAs for input_blocks.3.1"):
+        names().modules_of(small_model("sdxs"), both, "The LoRA")
+    with pytest.raises(host.pack("dco_core.errors").DCOError, match=r"levels of this model have \[1, 2, 1, 2\]"):
+        guided(small_model("sd15-uneven"), as_diffusers(FOREIGN, 64))
 
 
 def zipped(family, first, second):

@@ -22,9 +22,9 @@ from ....dco_core.network.denoiser import NetworkDenoiser
 from ....dco_core.network.lora_layers import AdapterConfig
 from ....dco_core.network.out_of_place import KeptCopies, out_of_place
 from ....dco_core.schedules import Schedule
+from ..layer_names import canonical
 from .frozen_layers import use_frozen_layers
 from .fused_rope import differentiable_rope
-from .layer_names import canonical
 from .shared_weights import network_on_same_storage
 
 _PREDICTIONS = (  # most specific first: V_PREDICTION is a subclass of EPS, EDM of V_PREDICTION

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ....dco_core.errors import DCOError
 from ....dco_core.suggested_scales import suggested_scales
+from ..layer_names import family
 from . import network
-from .layer_names import family
 
 Picture = np.ndarray  # uint8 [H, W, 3]
 NOTHING = ExecutionBlocker(None)  # an output that what follows it quietly waits for

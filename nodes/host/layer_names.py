@@ -8,12 +8,13 @@ table, never by that of SD1.5.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import comfy.utils
 
-from ....dco_core.errors import DCOError
-from ....dco_core.lora import LoraLayer, LoraWeights, canonical_keys
-from ....dco_core.lora.keys import UNET, underscored
+from ...dco_core.errors import DCOError
+from ...dco_core.lora import LoraLayer, LoraWeights, canonical_keys
+from ...dco_core.lora.keys import UNET, underscored
 
 _BLOCK = re.compile(r"lora_unet_(down|up)_blocks_")
 _FAMILIES = {  # the host's model class: kohya's name of the base
@@ -64,26 +65,38 @@ def kohya_names(model) -> dict[str, str]:
 
 def modules_of(model, weights: LoraWeights, what: str) -> dict[str, str]:
     """{key of a LoRA's layer: dotted name of MODEL's module} for the layers that MODEL has. what: names the LoRA in
-    error messages. Raises DCOError for blocks named as diffusers names them where MODEL's levels differ in their
-    numbers of blocks: the host's own table is wrong there."""
+    error messages. Raises DCOError as check_block_names does."""
     names = {canonical(name): name for name, _ in model.model.diffusion_model.named_modules()}
     table = _diffusers_table(model)
-    found = {}
+    check_block_names(model, (weights.paths.get(key, key) for key in weights.layers), what)
+    found: dict[str, str] = {}
+    modules: dict[str, str] = {}
     for key in weights.layers:
         path = weights.paths.get(key, key)
         spelled = underscored(path)
-        name = table.get(spelled) or names.get(key)
-        if table and _BLOCK.match(spelled):  # its key is SD1.5's layer, which is another one here
-            if not _is_even(model):
-                raise DCOError(
-                    f"{what} names {path} as diffusers does, and the levels of this model have "
-                    f"{_blocks_per_level(model)} blocks: ComfyUI reads such names onto other layers. Use a LoRA with "
-                    "ComfyUI's own names (input_blocks, output_blocks)."
-                )
-            name = table.get(spelled)
-        if name is not None:
-            found[key] = name
+        name = table.get(spelled)
+        if name is None and not (table and _BLOCK.match(spelled)):  # such a key may be of another layer here
+            name = names.get(key)
+        if name is None:
+            continue
+        if name in modules:
+            raise DCOError(f"{what} holds two LoRAs for {name}, as {modules[name]} and as {path}: remove one.")
+        found[key], modules[name] = name, path
     return found
+
+
+def check_block_names(model, paths: Iterable[str], what: str) -> None:
+    """Raise DCOError where a file names blocks as diffusers does and MODEL's levels differ in their numbers of blocks:
+    the host's own table is wrong there. paths: of modules or tensors in the file; what: names the LoRA."""
+    if not _blocks_per_level(model) or _is_even(model):
+        return
+    path = next((path for path in paths if _BLOCK.match(underscored(path))), None)
+    if path is not None:
+        raise DCOError(
+            f"{what} names {path} as diffusers does, and the levels of this model have "
+            f"{_blocks_per_level(model)} blocks: ComfyUI reads such names onto other layers. Use a LoRA with ComfyUI's "
+            "own names (input_blocks, output_blocks)."
+        )
 
 
 def started_layers(model, weights: LoraWeights) -> dict[str, LoraLayer]:
