@@ -1,4 +1,4 @@
-"""LoRA files that are damaged or want to do harm: sound ones of all kinds (`seeds`), and 27 ways to change them.
+"""LoRA files that are damaged or want to do harm: sound ones of all kinds (`seeds`), and 28 ways to change them.
 
 File number n is the same on every machine; benchmarks/fuzz_merge.py merges them.
 """
@@ -280,7 +280,9 @@ def hollow(data, chance, sentinel):
     """Tensors without numbers, of shapes that overflow or have no end."""
     header, body = split(data)
     name = chance.choice(["bundle_emb.a.clip_l", f"{LINEAR}.diff_b", f"{CONV}x.lora_down.weight", "a", f"{CONV}x.diff"])
-    size = chance.choice([[2**63 - 1, 0], [0, 2**62], [0], [0] * 40, [1] * 70 + [0], [2**62, 2**62, 0]])
+    size = chance.choice([
+        [2**63 - 1, 0], [0, 2**62], [0], [0] * 40, [1] * 70 + [0], [2**62, 2**62, 0], [0, 2**61, 7], [1] * 5000 + [0],
+    ])  # fmt: skip
     header[name] = {"dtype": "F32", "shape": size, "data_offsets": [len(body), len(body)]}
     return joined(header, body)
 
@@ -302,9 +304,11 @@ def overlap(data, chance, sentinel):
 
 def blown_up(data, chance, sentinel):
     """Small parts of a huge module."""
-    n = chance.choice([40000, 100000])
+    n = chance.choice([16000, 40000, 100000])
     sizes = chance.choice([
-        {"lokr_w1": (n, 1), "lokr_w2": (n, 1)}, {"lokr_w1": (n, 1), "lokr_w2_a": (n, 1), "lokr_w2_b": (1, 30)},
+        {"lokr_w1": (n, 1), "lokr_w2": (n, 1)}, {"lokr_w1": (128, 128), "lokr_w2": (128, 128)},
+        {"lora_down.weight": (n, 1), "lora_up.weight": (1, n)},
+        {"lokr_w1": (n, 1), "lokr_w2_a": (n, 1), "lokr_w2_b": (1, 30)},
     ])  # fmt: skip
     return save({f"{LINEAR}.{part}": torch.ones(size, dtype=torch.float16) for part, size in sizes.items()})
 
@@ -353,10 +357,25 @@ def header_text(data, chance, sentinel):
     return struct.pack("<Q", len(made)) + made + body
 
 
+def boundless(data, chance, sentinel):
+    """JSON in the header that is too deep, and numbers that no float holds."""
+    header, body = split(data)
+    long, huge = "1" * 5000, 10**400
+    texts = "[" * 100_000, long, f"[{long}]", f'{{"a": {long}}}'
+    header["__metadata__"] = chance.choice([
+        *({key: text} for key in ("dco.tokens", "dco.merge") for text in texts),
+        {"dco.merge": json.dumps([{"title": "a", "sha256": "b", "weight": chance.choice([huge, -huge, str(huge)])}])},
+        {"lora_adapter_metadata": json.dumps({"lora_alpha": huge})},
+        {"lora_adapter_metadata": json.dumps({"lora_alpha": 1, "r": huge, "alpha_pattern": {"to_q": -huge}})},
+        {"lora_adapter_metadata": json.dumps({"lora_alpha": 1, "alpha_pattern": {"(a+)+": 2}})},
+    ])  # fmt: skip
+    return joined(header, body)
+
+
 MUTATIONS: tuple[Callable[[bytes, random.Random, Path], bytes], ...] = (
     truncate, append, flip_anywhere, flip_header, header_length, shape, reshape, dtype, other_dtype, offsets, values,
     missing, alpha, duplicate_entry, duplicate_module, rename, metadata, other_kind, a_pickle, no_file_of_this_kind,
-    hollow, overlap, blown_up, control_name, extreme, no_floats, header_text,
+    hollow, overlap, blown_up, control_name, extreme, no_floats, header_text, boundless,
 )  # fmt: skip
 
 

@@ -66,6 +66,7 @@ _DIFFUSERS_BLOCK = re.compile(
     rf"|mid_block_(?:resnets_(?P<mr>[01])_(?P<mresnet>{'|'.join(_RESNET)})"
     rf"|attentions_0_(?P<mattention>{_ATTENTION}))"
 )
+_ANY_DIFFUSERS_BLOCK = re.compile(_DIFFUSERS_BLOCK.pattern.replace("[0-3]", r"\d+").replace("[0-2]", r"\d+"))
 _LDM_BLOCK = re.compile(
     rf"(?P<side>input|output)_blocks_(?P<n>\d|1[01])_(?:0_(?P<resnet>{'|'.join(_RESNET_BACK)})"
     rf"|1_(?P<attention>{_ATTENTION})|(?P<sampler>0_op|[12]_conv))"
@@ -185,19 +186,19 @@ def unet_family(keys: Iterable[str]) -> str | None:
     return "sdxl" if sdxl else "sd1"
 
 
-def _underscored(path: str) -> str:
+def underscored(path: str) -> str:
     """A module path of any spelling with its component prefix, before the grammar: `unet.a.b` ->
     `lora_unet_a_b`. A bare path that is neither UNet nor CLIP stays as it is, since nothing says which
     network it names."""
     if "." not in path and path.startswith(("lora_", "lycoris_")):
         name = path.removeprefix("lycoris_")
-        return UNET + name if _DIFFUSERS_BLOCK.fullmatch(name) else path
+        return UNET + name if _ANY_DIFFUSERS_BLOCK.fullmatch(name) else path
     for prefix, component in _COMPONENTS:
         if path.startswith(prefix):
             return component + _plain(path.removeprefix(prefix))
     bare = _plain(path.removeprefix("base_model.model."))
     if (
-        _DIFFUSERS_BLOCK.fullmatch(bare)
+        _ANY_DIFFUSERS_BLOCK.fullmatch(bare)
         or _LDM_BLOCK.fullmatch(bare)
         or bare in _SINGLE
         or bare in _SINGLE_BACK
@@ -218,7 +219,7 @@ def canonical_keys(paths: Iterable[str]) -> dict[str, str]:
     """{module path as a file spells it: canonical key}, for all modules of a file or of several for one
     model: a few names can only be told from the others (which UNet it is, whether there is a second text
     encoder). Canonical keys map to themselves."""
-    names = {path: _underscored(path) for path in paths}
+    names = {path: underscored(path) for path in paths}
     is_sd = any(_is_sd_block(n) for n in names.values())
     family = unet_family(names.values())
     two_encoders = family == "sdxl" or any(n.startswith(("lora_te1_", "lora_te2_")) for n in names.values())
@@ -235,7 +236,7 @@ def canonical_keys(paths: Iterable[str]) -> dict[str, str]:
 
 def _is_sd_block(key: str) -> bool:
     name = key.removeprefix(UNET)
-    return key.startswith(UNET) and bool(_DIFFUSERS_BLOCK.fullmatch(name) or _LDM_BLOCK.fullmatch(name))
+    return key.startswith(UNET) and bool(_ANY_DIFFUSERS_BLOCK.fullmatch(name) or _LDM_BLOCK.fullmatch(name))
 
 
 def kernel_of(key: str) -> tuple[int, int] | None:
@@ -266,7 +267,9 @@ def kohya_names(keys: Iterable[str], paths: Mapping[str, str]) -> dict[str, str]
         if spelled:
             result[key] = key if known else spelled
         elif diffusers:
-            result[key] = UNET + diffusers if family == "sd1" and not unusual else key
+            as_diffusers = (family == "sd1" and not unusual) or (diffusers in _SINGLE and named and not known)
+            # diffusers itself knows label_emb alone
+            result[key] = UNET + diffusers if as_diffusers and not diffusers.startswith("add_") else key
         else:
             path = paths.get(
                 key, key
@@ -275,14 +278,19 @@ def kohya_names(keys: Iterable[str], paths: Mapping[str, str]) -> dict[str, str]
     return result
 
 
+def names_ldm_block(path: str) -> bool:
+    """Whether a kohya name counts the blocks of an SD UNet as the host does: SDXL's, and those of unusual UNets."""
+    return path.startswith(UNET) and bool(_ANY_LDM_BLOCK.fullmatch(path.removeprefix(UNET)))
+
+
 def has_unusual_blocks(keys: Iterable[str], paths: Mapping[str, str]) -> bool:
-    """Whether some LDM name is of a UNet without two blocks per level. Then the numbers of none of its blocks can be
-    translated. paths: as the file spelled them."""
-    names = [
-        key.removeprefix(UNET)
-        for key in keys
-        if key.startswith(UNET) and not _spelled_as_diffusers(paths.get(key))
-    ]
+    """Whether the LDM names are of a UNet without two blocks per level, so that the numbers of none of its blocks can
+    be translated: some are of no block of SD1.5 or SDXL, or kohya names of SD1.5's, whose kohya files have none.
+    paths: as the file spelled them."""
+    ldm = [key for key in keys if key.startswith(UNET) and not _spelled_as_diffusers(paths.get(key))]
+    if unet_family(ldm) == "sd1" and any(paths.get(key) == key for key in ldm):
+        return True
+    names = [key.removeprefix(UNET) for key in ldm]
     return any(_ANY_LDM_BLOCK.fullmatch(name) and ldm_to_diffusers(name) is None for name in names)
 
 
@@ -293,8 +301,8 @@ def spells_diffusers(paths: Mapping[str, str]) -> bool:
 
 def _spelled_as_diffusers(path: str | None) -> str | None:
     """`lora_unet_down_blocks_...` for a path of a file that has such a name."""
-    name = _underscored(path) if path else ""
-    return name if name.startswith(UNET) and _DIFFUSERS_BLOCK.fullmatch(name.removeprefix(UNET)) else None
+    name = underscored(path) if path else ""
+    return name if name.startswith(UNET) and _ANY_DIFFUSERS_BLOCK.fullmatch(name.removeprefix(UNET)) else None
 
 
 def diffusers_names(keys: Iterable[str], paths: Mapping[str, str]) -> dict[str, str]:
@@ -327,7 +335,7 @@ def dotted_path(key: str) -> str | None:
     `text_encoder.text_model.encoder.layers.0.mlp.fc1`."""
     if key.startswith(UNET):
         name = key.removeprefix(UNET)
-        diffusers = name if _DIFFUSERS_BLOCK.fullmatch(name) or name in _SINGLE else ldm_to_diffusers(name)
+        diffusers = name if _ANY_DIFFUSERS_BLOCK.fullmatch(name) or name in _SINGLE else ldm_to_diffusers(name)
         return f"unet.{_dots(diffusers)}" if diffusers else None
     match = re.fullmatch(r"lora_te([12]?)_(.+)", key)
     if match is None or not _CLIP.fullmatch(match[2]):

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import DCOError
 from ..files.safetensors_file import TensorFile
 from .embeddings import BUNDLE, from_bundle
-from .keys import canonical_keys, diffusers_names, kernel_of, kohya_names, split_key
+from .keys import canonical_keys, diffusers_names, kernel_of, kohya_names, names_ldm_block, split_key
 from .kinds import VECTORS, kind_of, layer_of, part_name, refuse_unsupported, with_kernel
 from .peft_header import PeftHeader
 from .tensors import LazyLayers, LoraLayer, LoraTensors, LoraWeights, in_range, is_finite
@@ -82,7 +82,7 @@ class _Reader:
             self._names[key] = name
 
     def weights(self, other: dict[str, Tensor], metadata: Mapping[str, str]) -> LoraWeights:
-        paths = {key: name for key, name in self._names.items() if name != key}
+        paths = {key: name for key, name in self._names.items() if name != key or names_ldm_block(name)}
         vectors: dict[str, Tensor] = {}
         layered, lazy = [], isinstance(self._tensors, TensorFile)
         for key, name in self._names.items():

@@ -15,7 +15,7 @@ from ..data.buckets import Fitted
 from ..errors import DCOError
 from ..files.fingerprints import network_fingerprint
 from ..lora import canonical_keys
-from ..lora.keys import UNET, kohya_names
+from ..lora.keys import kohya_names
 from ..network.denoiser import NetworkDenoiser
 from ..network.library_import import without_broken_torchvision
 from ..network.lora_layers import AdapterConfig
@@ -162,7 +162,8 @@ class DiffusersModel:
         layers = self._pipeline.unet.config.layers_per_block
         if set([layers] if isinstance(layers, int) else layers) != {2}:
             # the names that diffusers and ComfyUI read with the network's own numbers of blocks
-            return {key: UNET + path.replace(".", "_") for path, key in self._canonical.items()}
+            paths = {key: f"unet.{path}" for path, key in self._canonical.items()}
+            return kohya_names(self._canonical.values(), paths)
         return kohya_names(self._canonical.values(), {})
 
     def canonical(self, module: str) -> str:

@@ -319,7 +319,7 @@ class Training:
         now, then = self._asked.as_dict(), other.get("asked", {})
         changed = [f"{k} {then[k]} (now {now[k]})" for k in now if k in then and then[k] != now[k]]
         if other.get("content") != self._content:
-            changed.append("another model, other pictures, captions or settings of the LoRA")
+            changed.append("another model or other patches on it, other pictures, captions or settings of the LoRA")
         return ", ".join(changed) or "another start or another noise schedule"
 
     def _save(self) -> None:

@@ -9,7 +9,7 @@ from ...dco_core.errors import DCOError
 from ...dco_core.lora import LoraWeights
 from ...dco_core.network.lora_layers import AdapterConfig
 from ...dco_core.training.config import TrainingConfig
-from ..host.training import network
+from ..host.layer_names import started_layers
 from . import inputs as trainer_inputs
 from .choices import OBJECTIVES, TOKENS_ALONE, TOKENS_OFF, TOKENS_WITH_LORA
 
@@ -73,7 +73,7 @@ def adapter_config(
                 "with the LoRA."
             )
         return None
-    layers = network.started_layers(model, start) if start is not None and start.layers else None
+    layers = started_layers(model, start) if start is not None and start.layers else None
     return AdapterConfig(
         values["rank"], values["alpha"] or None, values["layers"], values["seed"], values["layer_filter"],
         values["dropout"], layers,

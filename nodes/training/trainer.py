@@ -23,9 +23,10 @@ from ...dco_core.training.memory import PeakMemory, estimate, megabytes
 from ...dco_core.training.step_report import StepReport
 from ...dco_core.training.tensorboard import EventLog
 from ...dco_core.training.trainer import Training
-from ..host import files
+from ..host import files, layer_names
 from ..host.progress import raise_if_interrupted, show_text
 from ..host.training import learned_tokens, network
+from ..host.training.model_fingerprint import fingerprint, prompt_tokens
 from . import data, inputs, trained_lora
 from .captions import check
 from .previews import TrainingPreviews
@@ -177,9 +178,9 @@ def _content(
         content_keys([r.mask for r in references if r.mask is not None]),
     )
     class_images = [batch.cpu() for batch in values["class_images"] or [] if batch is not None]
-    return content_key(
-        network.fingerprint(model, clip, vae), pictures, class_images, settings, dict(options), choices
-    )
+    texts = ["", options.get("class_prompt", ""), *(r.caption for r in references)]
+    networks = fingerprint(model, clip, vae), prompt_tokens(clip, texts)
+    return content_key(networks, pictures, class_images, settings, dict(options), choices)
 
 
 def _target(
@@ -191,12 +192,12 @@ def _target(
     alpha = first.rank * first.scale if first else (adapter.effective_alpha if adapter else 0.0)
     names = ("resolution", "crop", "size_conditioning", "dropout", "layer_filter")
     header = TrainedHeader(
-        config=run.config, rank=rank, alpha=alpha, layers=values["layers"], family=network.family(model),
+        config=run.config, rank=rank, alpha=alpha, layers=values["layers"], family=layer_names.family(model),
         prediction=denoiser.schedule.prediction, captions=texts,
         other={name: values[name] for name in names}
         | {"learned_tokens": chosen(values["learned_tokens"], "learned_tokens")["learned_tokens"]},
     )  # fmt: skip
-    return trained_lora.Target(path, header, network.kohya_names(model))
+    return trained_lora.Target(path, header, layer_names.kohya_names(model))
 
 
 def _summary(run: Training) -> str:

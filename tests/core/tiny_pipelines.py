@@ -40,15 +40,15 @@ def scheduler(prediction="epsilon"):
     )
 
 
-def sd15(folder, prediction="epsilon", channels=4):
-    """Write a Stable Diffusion 1.5 of the least width and return its pipeline."""
+def sd15(folder, prediction="epsilon", channels=4, layers=2):
+    """Write a Stable Diffusion 1.5 of the least width and return its pipeline. layers: per block."""
     torch.manual_seed(0)
     tokens = tokenizer(folder / "words")
     down, up = ("CrossAttnDownBlock2D",) * 3, ("CrossAttnUpBlock2D",) * 3
     unet = diffusers.UNet2DConditionModel(
         sample_size=16, in_channels=channels, block_out_channels=(8, 8, 8, 8), cross_attention_dim=16,
         down_block_types=(*down, "DownBlock2D"), up_block_types=("UpBlock2D", *up),
-        attention_head_dim=2, norm_num_groups=4,
+        attention_head_dim=2, norm_num_groups=4, layers_per_block=layers,
     )  # fmt: skip
     pipeline = diffusers.StableDiffusionPipeline(
         vae=vae(), text_encoder=text_encoder(transformers.CLIPTextModel, 16, tokens), tokenizer=tokens, unet=unet,
@@ -58,12 +58,12 @@ def sd15(folder, prediction="epsilon", channels=4):
     return pipeline
 
 
-def sdxl(folder, **saving):
-    """Write an SDXL of the least width (depths 2 and 3 for 2 and 10) and return its pipeline."""
+def sdxl(folder, layers=2, **saving):
+    """Write an SDXL of the least width (depths 2 and 3 for 2 and 10) and return its pipeline. layers: per block."""
     torch.manual_seed(0)
     first, second = tokenizer(folder / "words"), tokenizer(folder / "words_2", pad="!")
     unet = diffusers.UNet2DConditionModel(
-        sample_size=16, block_out_channels=(8, 8, 8), layers_per_block=2, cross_attention_dim=32,
+        sample_size=16, block_out_channels=(8, 8, 8), layers_per_block=layers, cross_attention_dim=32,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=(1, 2, 3), attention_head_dim=2, norm_num_groups=4,

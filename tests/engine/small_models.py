@@ -23,6 +23,20 @@ _FLUX = {
     "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
 }  # fmt: skip
 _SD15 = _UNET | {"num_heads": 2, "num_head_channels": -1, "use_linear_in_transformer": False}
+# block layouts of SD1.5: its own, SDXS's with one block per level, and one whose levels differ; at
+# 8 x 8 their lowest level would be one cell, of which group norm leaves signs
+_SD15_WHOLE = _SD15 | {
+    "channel_mult": [1, 2, 2, 2], "num_res_blocks": [2] * 4, "transformer_depth": [1] * 6 + [0] * 2,
+    "transformer_depth_output": [1] * 9 + [0] * 3,
+}  # fmt: skip
+_SDXS = _SD15 | {
+    "channel_mult": [1, 2, 2, 2], "num_res_blocks": [1] * 4, "transformer_depth": [1, 1, 1, 0],
+    "transformer_depth_output": [1] * 6 + [0] * 2,
+}  # fmt: skip
+_SD15_UNEVEN = _SD15 | {
+    "channel_mult": [1, 2, 2, 2], "num_res_blocks": [1, 2, 1, 2], "transformer_depth": [1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1] * 7 + [0] * 3,
+}  # fmt: skip
 _HUNYUAN = {
     "image_model": "hunyuan_video", "in_channels": 16, "out_channels": 16, "vec_in_dim": 8, "context_in_dim": 24,
     "hidden_size": 48, "mlp_ratio": 2.0, "num_heads": 4, "depth": 1, "depth_single_blocks": 1, "axes_dim": [4, 4, 4],
@@ -61,6 +75,9 @@ def _v_prediction() -> dict[str, Tensor]:
 
 FAMILIES = {
     "sd15": Family("SD15", _SD15, (4, 8, 8), 24),
+    "sd15-whole": Family("SD15", _SD15_WHOLE, (4, 16, 16), 24),
+    "sdxs": Family("SD15", _SDXS, (4, 16, 16), 24),
+    "sd15-uneven": Family("SD15", _SD15_UNEVEN, (4, 16, 16), 24),
     "sd15-inpaint": Family("SD15", _SD15 | {"in_channels": 9}, (4, 8, 8), 24),
     "sd2-v": Family("SD20", _UNET, (4, 8, 8), 24, weights=_v_prediction),
     "sdxl": Family("SDXL", _UNET | {"adm_in_channels": 6 * 256 + 8, "num_classes": "sequential"}, (4, 8, 8), 24),

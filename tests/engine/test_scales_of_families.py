@@ -11,7 +11,7 @@ def test_previews_show_what_the_file_suggests(family):
     model, training = small_model(family), host.pack("nodes.host.training.network")
     header = host.pack("dco_core.pipeline.file_header").TrainedHeader(
         host.pack("dco_core.training.config").TrainingConfig(), rank=4, alpha=4.0, layers="attention",
-        family=training.family(model),
+        family=host.pack("nodes.host.layer_names").family(model),
         prediction=training.schedule_of(model.get_model_object("model_sampling")).prediction, captions=["a <dog>"],
         other={},
     ).entries("dog", 7, {})  # fmt: skip

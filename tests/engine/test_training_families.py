@@ -197,7 +197,8 @@ def a_lora(family):
         optimizer = torch.optim.SGD(parameters, lr=1e-3)
         denoiser.predict(x, torch.tensor([500]), [conds], adapter=True).square().mean().backward()
         optimizer.step()
-        lora = host.pack("dco_core.lora").to_tensors(denoiser.weights(), keys=training().kohya_names(model))
+        names = host.pack("nodes.host.layer_names").kohya_names(model)
+        lora = host.pack("dco_core.lora").to_tensors(denoiser.weights(), keys=names)
         with torch.no_grad():
             said = denoiser.predict(x, torch.tensor([500]), [conds], adapter=True)
     return dict(lora), x, conds, said

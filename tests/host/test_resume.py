@@ -8,8 +8,9 @@ import threading
 import pytest
 import torch
 from host_graph import Graph, saved_file
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from dco_core.toy_world import model as toy_model
 from devtools.api import HostInterrupted
 
 
@@ -117,6 +118,45 @@ def test_other_settings_pictures_or_captions_start_anew_and_say_so(host):
         text = host.client.run(g.prompt)[trainer]["text"][0]
         assert "Starting anew: the earlier run had" in text, changes
         assert words in text
+
+
+def patched(g, what):
+    """The Toy World with something hung on one of its models."""
+    base = g.toy()
+    if what == "shift":
+        base["model"] = [g.add("ModelSamplingSD3", model=base["model"], shift=2.0), 0]
+    elif what == "CLIP's layer":
+        base["clip"] = [g.add("CLIPSetLastLayer", clip=base["clip"], stop_at_clip_layer=-1), 0]
+    elif what == "LoRA on CLIP":
+        base["clip"] = [
+            g.add("LoraLoader", model=base["model"], clip=base["clip"], lora_name="on_clip.safetensors",
+                  strength_model=0.0, strength_clip=1.0), 1,
+        ]  # fmt: skip
+    return base
+
+
+@pytest.fixture
+def lora_on_clip(host):
+    state = toy_model.load_text_encoder().state_dict()
+    name = next(k for k, v in state.items() if k.endswith(".weight") and "layers" in k and v.dim() == 2)
+    stem = f"text_encoders.toy_world.transformer.text_encoder.{name.removesuffix('.weight')}"
+    path = host.base_dir / "models" / "loras" / "on_clip.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows, columns = state[name].shape
+    save_file({f"{stem}.lora_down.weight": torch.ones(1, columns), f"{stem}.lora_up.weight": torch.ones(rows, 1)}, path)
+    yield
+    path.unlink()
+
+
+def test_what_hangs_on_the_models_tells_runs_apart_and_is_found_again(host, lora_on_clip):
+    for what in ("nothing", "shift", "CLIP's layer", "LoRA on CLIP"):
+        for found in (False, True):
+            g = Graph()
+            trainer = g.toy_trainer(patched(g, what), steps=4, resume=True, filename_prefix="loras/hung",
+                                    look_ahead=int(found), score_every=0)  # fmt: skip
+            text = host.client.run(g.prompt)[trainer]["text"][0]
+            assert ("Found the checkpoint of step 4: finished" in text) == found, (what, text)
+            assert ("Starting anew" in text) == (not found and what != "nothing"), (what, text)
 
 
 def test_without_resume_no_checkpoint_is_written(host):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ....dco_core.errors import DCOError, printable
 from ....dco_core.lora import BUNDLE
+from ..layer_names import check_block_names
 from .adapter_parts import Patch
 from .notices import say_once
 
@@ -135,6 +136,7 @@ def resolve(model, lora: Mapping[str, Tensor], strength: float) -> list[Patch]:
         return []
     lora = {k: v for k, v in lora.items() if not k.startswith(BUNDLE)}
     _check_whole(lora)
+    check_block_names(model, lora, "The LoRA")
     name = type(model.model).__name__
     key_map = comfy.lora.model_lora_keys_unet(model.model, {})
     converted = comfy.lora_convert.convert_lora(dict(lora))

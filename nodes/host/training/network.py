@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,18 +12,17 @@ import comfy.model_management
 import comfy.model_sampling
 import comfy.sampler_helpers
 import comfy.samplers
-import comfy.utils
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
 from ....dco_core.errors import DCOError
-from ....dco_core.files.fingerprints import network_fingerprint
-from ....dco_core.lora import LoraLayer, LoraWeights, canonical_keys
+from ....dco_core.lora import LoraWeights
 from ....dco_core.network.denoiser import NetworkDenoiser
 from ....dco_core.network.lora_layers import AdapterConfig
 from ....dco_core.network.out_of_place import KeptCopies, out_of_place
 from ....dco_core.schedules import Schedule
+from ..layer_names import canonical
 from .frozen_layers import use_frozen_layers
 from .fused_rope import differentiable_rope
 from .shared_weights import network_on_same_storage
@@ -76,69 +75,6 @@ def _torch_attention(_chosen_by_host, *args, **kwargs):
 
 
 _ATTENTION = {"optimized_attention_override": _torch_attention}
-
-
-def kohya_names(model) -> dict[str, str]:
-    """{canonical key: kohya base name} for every module of MODEL, as trainers write it for its family.
-
-    SD1.5 and SD2 files use diffusers block names (A1111 and Forge read only those); every other family the names
-    of the checkpoint's own modules, which are the canonical ones. So do SD files of a UNet with another number of
-    blocks per level, whose diffusers names would be read onto other blocks."""
-    own = {
-        canonical(key[: -len(".weight")]): tensor.dim()
-        for key, tensor in model.model.diffusion_model.state_dict().items()
-        if key.endswith(".weight")
-    }
-    names = {key: key for key in own}
-    if family(model) not in ("sd_v1", "sd_v2"):
-        return names
-    for diffusers, module in comfy.utils.unet_to_diffusers(model.model.model_config.unet_config).items():
-        key = canonical(module.removesuffix(".weight"))
-        if diffusers.endswith(".weight") and key in own:
-            names[key] = canonical(diffusers.removesuffix(".weight"))
-    layers = {key: name for key, name in names.items() if own[key] > 1}
-    read = canonical_keys(layers.values())
-    return names if all(read[name] == key for key, name in layers.items()) else {key: key for key in own}
-
-
-def canonical(module: str) -> str:
-    """`a.b.c` of the diffusion model -> `lora_unet_a_b_c`."""
-    return "lora_unet_" + module.replace(".", "_")
-
-
-_FAMILIES = {  # the host's model class: kohya's name of the base
-    "SDXL": "sdxl_base_v1-0",
-    "SD15": "sd_v1",
-    "SD20": "sd_v2",
-    "SD21UnclipL": "sd_v2",
-    "SD21UnclipH": "sd_v2",
-    "SD3": "sd3",
-    "Flux": "flux1",
-    "FluxSchnell": "flux1",
-}
-
-
-def family(model) -> str:
-    """The base model version for the file's header: kohya's name, or the host's class name where kohya has none."""
-    config = type(model.model.model_config)
-    return next(
-        (_FAMILIES[c.__name__] for c in config.__mro__ if c.__name__ in _FAMILIES), config.__name__.strip("_")
-    )
-
-
-def fingerprint(model, clip, vae) -> str:
-    """Tells the loaded weights of MODEL (with the user's patches), CLIP and VAE from all others."""
-    networks = {
-        "network": model.model.diffusion_model,
-        "text encoder": getattr(clip, "cond_stage_model", None),
-        "vae": getattr(vae, "first_stage_model", None),
-    }
-    return network_fingerprint(
-        (f"{kind}.{name}", p)
-        for kind, network in networks.items()
-        if network is not None
-        for name, p in network.named_parameters()
-    )
 
 
 PRECISIONS = ("auto", "model's own", "bf16")
@@ -263,33 +199,3 @@ def native_latent(model, latent: Tensor, std: Tensor | None = None) -> tuple[Ten
     return tuple(  # type: ignore[return-value]
         None if x is None else x.to(model.load_device, torch.float32).clone() for x in (mean, std)
     )
-
-
-def _spelled_names(model, paths: Mapping[str, str]) -> dict[str, str]:
-    """Modules that a file names as diffusers does, by the host's own table: their numbers of blocks are MODEL's."""
-    table = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
-    names = {canonical(k.removesuffix(".weight")): to for k, to in table.items() if k.endswith(".weight")}
-    spelled = {key: "lora_unet_" + path.removeprefix("lora_unet_").removeprefix("unet.").replace(".", "_")
-               for key, path in paths.items()}  # fmt: skip
-    return {key: names[name].removesuffix(".weight") for key, name in spelled.items() if name in names}
-
-
-def started_layers(model, weights: LoraWeights) -> dict[str, LoraLayer]:
-    """The layers of a LoRA to go on from, by the dotted names of MODEL's modules. DCOError where it was trained
-    for another model or changes the text encoder too."""
-    text = [key for key in weights.layers if not key.startswith("lora_unet_")]
-    if text:
-        raise DCOError(
-            f"The LoRA to start from also changes the text encoder ({text[0]} and {len(text) - 1} more), which is not "
-            "trained here and would be lost: start from a LoRA of the diffusion model alone."
-        )
-    names = {canonical(name): name for name, _ in model.model.diffusion_model.named_modules()}
-    names |= _spelled_names(model, weights.paths)
-    unknown = [key for key in weights.layers if key not in names]
-    if unknown:
-        raise DCOError(
-            f"The LoRA to start from does not belong to this model ({type(model.model).__name__}): it has no layer "
-            f"{unknown[0]} ({len(unknown)} of {len(weights.layers)} are missing). Load the checkpoint it was trained "
-            "on."
-        )
-    return {names[key]: layer for key, layer in weights.layers.items()}

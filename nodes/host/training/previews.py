@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ....dco_core.errors import DCOError
 from ....dco_core.suggested_scales import suggested_scales
+from ..layer_names import family
 from . import network
 
 Picture = np.ndarray  # uint8 [H, W, 3]
@@ -25,7 +26,7 @@ NOTHING = ExecutionBlocker(None)  # an output that what follows it quietly waits
 def scales(model) -> tuple[float, float]:
     """(w_rg, w_text) that show a LoRA of this family well: those which its file will suggest."""
     prediction = network.schedule_of(model.get_model_object("model_sampling")).prediction
-    found = suggested_scales(network.family(model), prediction)
+    found = suggested_scales(family(model), prediction)
     assert found is not None  # schedule_of knows no other predictions
     return found.w_rg, found.w_text
 
