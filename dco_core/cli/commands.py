@@ -21,8 +21,9 @@ from ..errors import DCOError, printable, printable_lines
 from ..losses import REDUCTIONS, WEIGHTINGS
 from ..models.loading import PRECISIONS, load_model, usable_device
 from ..network.lora_layers import LAYERS, AdapterConfig
-from ..pipeline.examples import SIZES, FolderPictures
+from ..pipeline.examples import SIZES
 from ..pipeline.generation import GenerationConfig
+from ..pipeline.pictures import FolderPictures
 from ..pipeline.run import FolderTraining, check_replaceable, check_resolution, checkpoint_folder
 from ..training import validation
 from ..training.checkpoints import Checkpoints

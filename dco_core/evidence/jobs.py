@@ -23,8 +23,8 @@ from ..lora import merge, read_lora, write_lora
 from ..metrics import noise_distance
 from ..models.image_model import ImageModel
 from ..network.denoiser import NetworkDenoiser
-from ..pipeline.examples import FolderPictures
 from ..pipeline.generation import GenerationConfig
+from ..pipeline.pictures import FolderPictures
 from ..pipeline.run import FolderTraining, checkpoint_folder
 from ..training.checkpoints import Checkpoints
 from .pictures import draw, with_lora

@@ -11,6 +11,7 @@ the mergers start at 1; unlike there dW is alpha / rank up @ down.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import DCOError
-from ..lora import LoraLayer
+from ..lora import LoraLayer, LoraWeights
 from ..network.denoiser import NetworkDenoiser
 from ..training.config import TrainingConfig
 from ..training.examples import Draw, Example, random_draws
@@ -58,6 +59,57 @@ def with_columns(layer: LoraLayer, m: Tensor) -> LoraLayer:
     """The layer with each input channel scaled by m [in]."""
     m = m.detach().cpu().float().reshape(1, -1, *(1 for _ in layer.down.shape[2:]))
     return LoraLayer(layer.down.float() * m, layer.up, layer.alpha)
+
+
+def zip_mergers(
+    denoiser: NetworkDenoiser,
+    canonical: Callable[[str], str],
+    loras: Sequence[LoraWeights],
+    examples: Sequence[Sequence[Example]],
+    settings: ZipSettings,
+    weights: tuple[float, float] = (1.0, 1.0),
+    tick: Callable[[int], None] = lambda step: None,
+) -> ZipResult:
+    """The mergers of the layers of a network that both LoRAs have, by canonical key.
+
+    canonical: a module's name -> its canonical key. loras, examples: of the content and of the style; layers that the
+    network has not, as those of text encoders, are left out. The rest as in `optimise`.
+    Raises DCOError if a LoRA has no layer of the network or one of another shape, and for what `optimise` refuses."""
+    modules = {
+        canonical(name): (name, module)
+        for name, module in denoiser.network.named_modules()
+        if hasattr(module, "weight")
+    }
+    content, style = (_layers_of(modules, lora, which) for which, lora in enumerate(loras, 1))
+    found = optimise(denoiser, content, style, *examples, settings, weights, tick)
+    return ZipResult({canonical(name): pair for name, pair in found.mergers.items()}, found.losses)
+
+
+def _layers_of(
+    modules: Mapping[str, tuple[str, nn.Module]], lora: LoraWeights, which: int
+) -> dict[str, LoraLayer]:
+    """The LoRA's layers of the network by dotted name, in the shapes of its weights."""
+    found = {}
+    for key in lora.layers:
+        if key not in modules:
+            continue
+        name, module = modules[key]
+        layer, shape = lora.layers[key], tuple(module.weight.shape)
+        if (layer.shape[0], layer.down[0].numel()) != (shape[0], math.prod(shape[1:])):
+            raise DCOError(
+                f"LoRA {which} does not belong to this model: {key} has shape {list(layer.shape)}, the layer "
+                f"{list(shape)}. Load the checkpoint that it was trained on."
+            )
+        kernel = shape[2:]
+        down = layer.down.reshape(layer.rank, shape[1], *kernel)
+        up = layer.up.reshape(shape[0], layer.rank, *(1 for _ in kernel))
+        found[name] = LoraLayer(down, up, layer.alpha)
+    if not found:
+        raise DCOError(
+            f"LoRA {which} does not belong to this model: it has none of its layers. Load the checkpoint that it was "
+            "trained on."
+        )
+    return found
 
 
 def optimise(

@@ -19,8 +19,9 @@ from ..training.calibration import identity
 from ..training.checkpoints import Checkpoints
 from ..training.memory import PeakMemory, estimate
 from ..training.trainer import Training
-from .examples import SIZES, FolderExamples, FolderPictures
+from .examples import SIZES, Preparation, PreparedPictures
 from .file_header import TrainedHeader
+from .pictures import TrainingPictures
 
 RUN = "dco.run"  # in the header: which run the file is of
 GENERATED = "generated.safetensors"  # beside the checkpoints: what the base model made for an objective
@@ -31,7 +32,7 @@ class FolderTraining:
 
     resolution: in pixels, None for the model's own. square: a centred square of each picture instead of
     aspect-ratio buckets. compiled, gradient_checkpointing: of the network's blocks. size_conditioning: see
-    FolderExamples. overwrite: whether `output` may be replaced where it is not of this run. say: told what takes time
+    Preparation. overwrite: whether `output` may be replaced where it is not of this run. say: told what takes time
     before the run. notes: what to tell the user before the run; memory: its peak, after it. Raises DCOError for what
     cannot be trained, before anything is written.
     """
@@ -39,7 +40,7 @@ class FolderTraining:
     def __init__(
         self,
         model: ImageModel,
-        folder: FolderPictures,
+        folder: TrainingPictures,
         output: Path,
         adapter: AdapterConfig,
         checkpoints: Checkpoints | None = None,
@@ -61,7 +62,11 @@ class FolderTraining:
             raise DCOError(
                 f"This model draws {model.default_resolution} px, not {self._resolution}: leave the resolution out."
             )
-        self._data = FolderExamples(model, folder, self._resolution, self._square, size_conditioning)
+        if size_conditioning != SIZES[0] and not model.reads_sizes:
+            raise DCOError("This model reads no sizes, as SDXL does: leave --size-conditioning out.")
+        self._data = PreparedPictures(
+            model, folder, Preparation(self._resolution, self._square, size_conditioning)
+        )
         content = content_key(model.content(), adapter, self._data.content, compiled)
         model.offload_encoders()
         denoiser = model.denoiser(adapter)

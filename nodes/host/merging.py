@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...dco_core.errors import DCOError
-from ...dco_core.lora import LoraLayer, LoraWeights
-from ...dco_core.merging import ZipResult, ZipSettings, optimise
+from ...dco_core.lora import LoraWeights
+from ...dco_core.merging import ZipResult, ZipSettings, zip_mergers
 from ...dco_core.training.examples import Example
 from .progress import progress_bar, raise_if_interrupted
 from .training.network import HostDenoiser, canonical, native_latent, training_session
 
 
-def zip_mergers(
+def zip_mergers_of(
     model,
     loras: Sequence[LoraWeights],
     weights: tuple[float, float],
@@ -21,15 +20,7 @@ def zip_mergers(
     prompts: Sequence[list],
     settings: ZipSettings,
 ) -> ZipResult:
-    """The mergers of the layers of MODEL that both LoRAs have, by canonical key. latents, prompts: the host's LATENT
-    and CONDITIONING of the subject and of the style. Text encoder layers are summed as they are.
-
-    Raises DCOError if a LoRA has no layer of MODEL, or one of another shape."""
-    modules = {
-        canonical(name): (name, module) for name, module in model.model.diffusion_model.named_modules()
-    }
-    names = {key: name for key, (name, _) in modules.items()}
-    content, style = (_layers(model, modules, lora, which) for which, lora in enumerate(loras, 1))
+    """zip_mergers on MODEL. latents, prompts: the host's LATENT and CONDITIONING of the subject and of the style."""
     bar = progress_bar(settings.steps)
 
     def tick(_step: int) -> None:
@@ -38,42 +29,8 @@ def zip_mergers(
 
     with training_session(model, None) as denoiser:
         denoiser.checkpoint_blocks()
-        subject, styled = (
-            _examples(model, denoiser, latent, prompt)
-            for latent, prompt in zip(latents, prompts, strict=True)
-        )
-        found = optimise(denoiser, content, style, subject, styled, settings, weights, tick)
-    keys = {name: key for key, name in names.items()}
-    return ZipResult({keys[name]: pair for name, pair in found.mergers.items()}, found.losses)
-
-
-def _layers(
-    model, modules: Mapping[str, tuple[str, Any]], lora: LoraWeights, which: int
-) -> dict[str, LoraLayer]:
-    """Layers of the diffusion model by dotted name."""
-    found = {}
-    for key in lora.layers:
-        if key not in modules:
-            continue
-        name, module = modules[key]
-        layer = lora.layers[key]
-        expected = tuple(module.weight.shape)
-        if (layer.shape[0], layer.down[0].numel()) != (expected[0], module.weight[0].numel()):
-            raise DCOError(
-                f"LoRA {which} does not belong to this model: {key} has shape {list(layer.shape)}, the layer "
-                f"{list(expected)}. Load the checkpoint that it was trained on."
-            )
-        kernel = expected[2:]
-        down = layer.down.reshape(layer.rank, expected[1], *kernel)
-        found[name] = LoraLayer(
-            down, layer.up.reshape(expected[0], layer.rank, *(1 for _ in kernel)), layer.alpha
-        )
-    if not found:
-        raise DCOError(
-            f"LoRA {which} does not belong to this model ({type(model.model).__name__}): it has none of its layers. "
-            "Load the checkpoint that it was trained on."
-        )
-    return found
+        examples = [_examples(model, denoiser, *pair) for pair in zip(latents, prompts, strict=True)]
+        return zip_mergers(denoiser, canonical, loras, examples, settings, weights, tick)
 
 
 def _examples(model, denoiser: HostDenoiser, latent: Mapping[str, Any], prompt: list) -> list[Example]:

@@ -50,12 +50,6 @@ def real_sizes(fitted: Fitted) -> dict[str, int]:
     }  # fmt: skip
 
 
-def fixed_sizes(resolution: int) -> dict[str, int]:
-    """The authors' time ids: (resolution, resolution, 0, 0, resolution, resolution), whatever the crop."""
-    sizes = dict.fromkeys(("height", "width", "target_height", "target_width"), resolution)
-    return sizes | {"crop_h": 0, "crop_w": 0}
-
-
 def encode_images(vae, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
     """(mean, std) of the VAE's posterior [C, h, w] for each image [H, W, 3], in the VAE's scale; std None for a
     VAE without one. Equal pictures are encoded once."""
