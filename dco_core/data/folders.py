@@ -38,7 +38,7 @@ class Picture:
 
     name: its path relative to the folder, with forward slashes.
     image: [H, W, 3] float32 in 0..1, upright; what was transparent is on white.
-    mask: [h, w] float32 in 0..1, white where the picture counts, or None: its file in a folder `masks` beside it, else
+    mask: [h, w] float32 in 0..1, 1 where the picture counts, or None: from a file in a folder `masks` beside it, else
         what is not transparent of it.
     caption: one line, or "" where there is none.
     repeats: how often it counts per epoch, 10 in a subfolder `10_dog`.
@@ -219,7 +219,9 @@ def _scan(folder: Path | str) -> tuple[list[_Entry], dict[str, str]]:
     files, subfolders = _list(root)
     places = [("", 1, root, files)]
     places += [
-        (f"{path.name}/", _repeats(path.name), path, _list(path)[0]) for path in subfolders if path.name != MASKS
+        (f"{path.name}/", _repeats(path.name), path, _list(path)[0])
+        for path in subfolders
+        if path.name != MASKS
     ]
 
     entries: list[_Entry] = []
@@ -234,7 +236,9 @@ def _scan(folder: Path | str) -> tuple[list[_Entry], dict[str, str]]:
             entries.append(_Entry(path, prefix + path.name, caption, repeats, masks.get(path.stem)))
         stray = set(masks) - {path.stem for path in pictures}
         if stray:
-            raise DCOError(f"The mask {masks[min(stray)]} belongs to no picture: name it like one in {place}, or remove it.")
+            raise DCOError(
+                f"The mask {masks[min(stray)]} belongs to no picture: name it like one in {place}, or remove it."
+            )
     if not entries:
         raise DCOError(
             f"There are no pictures in {root}: put files that end in {', '.join(EXTENSIONS)} there "

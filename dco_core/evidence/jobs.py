@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import DCOError
-from ..files.fingerprints import content_key
+from ..files.content_key import content_key
 from ..lora import merge, read_lora, write_lora
 from ..metrics import noise_distance
 from ..models.image_model import ImageModel

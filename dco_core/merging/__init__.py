@@ -31,4 +31,5 @@ __all__ = [
     "parse_blocks",
     "parse_file_weight",
     "reduce",
+    "zip_mergers",
 ]

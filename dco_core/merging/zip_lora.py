@@ -24,7 +24,8 @@ from ..errors import DCOError
 from ..lora import LoraLayer, LoraWeights
 from ..network.denoiser import NetworkDenoiser
 from ..training.config import TrainingConfig
-from ..training.examples import Draw, Example, random_draws
+from ..training.draws import Draw, random_draws
+from ..training.examples import Example
 
 Mergers = tuple[Tensor, Tensor]  # m_c and m_s of one layer, [in]
 _CONTENT, _STYLE, _MERGED = "content", "style", "merged"

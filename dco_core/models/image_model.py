@@ -49,10 +49,7 @@ class Sampler(Protocol):
 class ImageModel(Protocol):
     """family: the base's name in a LoRA's header. prediction: of the network. default_resolution: in pixels.
     square: only squares of that size can be drawn. reads_sizes: the network is told size and crop, as SDXL's is.
-    w_text: the text guidance that suits it.
-
-    learned_tokens: None for a model whose text encoders cannot learn. sampler: None for a model whose pictures are
-    sampled with its denoiser."""
+    w_text: the text guidance that suits it."""
 
     family: str
     prediction: str
@@ -60,8 +57,16 @@ class ImageModel(Protocol):
     square: bool
     reads_sizes: bool
     w_text: float
-    learned_tokens: TokenReader | None
-    sampler: Sampler | None
+
+    @property
+    def learned_tokens(self) -> TokenReader | None:
+        """None for a model whose text encoders cannot learn."""
+        ...
+
+    @property
+    def sampler(self) -> Sampler | None:
+        """None for a model whose pictures are sampled with its denoiser."""
+        ...
 
     def encode_images(self, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
         """Images [H, W, 3] in 0..1 -> (mean, std) of the latents [C, h, w] in the network's own scale; std None for an

@@ -16,7 +16,8 @@ from ..data.buckets import Fitted, bucket_size, bucket_step, fit, latent_mask
 from ..data.folders import Picture
 from ..errors import DCOError
 from ..files.checksummed import read_sealed, write_sealed
-from ..files.fingerprints import content_key, memory_of
+from ..files.content_key import content_key
+from ..files.tensor_memory import memory_of
 from ..models.image_model import ImageModel
 from ..network.denoiser import Denoiser
 from ..suggested_scales import suggested_scales
@@ -126,19 +127,17 @@ class PreparedPictures:
     ) -> Previews:
         """Pictures of the preview prompts, at the size of the first reference and with nothing cut off."""
         first, read = self._encoded[0], self._learned_reader()
+        x0 = first.latent
         size = _whole(self._told_size(first.size))
         scales = suggested_scales(self._model.family, self._model.prediction)
         assert scales is not None  # of every prediction that can be trained
-        empty = self._read(self._empty, size, first.latent)
+        empty = self._read(self._empty, size, x0)
         prompts = [
-            PreviewPrompt(
-                text, self._theta(text, own, size, first.latent, None, read), self._read(base, size, first.latent), empty
-            )
+            PreviewPrompt(text, self._theta(text, own, size, x0, None, read), self._read(base, size, x0), empty)
             for text, own, base in self._preview_texts
         ]
         return Previews(
-            denoiser, prompts, first.latent.shape, seed, w_rg=scales.w_rg, w_text=scales.w_text,
-            device=first.latent.device, tick=tick,
+            denoiser, prompts, x0.shape, seed, w_rg=scales.w_rg, w_text=scales.w_text, device=x0.device, tick=tick
         )  # fmt: skip
 
     def _example(self, e: _Encoded, rejected: Sequence[Tensor], read: Any) -> Example:
@@ -215,7 +214,7 @@ class PreparedPictures:
         self._encoded = [
             _Encoded(
                 text, _without_pixels(f), mean, std, latent_mask(f.mask, mean), mine, None if mine is its else its,
-                None if f.mask is None else model.shown_beside(f, mean),
+                model.shown_beside(f, mean),
             )
             for text, f, (mean, std), mine, its in zip(texts, fitted, latents, own[:n], base[:n], strict=True)
         ]  # fmt: skip

@@ -11,7 +11,7 @@ from ..captions.check import check_captions, report
 from ..captions.markers import markers
 from ..data.buckets import MIN_SIDE
 from ..errors import DCOError
-from ..files.fingerprints import content_key
+from ..files.content_key import content_key
 from ..lora import LoraWeights, write_lora
 from ..models.image_model import ImageModel
 from ..network.lora_layers import AdapterConfig

@@ -14,7 +14,9 @@ from ..losses import T, mean_squared_error
 from ..network.denoiser import Denoiser
 from ..schedules import even_timesteps
 from .config import TrainingConfig
-from .examples import Example, predict, random_draws
+from .draws import random_draws
+from .examples import Example
+from .predictions import predict
 
 DRAWS = 16
 

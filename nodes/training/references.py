@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ...dco_core.data.folders import MAX_PICTURES, Picture
 from ...dco_core.errors import DCOError
-from ...dco_core.files.fingerprints import content_keys, memory_of
+from ...dco_core.files.content_key import content_keys
+from ...dco_core.files.tensor_memory import memory_of
 
 
 def flatten_images(images: Sequence[Tensor]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ...dco_core.drawing.training_plot import loss_plot
 from ...dco_core.errors import printable_lines
-from ...dco_core.files.fingerprints import content_key
+from ...dco_core.files.content_key import content_key
 from ...dco_core.lora import LoraWeights, from_tensors
 from ...dco_core.network.lora_layers import AdapterConfig
 from ...dco_core.pipeline.examples import PreparedPictures

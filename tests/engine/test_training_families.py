@@ -225,17 +225,18 @@ def test_pictures_with_and_without_masks_train_together(family):
 @pytest.mark.parametrize("family", ["wan", "qwen-image", "hunyuan-video", "ltxv"])
 def test_masks_weight_every_frame_of_their_own_sample(family):
     """Masks are pictures; latents of these families have frames."""
-    core = host.pack("dco_core.training.examples")
+    examples_of, draws_of = host.pack("dco_core.training.examples"), host.pack("dco_core.training.draws")
+    predictions = host.pack("dco_core.training.predictions")
     config = host.pack("dco_core.training.config").TrainingConfig(steps=1, batch_size=3, beta=1.0)
     shape = FAMILIES[family].latent
     torch.manual_seed(0)
     masks = [(torch.rand(shape[-2:]) > 0.5).float() for _ in range(2)] + [None]
     with training().training_session(small_model(family), adapter()) as denoiser:
         conds = denoiser.model_conditions(text(family, 7, 1), torch.zeros(shape))
-        examples = [core.Example(torch.randn(shape), conds, mask=m) for m in masks]
-        draws = next(core.random_draws(examples, len(denoiser.schedule), config))
+        examples = [examples_of.Example(torch.randn(shape), conds, mask=m) for m in masks]
+        draws = next(draws_of.random_draws(examples, len(denoiser.schedule), config))
         with torch.no_grad():
-            (found,) = core.predict(denoiser, examples, draws, adapter=False)
+            (found,) = predictions.predict(denoiser, examples, draws, adapter=False)
             error = host.pack("dco_core.losses").mean_squared_error(found.output, found.target, found.mask)
     for place, said in zip(found.places, error.tolist(), strict=True):
         squared = (found.output - found.target)[found.places.index(place)].square()

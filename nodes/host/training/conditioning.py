@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ....dco_core.data.buckets import Fitted
 from ....dco_core.errors import DCOError
-from ....dco_core.files.fingerprints import content_keys
+from ....dco_core.files.content_key import content_keys
 from ..progress import raise_if_interrupted
 
 Conditioning = list  # the host's CONDITIONING: [[tensor, options], ...]

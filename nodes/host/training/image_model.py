@@ -76,7 +76,7 @@ class HostImageModel:
         return conditioning.with_size(text, conditioning.real_sizes(fitted))
 
     def shown_beside(self, fitted: Fitted, latent: Tensor) -> Any:
-        if not inpainting.takes_mask(self._model, latent):
+        if fitted.mask is None or not inpainting.takes_mask(self._model, latent):
             return None
         return inpainting.entries(self._vae, fitted.image, fitted.mask)
 
@@ -101,7 +101,7 @@ class HostImageModel:
                 self._model, seed % 2**64, steps, w_text, "euler", "normal", positive, negative, start, 1.0
             )
             latents.append(network.native_latent(self._model, done["samples"][0])[0])
-        return latents  # type: ignore[return-value]
+        return latents
 
     def kohya_names(self) -> Mapping[str, str]:
         return network.kohya_names(self._model)
