@@ -281,3 +281,27 @@ def test_a_mask_beside_the_pictures_changes_what_is_learned(tmp_path):
         assert command(folder, tmp_path / f"{masked}.safetensors") == 0
         files.append((tmp_path / f"{masked}.safetensors").read_bytes())
     assert files[0] != files[1]
+
+
+@pytest.mark.parametrize("write", [None, sdxl])
+def test_previews_are_written_and_leave_the_training_alone(data, tmp_path, write):
+    model = "toy-world"
+    if write is not None:
+        write(tmp_path)
+        model = f"diffusers:{tmp_path / 'pipeline'}"
+    plain, shown = tmp_path / "plain" / "lora.safetensors", tmp_path / "shown" / "lora.safetensors"
+    assert command(data, plain, model=model) == 0
+    prompts = ("--preview-prompt", "a <toy> on a beach", "--preview-prompt", "a star")
+    assert command(data, shown, "--preview-every", "2", *prompts, model=model) == 0
+    assert plain.read_bytes() == shown.read_bytes()
+    sheets = sorted((tmp_path / "shown" / "lora.safetensors.previews").iterdir())
+    assert [path.name for path in sheets] == ["step-00000002.png", "step-00000004.png"]
+    early, late = (np.asarray(Image.open(path)) for path in sheets)
+    assert early.shape == late.shape and (early != late).any()
+    assert not (tmp_path / "plain" / "lora.safetensors.previews").exists()
+
+
+def test_previews_after_a_negative_number_of_steps_are_refused(data, tmp_path, capsys):
+    assert command(data, tmp_path / "lora.safetensors", "--preview-every", "-1") == 1
+    assert "preview_every is -1" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
