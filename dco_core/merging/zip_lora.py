@@ -82,7 +82,8 @@ def zip_mergers(
         if hasattr(module, "weight")
     }
     content, style = (_layers_of(modules, lora, which) for which, lora in enumerate(loras, 1))
-    found = optimise(denoiser, content, style, *examples, settings, weights, tick)
+    subject, styled = examples
+    found = optimise(denoiser, content, style, subject, styled, settings, weights, tick)
     return ZipResult({canonical(name): pair for name, pair in found.mergers.items()}, found.losses)
 
 
