@@ -41,7 +41,7 @@ class DCOLoadDataset(io.ComfyNode):
                 io.Mask.Output(
                     display_name="masks",
                     is_output_list=True,
-                    tooltip="The masks of the folder `masks`, otherwise what is not transparent, for `masks` of the trainer.",
+                    tooltip="From the folder `masks`, else what is not transparent, for `masks` of the trainer.",
                 ),
             ],
         )
