@@ -12,7 +12,8 @@ from .network.denoiser import Denoiser, NetworkDenoiser
 from .network.lora_layers import AdapterConfig
 from .schedules import Schedule
 from .training.config import TrainingConfig
-from .training.examples import Draw, Example, random_draws
+from .training.draws import Draw, random_draws
+from .training.examples import Example
 from .training.step_report import StepReport
 from .training.trainer import Training, evaluate, train
 

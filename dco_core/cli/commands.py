@@ -21,8 +21,9 @@ from ..errors import DCOError, printable, printable_lines
 from ..losses import REDUCTIONS, WEIGHTINGS
 from ..models.loading import PRECISIONS, load_model, usable_device
 from ..network.lora_layers import LAYERS, AdapterConfig
-from ..pipeline.examples import SIZES, FolderPictures
+from ..pipeline.examples import SIZES
 from ..pipeline.generation import GenerationConfig
+from ..pipeline.pictures import FolderPictures
 from ..pipeline.run import FolderTraining, check_replaceable, check_resolution, checkpoint_folder
 from ..training import validation
 from ..training.checkpoints import Checkpoints
@@ -30,7 +31,6 @@ from ..training.config import OBJECTIVE_NAMES, TrainingConfig
 from ..training.optimizers import OPTIMIZERS, SCHEDULES, check_optimizer
 from ..training.step_report import StepReport
 from ..training.tensorboard import EventLog, summary_writer
-from ..training.trainer import Training
 from . import evidence as evidence_command
 from . import lora_files
 
@@ -137,6 +137,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--compile", action="store_true", help="torch.compile: for a GPU, needs a compiler")
     how.add_argument("--log-dir", type=Path, default=None, help="write a TensorBoard log into this folder")
+    how.add_argument(
+        "--preview-every", type=int, default=0, metavar="K",
+        help="write pictures of the model into FILE.safetensors.previews after K steps and in the end: base model, "
+        "trained, and reward guidance, from the same noise; 0: none",
+    )  # fmt: skip
+    how.add_argument(
+        "--preview-prompt", action="append", default=[], metavar="TEXT",
+        help="what to preview; may be given several times; left out: the first caption",
+    )  # fmt: skip
     keep = train.add_argument_group("checkpoints, in FILE.safetensors.checkpoints")
     keep.add_argument(
         "--checkpoint-every", type=int, default=100, metavar="K", help="steps; 0: only at the end"
@@ -201,12 +210,13 @@ def _train(values: dict[str, Any]) -> int:
     model = load_model(values["model"], values["device"], values["precision"])
     run = FolderTraining(
         model, pictures, output, adapter, checkpoints, values["resolution"], values["square"], values["compile"],
-        values["gradient_checkpointing"], values["size_conditioning"], values["overwrite"], say=_say,
+        values["gradient_checkpointing"], values["size_conditioning"], values["overwrite"],
+        values["preview_every"], values["preview_prompt"], say=_say,
     )  # fmt: skip
     for note in run.notes:
         _say(note)
     _say(f"beta {run.training.config.beta:g}" if config.is_dco else config.objective)
-    _run(run.training, values["log_dir"])
+    _run(run, values["log_dir"])
     run.save()
     if run.training.scores:
         _say(validation.summary(run.training.scores))
@@ -236,19 +246,19 @@ def _say(text: str) -> None:
     print(printable_lines(text), flush=True)
 
 
-def _run(training: Training, log_folder: Path | None) -> None:
-    progress = _Progress(training.step)
+def _run(run: FolderTraining, log_folder: Path | None) -> None:
+    progress = _Progress(run.training.step)
     if log_folder is None:
-        training.run(progress)
+        run.run(progress)
         return
-    log = EventLog(log_folder, training)
+    log = EventLog(log_folder, run.training)
 
     def on_step(report: StepReport) -> None:
         log(report)
         progress(report)
 
     try:
-        training.run(on_step)
+        run.run(on_step)
     finally:
         log.close()
 

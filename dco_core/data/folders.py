@@ -23,6 +23,7 @@ MAX_PICTURES = 1000
 MAX_REPEATS = 1000
 MAX_PIXELS = 2**25  # of a picture in memory, twice 4096 x 4096: what has more is made smaller as it is decoded
 MAX_FILE_PIXELS = 178_956_970  # of a picture in a file, Pillow's own limit: what has more is not decoded
+MASKS = "masks"  # folder beside the pictures, with a mask of the same stem for some or all of them
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTION_EXTENSIONS = (".txt", ".caption")
 
@@ -37,7 +38,8 @@ class Picture:
 
     name: its path relative to the folder, with forward slashes.
     image: [H, W, 3] float32 in 0..1, upright; what was transparent is on white.
-    alpha: [H, W] float32 in 0..1 where the file is transparent anywhere, else None.
+    mask: [h, w] float32 in 0..1, 1 where the picture counts, or None: from a file in a folder `masks` beside it, else
+        what is not transparent of it.
     caption: one line, or "" where there is none.
     repeats: how often it counts per epoch, 10 in a subfolder `10_dog`.
     full_size: (width, height) in the file of a picture that was made smaller when it was read, else None.
@@ -45,9 +47,9 @@ class Picture:
 
     name: str
     image: Tensor
-    alpha: Tensor | None
+    mask: Tensor | None
     caption: str
-    repeats: int
+    repeats: int = 1
     full_size: tuple[int, int] | None = None
 
 
@@ -57,6 +59,7 @@ class _Entry:
     name: str
     caption: Path | None
     repeats: int
+    mask: Path | None
 
 
 def load_folder(folder: Path | str, *, require_captions: bool = False) -> list[Picture]:
@@ -64,11 +67,12 @@ def load_folder(folder: Path | str, *, require_captions: bool = False) -> list[P
 
     A caption is the text file next to the picture with the same stem (CAPTION_EXTENSIONS, in that order), or
     else its entry in captions.json: {"name.jpg": "caption"} or {"captions": {...}}, with the names relative to
-    the folder the file is in. Hidden files and folders are skipped.
+    the folder the file is in. A mask is the picture of the same stem in a folder `masks` beside it. Hidden files and
+    folders are skipped.
 
     Raises DCOError for a folder that is missing, unreadable or without pictures; for more than MAX_PICTURES, before
-    one of them is opened; for more than MAX_REPEATS; for missing captions if they are required; and for what
-    read_picture and read_caption refuse.
+    one of them is opened; for more than MAX_REPEATS; for missing captions if they are required; for masks of no
+    picture; and for what read_picture, read_mask and read_caption refuse.
     """
     entries, captions = _scan(folder)
     texts = [
@@ -83,8 +87,10 @@ def load_folder(folder: Path | str, *, require_captions: bool = False) -> list[P
         )
     pictures = []
     for entry, text in zip(entries, texts, strict=True):
-        image, alpha, full_size = read_picture(entry.path)
-        pictures.append(Picture(entry.name, image, alpha, text, entry.repeats, full_size))
+        image, mask, full_size = read_picture(entry.path)
+        if entry.mask is not None:
+            mask = read_mask(entry.mask)
+        pictures.append(Picture(entry.name, image, mask, text, entry.repeats, full_size))
     return pictures
 
 
@@ -146,6 +152,15 @@ def read_picture(path: Path | str) -> tuple[Tensor, Tensor | None, tuple[int, in
         ) from error
 
 
+def read_mask(path: Path | str) -> Tensor:
+    """A mask file [h, w] in 0..1: its brightness, as painted on black; where it is transparent, black. Raises DCOError
+    for what read_picture refuses."""
+    image, alpha, _ = read_picture(path)
+    if alpha is None:
+        return image.mean(-1)
+    return (image.mean(-1) - (1 - alpha)).clamp(0, 1)  # read_picture has put it on white
+
+
 def _too_large(path: Path, what: str) -> DCOError:
     return DCOError(
         f"{path} is too large ({what}; {MAX_FILE_PIXELS // 10**6} million pixels are read): remove it or save it "
@@ -202,17 +217,28 @@ def _scan(folder: Path | str) -> tuple[list[_Entry], dict[str, str]]:
     if not root.is_dir():
         raise DCOError(f"{root} is a file: choose the folder that holds the pictures.")
     files, subfolders = _list(root)
-    places = [("", 1, files)]
-    places += [(f"{path.name}/", _repeats(path.name), _list(path)[0]) for path in subfolders]
+    places = [("", 1, root, files)]
+    places += [
+        (f"{path.name}/", _repeats(path.name), path, _list(path)[0])
+        for path in subfolders
+        if path.name != MASKS
+    ]
 
     entries: list[_Entry] = []
     captions: dict[str, str] = {}
-    for prefix, repeats, files in places:
+    for prefix, repeats, place, files in places:
+        masks = _masks(place / MASKS)
         pictures = [path for path in files if path.suffix.lower() in EXTENSIONS]
         beside = {(path.stem, path.suffix.lower()): path for path in files}
         for path in pictures:
             found = (beside.get((path.stem, suffix)) for suffix in CAPTION_EXTENSIONS)
-            entries.append(_Entry(path, prefix + path.name, next(filter(None, found), None), repeats))
+            caption = next(filter(None, found), None)
+            entries.append(_Entry(path, prefix + path.name, caption, repeats, masks.get(path.stem)))
+        stray = set(masks) - {path.stem for path in pictures}
+        if stray:
+            raise DCOError(
+                f"The mask {masks[min(stray)]} belongs to no picture: name it like one in {place}, or remove it."
+            )
     if not entries:
         raise DCOError(
             f"There are no pictures in {root}: put files that end in {', '.join(EXTENSIONS)} there "
@@ -223,11 +249,19 @@ def _scan(folder: Path | str) -> tuple[list[_Entry], dict[str, str]]:
             f"The method is for 1 to 20 pictures; {root} holds {len(entries)} (at most {MAX_PICTURES} are read): "
             f"choose a folder with only the pictures to learn."
         )
-    for prefix, _, files in places:
+    for prefix, _, _, files in places:
         for path in files:
             if path.name == "captions.json":
                 captions |= {prefix + name: text for name, text in _read_captions_json(path).items()}
     return sorted(entries, key=lambda entry: _natural(entry.name)), captions
+
+
+def _masks(folder: Path) -> dict[str, Path]:
+    """The masks of a folder's pictures by stem."""
+    if not folder.is_dir():
+        return {}
+    found = [path for path in _list(folder)[0] if path.suffix.lower() in EXTENSIONS]
+    return {path.stem: path for path in found}
 
 
 def _list(folder: Path) -> tuple[list[Path], list[Path]]:

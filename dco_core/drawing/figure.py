@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DCOError
-from ..files.atomic import replacing
+from ..files.atomic import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,7 +151,7 @@ def save(figure: Figure, path: Path) -> None:
     """Write .png, .svg or .pdf, whole or not at all. DCOError for other suffixes and for what cannot be written."""
     check_suffix(path)
     content = _rendered(figure, path.suffix.lower().removeprefix("."))
-    with replacing(path) as temporary:
+    with whole_file(path) as temporary:
         temporary.write_bytes(content)
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..files.fingerprints import content_key
+from ..files.content_key import content_key
 from ..lora import merge, read_lora, write_lora
-from ..pipeline.examples import FolderPictures
 from ..pipeline.generation import GenerationConfig
+from ..pipeline.pictures import FolderPictures
 from ..pipeline.run import FolderTraining, checkpoint_folder
 from ..training.checkpoints import Checkpoints
 from .job_scores import Scorer

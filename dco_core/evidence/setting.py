@@ -17,7 +17,8 @@ from ..captions.markers import markers
 from ..data.folders import load_folder
 from ..errors import DCOError
 from ..files.atomic import whole_folder
-from ..files.fingerprints import content_key, files_fingerprint
+from ..files.content_key import content_key
+from ..files.file_fingerprint import files_fingerprint
 from ..metrics import ImageEncoder, SiglipScorer, image_similarity, load_image_encoder, load_siglip
 from ..models.image_model import ImageModel
 from ..models.loading import load_model

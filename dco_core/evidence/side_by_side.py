@@ -17,7 +17,8 @@ from ..network.denoiser import NetworkDenoiser
 from ..network.lora_layers import AdapterConfig
 from ..training import reference_pass
 from ..training.config import TrainingConfig
-from ..training.examples import Draw, Example, random_draws
+from ..training.draws import Draw, random_draws
+from ..training.examples import Example
 from ..training.objectives import OBJECTIVES, Batch, batch_errors, checked_examples
 from ..training.optimizers import make_optimizer, rate_factor
 from ..training.validation import HeldOut

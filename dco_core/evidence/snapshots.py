@@ -14,8 +14,9 @@ from ..lora import LoraLayer, LoraWeights, read_lora, write_lora
 from ..models.image_model import ImageModel
 from ..network.denoiser import NetworkDenoiser
 from ..network.lora_layers import AdapterConfig
-from ..pipeline.examples import FolderExamples, FolderPictures
+from ..pipeline.examples import Preparation, PreparedPictures
 from ..pipeline.generation import GenerationConfig
+from ..pipeline.pictures import FolderPictures
 from ..training.config import TrainingConfig
 from ..training.examples import Example
 from .pictures import draw_latents
@@ -50,8 +51,8 @@ def examples_of(
 ) -> list[Example]:
     """The references in a folder as examples, with what the base model makes for the objective."""
     generation = GenerationConfig(class_images=study.class_images, generation_w_text=study.w_text)
-    size = study.resolution or model.default_resolution
-    return FolderExamples(model, FolderPictures(folder, config, generation), size, True).examples(denoiser)
+    how = Preparation(study.resolution or model.default_resolution, square=True)
+    return PreparedPictures(model, FolderPictures(folder, config, generation), how).examples(denoiser)
 
 
 def prompt_examples(

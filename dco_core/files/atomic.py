@@ -32,7 +32,7 @@ def save_tensors(
     """Write a safetensors file: one that is already there stays intact until the new one is complete on disk. Equal
     contents are equal bytes.
     Raises DCOError for a folder that cannot be written."""
-    with replacing(Path(path)) as temporary:
+    with whole_file(Path(path)) as temporary:
         save_file(tensors, temporary, metadata)
 
 
@@ -49,7 +49,7 @@ def stream_tensors(
     wide: further tensors, of types wider than fp32. numbers: names of those among `tensors` that are one fp32 number
     and may come at any time. room: bytes for the header (header_room); metadata: asked for when all tensors are
     written."""
-    with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+    with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
         writer = TensorWriter(file, room)
         for name, tensor in wide.items():
             writer.add(name, tensor)
@@ -111,7 +111,7 @@ def _held(temporary: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def whole_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well, and is gone otherwise."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .atomic import save_tensors
-from .fingerprints import content_key
+from .content_key import content_key
 
 _ABOUT, _SEAL = "dco.about", "dco.seal"
 

@@ -6,7 +6,7 @@ from .file_weights import parse_file_weight
 from .methods import Dare, Exact, Method, NPLora, Ties, ZipLora, merge_with
 from .reduce import Size, reduce
 from .report import ErrorReport
-from .zip_lora import ZipResult, ZipSettings, optimise
+from .zip_lora import ZipResult, ZipSettings, optimise, zip_mergers
 
 __all__ = [
     "PRESETS",
@@ -31,4 +31,5 @@ __all__ = [
     "parse_blocks",
     "parse_file_weight",
     "reduce",
+    "zip_mergers",
 ]

@@ -11,6 +11,7 @@ the mergers start at 1; unlike there dW is alpha / rank up @ down.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import DCOError
-from ..lora import LoraLayer
+from ..lora import LoraLayer, LoraWeights, canonical_keys
+from ..lora.keys import UNET
 from ..network.denoiser import NetworkDenoiser
 from ..training.config import TrainingConfig
-from ..training.examples import Draw, Example, Prompt, random_draws
+from ..training.draws import Draw, random_draws
+from ..training.examples import Example, Prompt
 
 Mergers = tuple[Tensor, Tensor]  # m_c and m_s of one layer, [in]
 _CONTENT, _STYLE, _MERGED = "content", "style", "merged"
@@ -58,6 +61,86 @@ def with_columns(layer: LoraLayer, m: Tensor) -> LoraLayer:
     """The layer with each input channel scaled by m [in]."""
     m = m.detach().cpu().float().reshape(1, -1, *(1 for _ in layer.down.shape[2:]))
     return LoraLayer(layer.down.float() * m, layer.up, layer.alpha)
+
+
+def zip_mergers(
+    denoiser: NetworkDenoiser,
+    names: Sequence[Mapping[str, str]],
+    loras: Sequence[LoraWeights],
+    examples: Sequence[Sequence[Example]],
+    settings: ZipSettings,
+    weights: tuple[float, float] = (1.0, 1.0),
+    tick: Callable[[int], None] = lambda step: None,
+) -> ZipResult:
+    """The mergers of the layers of a network that both LoRAs have, by canonical key.
+
+    names: of each LoRA, {its key: the dotted name of the module}; see `names_by`. loras, examples: of the content and
+    of the style; layers that the network has not, as those of text encoders, are left out. The rest as in `optimise`.
+    Raises DCOError if a LoRA has no layer of the network or one of another shape, if the two name one module in two
+    ways, and for what `optimise` refuses."""
+    merged = _merged_keys(loras, names)
+    modules = dict(denoiser.network.named_modules())
+    content, style = (
+        _layers_of(modules, lora, own, which)
+        for which, (lora, own) in enumerate(zip(loras, names, strict=True), 1)
+    )
+    subject, styled = examples
+    found = optimise(denoiser, content, style, subject, styled, settings, weights, tick)
+    return ZipResult({merged[name]: pair for name, pair in found.mergers.items()}, found.losses)
+
+
+def names_by(canonical: Callable[[str], str], network: nn.Module, lora: LoraWeights) -> dict[str, str]:
+    """{key: dotted name of the module} of a LoRA's layers, from what gives a module's canonical key."""
+    keys = {canonical(name): name for name, module in network.named_modules() if hasattr(module, "weight")}
+    return {key: keys[key] for key in lora.layers if key in keys}
+
+
+def _merged_keys(loras: Sequence[LoraWeights], names: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """{dotted name of a module: its key in the merged LoRA}. Raises DCOError where the merge would take layers of
+    different modules for one, or of one module for two."""
+    keys = canonical_keys(key for lora in loras for key in lora.layers)
+    found: dict[str, str] = {}
+    modules: dict[str, str] = {}
+    for own in names:
+        for key, module in own.items():
+            merged = keys[key]
+            if found.setdefault(module, merged) != merged or modules.setdefault(merged, module) != module:
+                raise DCOError(
+                    f"The two LoRAs name the blocks of this model in two ways ({merged} is {module} in one of them "
+                    "alone), which a merge of a UNet without two blocks per level cannot match: use files that name "
+                    "them alike."
+                )
+    return found
+
+
+def _layers_of(
+    modules: Mapping[str, nn.Module], lora: LoraWeights, names: Mapping[str, str], which: int
+) -> dict[str, LoraLayer]:
+    """The LoRA's layers of the network by dotted name, in the shapes of its weights."""
+    unknown = next((key for key in lora.layers if key.startswith(UNET) and key not in names), None)
+    if names and unknown:  # what it is paired with by its key is another layer
+        raise DCOError(
+            f"LoRA {which} does not belong to this model: it has no layer {lora.paths.get(unknown, unknown)}. Load the "
+            "checkpoint that it was trained on."
+        )
+    found = {}
+    for key, name in names.items():
+        layer, shape = lora.layers[key], tuple(modules[name].weight.shape)  # type: ignore[union-attr, arg-type]
+        if (layer.shape[0], layer.down[0].numel()) != (shape[0], math.prod(shape[1:])):
+            raise DCOError(
+                f"LoRA {which} does not belong to this model: {key} has shape {list(layer.shape)}, the layer "
+                f"{list(shape)}. Load the checkpoint that it was trained on."
+            )
+        kernel = shape[2:]
+        down = layer.down.reshape(layer.rank, shape[1], *kernel)
+        up = layer.up.reshape(shape[0], layer.rank, *(1 for _ in kernel))
+        found[name] = LoraLayer(down, up, layer.alpha)
+    if not found:
+        raise DCOError(
+            f"LoRA {which} does not belong to this model: it has none of its layers. Load the checkpoint that it was "
+            "trained on."
+        )
+    return found
 
 
 def optimise(

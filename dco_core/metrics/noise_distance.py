@@ -14,7 +14,9 @@ from ..losses import mean_squared_error
 from ..network.denoiser import Denoiser
 from ..schedules import even_timesteps
 from ..training.config import TrainingConfig
-from ..training.examples import Draw, Example, Prompt, in_order, predict, random_draws
+from ..training.draws import Draw, random_draws
+from ..training.examples import Example, Prompt
+from ..training.predictions import in_order, predict
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,8 @@ class DiffusersModel:
     SDXL, `pooled` [1280] and `time_ids` [6]."""
 
     square = False
+    learned_tokens = None
+    sampler = None
     w_text = PAPER.w_text  # epsilon and v models alike
 
     def __init__(self, pipeline: Any, device: torch.device):
@@ -155,6 +157,12 @@ class DiffusersModel:
         sizes = [*fitted.original_size, *fitted.crop, *fitted.target_size]
         return conditioning | {"time_ids": torch.tensor(sizes, dtype=torch.float32, device=self._device)}
 
+    def shown_beside(self, fitted: Fitted, latent: Tensor) -> None:
+        return None
+
+    def network_input(self, conditioning: dict[str, Tensor], latent: Tensor, shown: object = None) -> dict[str, Tensor]:
+        return conditioning
+
     def denoiser(self, config: AdapterConfig | None) -> NetworkDenoiser:
         return _UNetDenoiser(self._pipeline.unet, self._schedule, config)
 
@@ -172,9 +180,9 @@ class DiffusersModel:
     def content(self) -> str:
         return self._content
 
-    def offload_encoders(self) -> None:
+    def offload_encoders(self, *, texts: bool = True, images: bool = True) -> None:
         """They are let go for good: nothing can be encoded afterwards."""
-        for part in ("vae", "text_encoder", "text_encoder_2"):
+        for part in ["vae"] * images + ["text_encoder", "text_encoder_2"] * texts:
             if getattr(self._pipeline, part, None) is not None:
                 setattr(self._pipeline, part, None)
         if self._device.type == "cuda":

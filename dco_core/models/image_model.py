@@ -1,8 +1,9 @@
-"""What training on a folder needs of a text-to-image model: its encoders, its network, its names."""
+"""What preparing and training need of a text-to-image model: its encoders, its network, its names, and what only some
+models can do. Diffusers pipelines, the Toy World and the host's MODEL, CLIP and VAE all are one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -10,6 +11,39 @@ from torch import Tensor
 from ..data.buckets import Fitted
 from ..network.denoiser import NetworkDenoiser
 from ..network.lora_layers import AdapterConfig
+from ..training.learned_tokens import LearnedTokens, TokenSpec
+
+Rows = Mapping[str, Mapping[str, Tensor]]  # {token name: {encoder: [n, width]}}
+
+
+class TokenReader(Protocol):
+    """What a model with learned tokens can do."""
+
+    def start(self, specs: Sequence[TokenSpec], seed: int, known: Rows) -> LearnedTokens:
+        """The rows of new tokens: those of their initialisers in the text encoders' tables, or the `known` ones of a
+        LoRA to go on from. Raises DCOError for text encoders that cannot learn, and for words they do not know."""
+        ...
+
+    def encode(self, captions: Sequence[str], rows: Rows, initializers: Mapping[str, str]) -> list[Any]:
+        """One conditioning a caption, with `rows` in place of their markers; other markers read as their words."""
+        ...
+
+    def trained(self, tokens: LearnedTokens) -> Callable[[str], Callable[[], Any]]:
+        """For rows in training: a caption -> a function that encodes it with the rows as they then are, with
+        gradient. Call it once the network is ready for training."""
+        ...
+
+
+class Sampler(Protocol):
+    """A sampler of the model's own, for pictures that the base model makes before training."""
+
+    def __call__(
+        self, text: Any, empty: Any, size: tuple[int, int], seeds: Sequence[int], *, w_text: float, steps: int,
+        shown: Any = None,
+    ) -> list[Tensor]:  # fmt: skip
+        """One latent [C, h, w] a seed, in the network's own scale, of a conditioning, at size (height, width) in
+        pixels. shown: see ImageModel.shown_beside."""
+        ...
 
 
 class ImageModel(Protocol):
@@ -24,8 +58,19 @@ class ImageModel(Protocol):
     reads_sizes: bool
     w_text: float
 
+    @property
+    def learned_tokens(self) -> TokenReader | None:
+        """None for a model whose text encoders cannot learn."""
+        ...
+
+    @property
+    def sampler(self) -> Sampler | None:
+        """None for a model whose pictures are sampled with its denoiser."""
+        ...
+
     def encode_images(self, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
-        """Images [H, W, 3] in 0..1 -> (mean, std) of the latents [C, h, w] in the network's own scale."""
+        """Images [H, W, 3] in 0..1 -> (mean, std) of the latents [C, h, w] in the network's own scale; std None for an
+        encoder without one."""
         ...
 
     def decode_latents(self, latents: Sequence[Tensor]) -> list[Tensor]:
@@ -40,6 +85,16 @@ class ImageModel(Protocol):
         """The conditioning with size and crop, where the network reads them."""
         ...
 
+    def shown_beside(self, fitted: Fitted, latent: Tensor) -> Any:
+        """What an inpainting model is shown of a masked picture beside x_t, for `network_input`; None for others.
+        latent: of the picture."""
+        ...
+
+    def network_input(self, conditioning: Any, latent: Tensor, shown: Any = None) -> Any:
+        """A conditioning as the denoiser takes it, for latents of this size. Call it once the network is ready for
+        training."""
+        ...
+
     def denoiser(self, config: AdapterConfig | None) -> NetworkDenoiser: ...
 
     def kohya_names(self) -> Mapping[str, str]:
@@ -51,9 +106,9 @@ class ImageModel(Protocol):
         ...
 
     def content(self) -> str:
-        """Tells this model from every other (content.network_fingerprint)."""
+        """Tells this model from every other (fingerprints.network_fingerprint)."""
         ...
 
-    def offload_encoders(self) -> None:
-        """Free what only encoding needs."""
+    def offload_encoders(self, *, texts: bool = True, images: bool = True) -> None:
+        """Free what encoding needs: the text encoders, what encodes and decodes images, or both."""
         ...

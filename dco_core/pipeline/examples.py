@@ -1,174 +1,241 @@
-"""From a folder of pictures with captions to the trainer's examples, through an ImageModel; pictures that an
-objective needs from the base model are made by it or come from a folder."""
+"""From pictures, captions and masks to the trainer's examples, through an ImageModel, whichever it is."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..captions.markers import base_caption, class_prompt
+from ..captions.markers import base_caption
 from ..data.buckets import Fitted, bucket_size, bucket_step, fit, latent_mask
-from ..data.folders import Picture, load_folder, made_smaller
+from ..data.folders import Picture
 from ..errors import DCOError
 from ..files.checksummed import read_sealed, write_sealed
-from ..files.fingerprints import content_key
+from ..files.content_key import content_key
+from ..files.tensor_memory import memory_of
 from ..models.image_model import ImageModel
 from ..network.denoiser import Denoiser
-from ..training.config import TrainingConfig
-from ..training.examples import Example
-from .generation import GenerationConfig, generate
+from ..suggested_scales import suggested_scales
+from ..training.examples import Conditioning, Example
+from ..training.previews import PreviewPrompt, Previews
+from .generation import generate
+from .pictures import TrainingPictures
+from .vocabulary import Vocabulary
 
 # What a network that reads them is told of size and crop: those of each picture, or (resolution, resolution, 0, 0,
 # resolution, resolution) whatever the picture, as in the authors' code.
 SIZES = ("real", "fixed")
 
 
-class FolderPictures:
-    """What a run learns from, read from folders and checked before there is a model.
+@dataclass(frozen=True)
+class Preparation:
+    """How pictures become examples. resolution in pixels; square: a centred square of each picture instead of
+    aspect-ratio buckets. size_conditioning: one of SIZES. previews: prompts to show while the model trains."""
 
-    class_data: a folder of class images, in place of generated ones; their captions do not matter.
-    pictures, captions: what is learned. class_images: of class_data. prompt: of the class, "" where the objective needs
-    none. Raises DCOError for what cannot be trained.
-    """
-
-    def __init__(
-        self, data: Path, config: TrainingConfig, generation: GenerationConfig | None = None,
-        class_data: Path | None = None,
-    ):  # fmt: skip
-        self.config, self.generation = config, generation or GenerationConfig()
-        config.check()
-        self.generation.check()
-        if class_data is not None and not config.with_prior:
-            raise DCOError(
-                f"Class images are for the objectives dreambooth-prior and dco-prior, not {config.objective}: "
-                "leave --class-data out."
-            )
-        self.pictures = load_folder(data, require_captions=True)
-        self.captions = [picture.caption for picture in self.pictures]
-        self.prompt = self._class_prompt()
-        self.class_images = [] if class_data is None else load_folder(class_data)
-
-    @property
-    def notes(self) -> list[str]:
-        """What was read otherwise than it is in the files."""
-        return made_smaller([*self.pictures, *self.class_images])
-
-    def _class_prompt(self) -> str:
-        if not (self.config.with_prior or self.config.objective == "output-preservation"):
-            return ""
-        prompt = base_caption(self.generation.class_prompt.strip() or class_prompt(self.captions))
-        if not prompt:
-            raise DCOError(
-                f"The objective {self.config.objective} needs a class prompt and no caption marks the subject: give "
-                '--class-prompt "a photo of a dog", or mark <dog>.'
-            )
-        return prompt
+    resolution: int
+    square: bool = False
+    size_conditioning: str = SIZES[0]
+    previews: Sequence[str] = ()
 
 
-class FolderExamples:
-    """Encodes everything once when it is made; `examples` then needs the network alone.
+@dataclass(frozen=True)
+class _Encoded:
+    """A picture as the model has read it. size: what became of its size, without its pixels. own: what theta reads,
+    None while tokens train; base: what phi reads, None where it is the same. shown: see ImageModel.shown_beside."""
 
-    resolution in pixels; square: a centred square of each picture instead of aspect-ratio buckets.
-    size_conditioning: one of SIZES. content: tells these examples from all others of the same model.
+    caption: str
+    size: Fitted
+    latent: Tensor
+    std: Tensor | None
+    mask: Tensor | None
+    own: Any
+    base: Any = None
+    shown: Any = None
+
+
+class PreparedPictures:
+    """Encodes everything once when it is made; `examples` and `previews` then need the network alone.
+
+    Pictures in the same memory are encoded once. content: tells these examples from all others of the same model.
     Raises DCOError for what cannot be trained.
     """
 
     def __init__(
-        self, model: ImageModel, folder: FolderPictures, resolution: int, square: bool,
-        size_conditioning: str = SIZES[0],
-    ):  # fmt: skip
-        if size_conditioning not in SIZES:
+        self, model: ImageModel, data: TrainingPictures, how: Preparation, words: Vocabulary | None = None
+    ):
+        if how.size_conditioning not in SIZES:
             raise DCOError(
-                f"size_conditioning {size_conditioning!r} is unknown: use one of {', '.join(SIZES)}."
+                f"size_conditioning {how.size_conditioning!r} is unknown: use one of {', '.join(SIZES)}."
             )
-        if size_conditioning != SIZES[0] and not model.reads_sizes:
-            raise DCOError("This model reads no sizes, as SDXL does: leave --size-conditioning out.")
-        self._size_conditioning = size_conditioning
-        config, generation = folder.config, folder.generation
-        self._model, self._config, self._generation = model, config, generation
-        self._resolution, self._square = resolution, square
-        self._pictures, self.captions, self._prompt = folder.pictures, folder.captions, folder.prompt
-        self._fitted = [self._fit(picture) for picture in self._pictures]
-        self._given = [self._fit(picture) for picture in folder.class_images for _ in range(picture.repeats)]
-        made = generation if (config.with_prior or config.objective == "mapo") and not self._given else None
+        self._model, self._how, self._words = model, how, words or Vocabulary()
+        self._config, self._generation = data.config, data.generation
+        self.captions = data.captions
+        self._prompt = data.class_prompt(self._words.initializers)
+        pictures: dict[Any, Picture] = {}
+        for picture in data.pictures:
+            pictures.setdefault(_identity(picture), picture)
+        places = {key: i for i, key in enumerate(pictures)}
+        self._order = [places[_identity(p)] for p in data.pictures for _ in range(p.repeats)]
+        fitted = [self._fit(picture) for picture in pictures.values()]
+        class_images = data.class_images if self._config.with_prior else []
+        given = [self._fit(picture) for picture in class_images for _ in range(picture.repeats)]
+        self._n_given = len(given)
+        texts = [picture.caption for picture in pictures.values()]
         self.content = content_key(
-            self._fitted,
-            self.captions,
-            [p.repeats for p in self._pictures],
-            self._given,
-            self._prompt,
-            made,
-            size_conditioning,
-        )
-        self._encode()
+            fitted, texts, self._order, given, self._prompt, self._generation if self._to_make(len(texts)) else None,
+            dataclasses.replace(how, previews=()), dict(self._words.fixed), dict(self._words.initializers),
+        )  # fmt: skip
+        self._encode(texts, fitted, given)
+        self._made = self._make(model.sampler) if model.sampler and self._to_make() else None
+
+    @property
+    def class_prompt(self) -> str:
+        """Of the subject's class; empty where the objective reads none."""
+        return self._prompt
 
     def __len__(self) -> int:
         """How many pictures are learned from."""
-        return len(self._pictures)
+        return len(self._encoded)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the file's header is to tell of pictures that come beside the folder's."""
+        """What the file's header is to tell of pictures that come beside the references."""
         settings: dict[str, Any] = {"class_prompt": self._prompt} if self._prompt else {}
-        if self._config.with_prior and self._given:
-            return settings | {"class_images": len(self._given)}
+        if self._n_given:
+            return settings | {"class_images": self._n_given}
         return settings | (dataclasses.asdict(self._generation) | settings if self._to_make() else {})
+
+    # --- for the network
 
     def examples(
         self, denoiser: Denoiser, kept: Path | None = None, say: Callable[[str], None] = lambda text: None
     ) -> list[Example]:
-        """The examples. kept: a file for what the base model makes, which is not made again if it is there. say:
-        told what is made. Raises DCOError where the base model gives NaN or `kept` cannot be written."""
+        """The examples; repeats share one. kept: a file for what the base model makes, which is not made again if it
+        is there. say: told what is made. Raises DCOError where the base model gives NaN or `kept` cannot be written."""
         rejected, class_images = self._generated(denoiser, kept, say)
-        examples = []
-        for i, (picture, f, (mean, std)) in enumerate(
-            zip(self._pictures, self._fitted, self._latents, strict=True)
-        ):
-            example = Example(
-                mean,
-                self._told(self._own[i], f),
-                std=std,
-                mask=latent_mask(f.mask, mean),
-                empty_conditioning=self._told(self._empty, f),
-                class_conditioning=self._told(self._class, f) if self._prompt else None,
-                rejected=rejected[i],
-            )
-            examples += [example] * picture.repeats
-        for f, (mean, std) in zip(self._given, self._given_latents, strict=True):
-            examples.append(Example(mean, self._told(self._class, f), std=std, prior=True))
+        read = self._learned_reader()
+        made = [self._example(e, latents, read) for e, latents in zip(self._encoded, rejected, strict=True)]
+        examples = [made[i] for i in self._order]
+        for f, (mean, std) in self._given:
+            examples.append(self._class_example(mean, std, self._told_size(f)))
         for latent in class_images:
-            examples.append(Example(latent, self._told(self._class, self._canvas()), prior=True))
+            examples.append(self._class_example(latent, None, self._told_size(self._canvas())))
         return examples
 
-    def _told(self, text: Any, f: Fitted) -> Any:
-        """A conditioning with what the network is told of a picture's size and crop."""
-        if self._size_conditioning == "fixed":
-            side = self._resolution
-            f = Fitted(torch.zeros(1).expand(side, side, 3), None, (side, side), (0, 0))
-        return self._model.with_size(text, f)
+    def previews(
+        self, denoiser: Denoiser, seed: int, tick: Callable[[], None] = lambda: None
+    ) -> Previews:
+        """Pictures of the preview prompts, at the size of the first reference and with nothing cut off."""
+        first, read = self._encoded[0], self._learned_reader()
+        x0 = first.latent
+        size = _whole(self._told_size(first.size))
+        scales = suggested_scales(self._model.family, self._model.prediction)
+        assert scales is not None  # of every prediction that can be trained
+        empty = self._read(self._empty, size, x0)
+        prompts = [
+            PreviewPrompt(text, self._theta(text, own, size, x0, None, read), self._read(base, size, x0), empty)
+            for text, own, base in self._preview_texts
+        ]
+        return Previews(
+            denoiser, prompts, x0.shape, seed, w_rg=scales.w_rg, w_text=scales.w_text, device=x0.device, tick=tick
+        )  # fmt: skip
+
+    def _example(self, e: _Encoded, rejected: Sequence[Tensor], read: Any) -> Example:
+        size = self._told_size(e.size)
+        x0 = e.latent.clone()  # a host makes it in inference mode, where it could not be changed
+        preserved = self._config.objective == "output-preservation"
+        return Example(
+            x0,
+            self._theta(e.caption, e.own, size, x0, e.shown, read),
+            base_conditioning=self._read(e.base, size, x0, e.shown),
+            std=None if e.std is None else e.std.clone(),
+            class_conditioning=self._read(self._class, size, x0, e.shown) if preserved else None,
+            empty_conditioning=self._empty_for(size, x0, e.shown),
+            mask=None if e.mask is None else e.mask.to(x0).clone(),
+            rejected=[latent.clone() for latent in rejected],
+        )
+
+    def _class_example(self, latent: Tensor, std: Tensor | None, size: Fitted) -> Example:
+        x0 = latent.clone()
+        return Example(
+            x0, self._read(self._class, size, x0), std=None if std is None else std.clone(),
+            empty_conditioning=self._empty_for(size, x0), prior=True,
+        )  # fmt: skip
+
+    def _empty_for(self, size: Fitted, x0: Tensor, shown: Any = None) -> Any:
+        return self._read(self._empty, size, x0, shown) if self._config.caption_dropout else None
+
+    def _learned_reader(self) -> Callable[[str], Callable[[], Any]] | None:
+        if self._words.tokens is None:
+            return None
+        assert self._model.learned_tokens is not None  # there would be no tokens
+        return self._model.learned_tokens.trained(self._words.tokens)
+
+    def _theta(self, caption: str, own: Any, size: Fitted, x0: Tensor, shown: Any, read: Any) -> Conditioning:
+        """What theta reads: a function that reads the caption anew while its tokens train."""
+        if read is None:
+            return self._read(own, size, x0, shown)
+        learned = read(caption)
+        return lambda: self._read(learned(), size, x0, shown)
+
+    def _read(self, text: Any, size: Fitted, x0: Tensor, shown: Any = None) -> Any:
+        return None if text is None else self._model.network_input(self._model.with_size(text, size), x0, shown)
 
     # --- encoding
 
     def _fit(self, picture: Picture) -> Fitted:
         height, width = picture.image.shape[:2]
-        size = (self._resolution, self._resolution)
-        if not self._square:
-            size = bucket_size(width, height, self._resolution)
+        size = (self._how.resolution, self._how.resolution)
+        if not self._how.square:
+            size = bucket_size(width, height, self._how.resolution)
         try:
-            return fit(picture.image, size, picture.alpha)
+            return fit(picture.image.cpu().float(), size, picture.mask)
         except DCOError as error:
             raise DCOError(f"{picture.name}: {error}") from None
 
-    def _encode(self) -> None:
-        texts = [*map(base_caption, self.captions), "", self._prompt]
-        *self._own, self._empty, self._class = self._model.encode_captions(texts)
-        self._latents = self._model.encode_images([f.image for f in self._fitted])
-        self._given_latents = self._model.encode_images([f.image for f in self._given])
+    def _encode(self, texts: Sequence[str], fitted: Sequence[Fitted], given: Sequence[Fitted]) -> None:
+        model, words, previews = self._model, self._words, list(self._how.previews)
+        needs_empty = bool(self._config.caption_dropout or previews or self._to_make(len(texts)))
+        beside = [""] * needs_empty + [self._prompt] * bool(self._prompt)
+        everything = [*texts, *previews]
+        read = model.encode_captions([*(base_caption(t, words.initializers) for t in everything), *beside])
+        base: list[Any] = read[: len(everything)]
+        self._empty = read[len(everything)] if needs_empty else None
+        self._class = read[-1] if self._prompt else None
+        own: list[Any] = base
+        if words.tokens is not None:
+            own = [None] * len(everything)
+        elif words.fixed:
+            assert model.learned_tokens is not None  # where the fixed rows are from
+            own = model.learned_tokens.encode(everything, words.fixed, words.initializers)
+        n = len(texts)
+        self._preview_texts = list(zip(previews, own[n:], base[n:], strict=True))
+        latents = model.encode_images([f.image for f in fitted])
+        self._encoded = [
+            _Encoded(
+                text, _without_pixels(f), mean, std, latent_mask(f.mask, mean), mine, None if mine is its else its,
+                model.shown_beside(f, mean),
+            )
+            for text, f, (mean, std), mine, its in zip(texts, fitted, latents, own[:n], base[:n], strict=True)
+        ]  # fmt: skip
+        given_latents = model.encode_images([f.image for f in given]) if given else []
+        self._given = list(zip(map(_without_pixels, given), given_latents, strict=True))
+
+    def _told_size(self, f: Fitted) -> Fitted:
+        """What the network is told of a picture's size and crop."""
+        side = self._how.resolution
+        return f if self._how.size_conditioning == "real" else _blank(side, side)
+
+    def _canvas(self) -> Fitted:
+        """A square of the resolution."""
+        step = bucket_step(self._how.resolution)
+        side = self._how.resolution // step * step
+        return _blank(side, side)
 
     # --- what the base model makes
 
@@ -176,62 +243,83 @@ class FolderExamples:
         self, denoiser: Denoiser, kept: Path | None, say: Callable[[str], None]
     ) -> tuple[list[list[Tensor]], list[Tensor]]:
         """(rejected images of every picture, class images)."""
-        none: list[list[Tensor]] = [[] for _ in self._pictures]
+        none: list[list[Tensor]] = [[] for _ in self._encoded]
         if not self._to_make():
             return none, []
-        key = content_key(
-            self._model.content(), self.content, self._config.objective, self._config.seed, denoiser.schedule
-        )
-        device = self._latents[0][0].device
-        saved = read_sealed(kept) if kept is not None else None
-        if saved is not None and saved[1].get("key") == key:
-            latents = [saved[0][f"{i:06d}"].to(device) for i in range(len(saved[0]))]
-        else:
-            say(f"The base model makes {self._to_make()} first.")
-            latents = self._make(denoiser)
-            if kept is not None:
-                write_sealed(kept, {f"{i:06d}": x for i, x in enumerate(latents)}, {"key": key})
+        latents = self._made or self._sampled(denoiser, kept, say)
         if self._config.with_prior:
             return none, latents
         n = self._generation.rejected_images
         return [latents[i * n : (i + 1) * n] for i in range(len(self))], []
 
-    def _to_make(self) -> str:
+    def _sampled(self, denoiser: Denoiser, kept: Path | None, say: Callable[[str], None]) -> list[Tensor]:
+        key = content_key(
+            self._model.content(), self.content, self._config.objective, self._config.seed, denoiser.schedule
+        )
+        device = self._encoded[0].latent.device
+        saved = read_sealed(kept) if kept is not None else None
+        if saved is not None and saved[1].get("key") == key:
+            return [saved[0][f"{i:06d}"].to(device) for i in range(len(saved[0]))]
+        say(f"The base model makes {self._to_make()} first.")
+
+        def sample(text, empty, size, seeds, *, w_text, steps, shown=None) -> list[Tensor]:
+            shape = self._latent_shape(size)
+            return generate(denoiser, text, empty, shape, seeds, w_text=w_text, steps=steps, device=device)
+
+        latents = self._make(sample)
+        if kept is not None:
+            write_sealed(kept, {f"{i:06d}": x for i, x in enumerate(latents)}, {"key": key})
+        return latents
+
+    def _to_make(self, pictures: int | None = None) -> str:
         """In words; "" if nothing."""
         if self._config.objective == "mapo":
-            return f"{self._generation.rejected_images * len(self)} rejected images"
-        if self._config.with_prior and not self._given:
+            n = len(self) if pictures is None else pictures
+            return f"{self._generation.rejected_images * n} rejected images"
+        if self._config.with_prior and not self._n_given:
             return f'{self._generation.class_images} class images of "{self._prompt}"'
         return ""
 
-    def _make(self, denoiser: Denoiser) -> list[Tensor]:
+    def _make(self, sample: Callable[..., list[Tensor]]) -> list[Tensor]:
+        """Class images of a square, or rejected images of each picture's size, with nothing cut off."""
         if self._config.with_prior:
-            canvas = self._canvas()
-            shape = self._latent_shape(canvas)
-            return self._sample(denoiser, self._class, canvas, shape, self._generation.class_images, 0)
+            wanted = [(self._class, self._canvas(), None)]
+            count = self._generation.class_images
+        else:
+            wanted = [(e.own if e.base is None else e.base, _whole(e.size), e.shown) for e in self._encoded]
+            count = self._generation.rejected_images
+        asked = self._generation.generation_w_text
         made = []
-        for i, (text, f, (mean, _)) in enumerate(zip(self._own, self._fitted, self._latents, strict=True)):
-            whole = Fitted(f.image, None, f.target_size, (0, 0))  # a picture of that size, nothing cut off
-            made += self._sample(denoiser, text, whole, mean.shape, self._generation.rejected_images, i)
+        for i, (text, f, shown) in enumerate(wanted):
+            first = self._config.seed + 7919 * (i + 1)
+            made += sample(
+                self._model.with_size(text, f), self._model.with_size(self._empty, f), f.target_size,
+                range(first, first + count), w_text=self._model.w_text if asked is None else asked,
+                steps=self._generation.generation_steps, shown=shown,
+            )  # fmt: skip
         return made
 
-    def _sample(
-        self, denoiser: Denoiser, text: Any, f: Fitted, shape: Sequence[int], count: int, number: int
-    ) -> list[Tensor]:
-        first = self._config.seed + 7919 * (number + 1)
-        w_text = self._generation.generation_w_text
-        return generate(
-            denoiser, self._model.with_size(text, f), self._model.with_size(self._empty, f), shape,
-            range(first, first + count), w_text=self._model.w_text if w_text is None else w_text,
-            steps=self._generation.generation_steps, device=self._latents[0][0].device,
-        )  # fmt: skip
+    def _latent_shape(self, size: tuple[int, int]) -> list[int]:
+        """Of a picture of this size in pixels."""
+        first = self._encoded[0]
+        height = first.size.target_size[0]
+        return [first.latent.shape[0], *(side * first.latent.shape[1] // height for side in size)]
 
-    def _canvas(self) -> Fitted:
-        """A square of the resolution."""
-        step = bucket_step(self._resolution)
-        side = self._resolution // step * step
-        return Fitted(torch.zeros(side, side, 3), None, (side, side), (0, 0))
 
-    def _latent_shape(self, canvas: Fitted) -> list[int]:
-        mean, (height, _) = self._latents[0][0], self._fitted[0].target_size
-        return [mean.shape[0], *(side * mean.shape[1] // height for side in canvas.target_size)]
+def _identity(picture: Picture) -> Any:
+    mask = None if picture.mask is None else memory_of(picture.mask)
+    return memory_of(picture.image), mask, picture.caption
+
+
+def _blank(height: int, width: int) -> Fitted:
+    """A picture of that size of which nothing was cut off, without pixels of its own."""
+    return Fitted(torch.zeros(1).expand(height, width, 3), None, (height, width), (0, 0))
+
+
+def _whole(f: Fitted) -> Fitted:
+    return _blank(*f.target_size)
+
+
+def _without_pixels(f: Fitted) -> Fitted:
+    """The same sizes; pixels of all pictures together may fill the memory."""
+    return dataclasses.replace(_whole(f), original_size=f.original_size, crop=f.crop)

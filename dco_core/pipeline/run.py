@@ -5,22 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from ..captions.check import check_captions, report
 from ..captions.markers import markers
 from ..data.buckets import MIN_SIDE
+from ..drawing.preview_sheet import preview_sheet
 from ..errors import DCOError
-from ..files.fingerprints import content_key
+from ..files.atomic import whole_file
+from ..files.content_key import content_key
 from ..lora import LoraWeights, write_lora
 from ..models.image_model import ImageModel
 from ..network.lora_layers import AdapterConfig
 from ..training.calibration import identity
 from ..training.checkpoints import Checkpoints
 from ..training.memory import PeakMemory, estimate
+from ..training.previews import Preview
+from ..training.step_report import StepReport
 from ..training.trainer import Training
-from .examples import SIZES, FolderExamples, FolderPictures
+from .examples import SIZES, Preparation, PreparedPictures
 from .file_header import TrainedHeader
+from .pictures import TrainingPictures
+from .previews import TrainingPreviews, as_pixels
 
 RUN = "dco.run"  # in the header: which run the file is of
 GENERATED = "generated.safetensors"  # beside the checkpoints: what the base model made for an objective
@@ -31,15 +38,16 @@ class FolderTraining:
 
     resolution: in pixels, None for the model's own. square: a centred square of each picture instead of
     aspect-ratio buckets. compiled, gradient_checkpointing: of the network's blocks. size_conditioning: see
-    FolderExamples. overwrite: whether `output` may be replaced where it is not of this run. say: told what takes time
-    before the run. notes: what to tell the user before the run; memory: its peak, after it. Raises DCOError for what
-    cannot be trained, before anything is written.
+    Preparation. overwrite: whether `output` may be replaced where it is not of this run. preview_every: pictures in
+    preview_folder(output) after this many steps and in the end, 0 for none; preview_prompts: of what, left out the
+    first caption. say: told what takes time before the run. notes: what to tell the user before the run; memory: its
+    peak, after it. Raises DCOError for what cannot be trained, before anything is written.
     """
 
     def __init__(
         self,
         model: ImageModel,
-        folder: FolderPictures,
+        folder: TrainingPictures,
         output: Path,
         adapter: AdapterConfig,
         checkpoints: Checkpoints | None = None,
@@ -49,6 +57,8 @@ class FolderTraining:
         gradient_checkpointing: bool = False,
         size_conditioning: str = SIZES[0],
         overwrite: bool = False,
+        preview_every: int = 0,
+        preview_prompts: Sequence[str] = (),
         say: Callable[[str], None] = lambda text: None,
     ):
         self._model, self._adapter, self._output = model, adapter, output
@@ -61,9 +71,15 @@ class FolderTraining:
             raise DCOError(
                 f"This model draws {model.default_resolution} px, not {self._resolution}: leave the resolution out."
             )
-        self._data = FolderExamples(model, folder, self._resolution, self._square, size_conditioning)
+        if size_conditioning != SIZES[0] and not model.reads_sizes:
+            raise DCOError("This model reads no sizes, as SDXL does: leave --size-conditioning out.")
+        if preview_every < 0:
+            raise DCOError(f"preview_every is {preview_every}: use a number of steps, or 0 for no previews.")
+        shown = (list(preview_prompts) or folder.captions[:1]) if preview_every else []
+        how = Preparation(self._resolution, self._square, size_conditioning, shown)
+        self._data = PreparedPictures(model, folder, how)
         content = content_key(model.content(), adapter, self._data.content, compiled)
-        model.offload_encoders()
+        model.offload_encoders(images=not shown)
         denoiser = model.denoiser(adapter)
         self._run = content_key(content, identity(config, denoiser))[:16]
         check_replaceable(output, overwrite, self._run)
@@ -82,6 +98,10 @@ class FolderTraining:
             content=content,
             watch_speed=True,
         )
+        self._previews = None
+        if shown:
+            previews = self._data.previews(denoiser, config.seed)
+            self._previews = TrainingPreviews(self.training, previews, preview_every, self._write_sheet)
         self.notes = [
             *folder.notes,
             f"{len(self._data)} pictures, {self._resolution} px. A step needs {estimate(denoiser, examples, config)}.",
@@ -89,6 +109,25 @@ class FolderTraining:
             *_markers_as_words(self._data.captions),
             *self.training.notes,
         ]
+
+    def run(self, on_step: Callable[[StepReport], None]) -> None:
+        """Train to the last step, with previews; see Training.run."""
+
+        def shown_and_told(report: StepReport) -> None:
+            if self._previews is not None:
+                self._previews.on_step(report)
+            on_step(report)
+
+        self.training.run(shown_and_told)
+        if self._previews is not None:
+            self._previews.last()
+
+    def _write_sheet(self, step: int, taken: list[Preview]) -> None:
+        pictures = as_pixels(self._model.decode_latents([p.latent for p in taken]))
+        image = Image.fromarray(preview_sheet(taken, pictures, f"step {step}"))
+        path = preview_folder(self._output) / f"step-{step:08d}.png"
+        with whole_file(path) as temporary:
+            image.save(temporary, "PNG")
 
     def save(self) -> None:
         """Write the LoRA as it is now, whole or not at all; the same run writes the same bytes. Raises DCOError where
@@ -159,6 +198,11 @@ def _markers_as_words(captions: Sequence[str]) -> list[str]:
         f'The model reads <{names[0]}> as the word "{names[0]}": no new token is learned here (the trainer node in '
         "ComfyUI can)."
     ]
+
+
+def preview_folder(output: Path) -> Path:
+    """Where the previews of a run lie."""
+    return output.with_name(output.name + ".previews")
 
 
 def checkpoint_folder(output: Path) -> Path:

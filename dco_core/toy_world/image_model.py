@@ -25,6 +25,8 @@ class ToyWorldModel:
     square = True
     reads_sizes = False
     w_text = TOY_WORLD.w_text
+    learned_tokens = None
+    sampler = None
 
     def __init__(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         """dtype: of the network's weights; captions are read in fp32."""
@@ -48,6 +50,12 @@ class ToyWorldModel:
     def with_size(self, conditioning: Tensor, fitted: Fitted) -> Tensor:
         return conditioning
 
+    def shown_beside(self, fitted: Fitted, latent: Tensor) -> None:
+        return None
+
+    def network_input(self, conditioning: Tensor, latent: Tensor, shown: object = None) -> Tensor:
+        return conditioning
+
     def denoiser(self, config: AdapterConfig | None) -> ToyDenoiser:
         return ToyDenoiser(config, self._unet)
 
@@ -60,5 +68,5 @@ class ToyWorldModel:
     def content(self) -> str:
         return network_fingerprint([*self._unet.named_parameters(), *self._text_encoder.named_parameters()])
 
-    def offload_encoders(self) -> None:
+    def offload_encoders(self, *, texts: bool = True, images: bool = True) -> None:
         pass

@@ -19,7 +19,8 @@ from torch import Tensor
 from ..losses import T, diffusion_loss
 from ..network.denoiser import Denoiser
 from .config import TrainingConfig
-from .examples import Example, random_draws
+from .draws import random_draws
+from .examples import Example
 from .learned_tokens import LearnedTokens
 from .objectives import batch_errors, draw_weights
 

@@ -15,7 +15,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..network.denoiser import Denoiser
 from .config import TrainingConfig
-from .examples import Example, random_draws
+from .draws import random_draws
+from .examples import Example
 from .objectives import OBJECTIVES, Batch, checked_examples, references_of
 
 # Values a trainable parameter needs in fp32 beside itself, by optimizer: gradient and states.

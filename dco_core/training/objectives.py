@@ -22,7 +22,9 @@ from ..losses import (
 )
 from ..network.denoiser import Denoiser
 from .config import TrainingConfig
-from .examples import Draw, Example, Prompt, check_examples, in_order, predict
+from .draws import Draw
+from .examples import Example, Prompt, check_examples
+from .predictions import in_order, predict
 
 
 class Batch(NamedTuple):

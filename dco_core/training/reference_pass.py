@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..network.denoiser import Denoiser
 from .config import TrainingConfig
-from .examples import Draw, Example
+from .draws import Draw
+from .examples import Example
 from .memory import estimate, free_memory
 from .objectives import batch_errors, references_of
 

@@ -16,19 +16,21 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..errors import DCOError
-from ..files.fingerprints import content_key
+from ..files.content_key import content_key
 from ..lora import LoraLayer
 from ..losses import gate
 from ..network.denoiser import Denoiser
 from ..network.out_of_place import clear_refusal
-from . import calibration, reference_pass, step_report
+from . import calibration, reference_pass
 from .calibration import resolved
 from .checkpoints import Checkpoints, Saved
 from .config import TrainingConfig
-from .examples import Draw, Example, random_draws
+from .draws import Draw, random_draws
+from .examples import Example
 from .learned_tokens import LearnedTokens
 from .objectives import OBJECTIVES, Batch, Outcome, checked_examples
-from .optimizers import make_optimizer, packed, rate_factor, unpack
+from .optimizers import make_optimizer, rate_factor
+from .run_state import RunState, differences, from_checkpoint, to_checkpoint
 from .step_report import StepReport
 from .step_time import SpeedWatch
 from .validation import HeldOut, Score
@@ -305,7 +307,8 @@ class Training:
             return saved
         other = checkpoints.latest_other()
         if other is not None:
-            self.notes.append(f"Starting anew: the earlier run had {self._difference(other)}.")
+            changed = ", ".join(differences(self._asked, self._content, other))
+            self.notes.append(f"Starting anew: the earlier run had {changed}.")
         return None
 
     def _identity(self) -> dict[str, Any]:
@@ -315,29 +318,12 @@ class Training:
     def _words(self) -> dict[str, str]:
         return dict(self.tokens.initializers) if self.tokens is not None else {}
 
-    def _difference(self, other: Mapping[str, Any]) -> str:
-        now, then = self._asked.as_dict(), other.get("asked", {})
-        changed = [f"{k} {then[k]} (now {now[k]})" for k in now if k in then and then[k] != now[k]]
-        if other.get("content") != self._content:
-            changed.append("another model or other patches on it, other pictures, captions or settings of the LoRA")
-        return ", ".join(changed) or "another start or another noise schedule"
-
     def _save(self) -> None:
         if self.checkpoints is None or self._saved_step == self.step:
             return
-        state, rest = packed(self._optimizer, self._parameters)
-        tensors = {f"value.{name}": p.detach() for name, p in self._parameters.items()}
-        tensors |= {f"optimizer.{name}": t for name, t in state.items()}
-        tensors |= {f"ema.{name}": t for name, t in self._ema.items()}
-        tensors |= {f"best.{name}": t for name, t in self._best.items()}
-        tensors |= {f"history.{name}": t for name, t in step_report.to_tensors(self.history).items()}
-        about = {
-            "config": self.config.as_dict(),
-            "asked": self._asked.as_dict(),
-            "content": self._content,
-            "optimizer": rest,
-            "scores": [dataclasses.asdict(score) for score in self.scores],
-        }
+        state = RunState(self._ema, self._best, self.history, self.scores)
+        tensors, about = to_checkpoint(state, self._parameters, self._optimizer)
+        about |= {"config": self.config.as_dict(), "asked": self._asked.as_dict(), "content": self._content}
         self.checkpoints.save(self.step, tensors, about)
         self._saved_step = self.step
 
@@ -350,20 +336,8 @@ class Training:
                 logging.error("DCO: %s", error)
 
     def _restore(self, saved: Saved) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            found = {k: t for k, t in saved.tensors.items() if k.startswith(prefix)}
-            return {k[len(prefix) :]: t for k, t in found.items()}
-
-        with torch.no_grad():
-            for name, value in part("value.").items():
-                self._parameters[name].copy_(value)
-        self._ema, self._best = (
-            {name: found[name].to(p.device) for name, p in self._parameters.items()} if found else {}
-            for found in (part("ema."), part("best."))
-        )
-        unpack(self._optimizer, self._parameters, part("optimizer."), saved.about["optimizer"])
-        self.history = step_report.from_tensors(part("history."), self.config.steps)
-        self.scores = [Score(**score) for score in saved.about["scores"]]
+        state = from_checkpoint(saved, self._parameters, self._optimizer, self.config.steps)
+        self._ema, self._best, self.history, self.scores = state
         self.step = self._saved_step = saved.step
 
 

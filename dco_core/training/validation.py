@@ -14,7 +14,9 @@ from ..losses import T, mean_squared_error, weights_at
 from ..network.denoiser import Denoiser
 from ..schedules import even_timesteps
 from .config import TrainingConfig
-from .examples import Draw, Example, Prompt, predict, random_draws
+from .draws import Draw, random_draws
+from .examples import Example, Prompt
+from .predictions import predict
 
 DRAWS = 16
 

@@ -98,7 +98,7 @@ def _interruptible(lora: LoraWeights) -> LoraWeights:
 
 def _zipped(inputs: Sequence[LoraWeights], weights: Sequence[float], options) -> tuple[Method, str]:
     """ZipLoRA's mergers, trained on the MODEL, and what to say of it."""
-    from ..host.merging import zip_mergers
+    from ..host.merging import zip_mergers_of
 
     if len(inputs) != 2:
         raise DCOError(
@@ -107,7 +107,7 @@ def _zipped(inputs: Sequence[LoraWeights], weights: Sequence[float], options) ->
     settings = ZipSettings(
         options["steps"], options["learning_rate"], options["similarity"], options["zip_seed"]
     )
-    found = zip_mergers(
+    found = zip_mergers_of(
         options["model"], inputs, (weights[0], weights[1]),
         (options["subject_latent"], options["style_latent"]),
         (options["subject_prompt"], options["style_prompt"]), settings,

@@ -41,7 +41,7 @@ class DCOLoadDataset(io.ComfyNode):
                 io.Mask.Output(
                     display_name="masks",
                     is_output_list=True,
-                    tooltip="What is not transparent, for `masks` of the trainer.",
+                    tooltip="From the folder `masks`, else what is not transparent, for `masks` of the trainer.",
                 ),
             ],
         )
@@ -58,7 +58,7 @@ class DCOLoadDataset(io.ComfyNode):
         for said in made_smaller(pictures):
             logging.info("DCO: %s", said)
         for picture in pictures:
-            mask = torch.ones(picture.image.shape[:2]) if picture.alpha is None else picture.alpha
+            mask = torch.ones(picture.image.shape[:2]) if picture.mask is None else picture.mask
             images += [picture.image[None]] * picture.repeats  # the same memory, which the trainer reads once
             captions += [picture.caption] * picture.repeats
             masks += [mask[None]] * picture.repeats

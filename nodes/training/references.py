@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...dco_core.data.folders import MAX_PICTURES
+from ...dco_core.data.folders import MAX_PICTURES, Picture
 from ...dco_core.errors import DCOError
-from ...dco_core.files.fingerprints import content_keys, memory_of
-
-
-@dataclass(frozen=True)
-class Reference:
-    """image [H, W, C] in 0..1; mask [h, w] in 0..1 or None."""
-
-    image: Tensor
-    caption: str
-    mask: Tensor | None = None
+from ...dco_core.files.content_key import content_keys
+from ...dco_core.files.tensor_memory import memory_of
 
 
 def flatten_images(images: Sequence[Tensor]) -> list[Tensor]:
@@ -77,17 +68,23 @@ def split_captions(captions: Sequence[str], count: int) -> list[str]:
 
 def gather(
     images: Sequence[Tensor], captions: Sequence[str], masks: Sequence[Tensor | None] | None
-) -> list[Reference]:
+) -> list[Picture]:
     """The references of a training run. DCOError where images, captions and masks do not fit together."""
     pictures = flatten_images(images)
     texts = split_captions(captions, len(pictures))
-    return [
-        Reference(image, text, mask)
-        for image, text, mask in zip(pictures, texts, flatten_masks(masks or [], len(pictures)), strict=True)
-    ]
+    each = zip(pictures, texts, flatten_masks(masks or [], len(pictures)), strict=True)
+    return [Picture(f"Image {i}", image, mask, text) for i, (image, text, mask) in enumerate(each, 1)]
 
 
-def distinct(references: Sequence[Reference]) -> list[Reference]:
+def given_class_images(batches: Sequence[Tensor | None] | None) -> list[Picture]:
+    """Class images from a list of IMAGE batches. DCOError for too many."""
+    images = [image for batch in batches or [] if batch is not None for image in batch]
+    if len(images) > MAX_PICTURES:
+        raise DCOError(f"There are {len(images)} class images: connect at most {MAX_PICTURES}.")
+    return [Picture(f"Class image {i}", image, None, "") for i, image in enumerate(images, 1)]
+
+
+def distinct(references: Sequence[Picture]) -> list[Picture]:
     """The references without repeats of the same picture with the same caption."""
     keys = content_keys([r.image for r in references])
     return list({(r.caption, key): r for r, key in zip(references, keys, strict=True)}.values())

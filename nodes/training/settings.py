@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...dco_core.errors import DCOError
 from ...dco_core.lora import LoraWeights
 from ...dco_core.network.lora_layers import AdapterConfig
+from ...dco_core.pipeline.examples import SIZES, Preparation
+from ...dco_core.pipeline.generation import GenerationConfig
+from ...dco_core.pipeline.vocabulary import Vocabulary, kept_vocabulary, learned_vocabulary
 from ...dco_core.training.config import TrainingConfig
 from ..host.layer_names import started_layers
+from ..host.training.image_model import HostImageModel
 from . import inputs as trainer_inputs
 from .choices import OBJECTIVES, TOKENS_ALONE, TOKENS_OFF, TOKENS_WITH_LORA
 
@@ -78,3 +82,35 @@ def adapter_config(
         values["rank"], values["alpha"] or None, values["layers"], values["seed"], values["layer_filter"],
         values["dropout"], layers,
     )  # fmt: skip
+
+
+def generation_config(options: Mapping[str, Any]) -> GenerationConfig:
+    """What the base model makes for the objective with these options."""
+    return GenerationConfig(
+        options.get("class_prompt", ""),
+        class_images=options.get("generated_images", 50),
+        rejected_images=options.get("generated_images", 1),
+        generation_steps=options.get("generation_steps", 30),
+        generation_w_text=options.get("generation_w_text", 7.5),
+    )
+
+
+def preparation(values: Mapping[str, Any], captions: Sequence[str]) -> Preparation:
+    """How the references become examples; previews are of the first caption where none are written."""
+    lines = [line.strip() for line in values["preview_prompts"].splitlines() if line.strip()]
+    sizes = dict(zip((trainer_inputs.REAL_SIZES, trainer_inputs.FIXED_SIZES), SIZES, strict=True))
+    return Preparation(
+        values["resolution"], values["crop"] == trainer_inputs.SQUARE, sizes[values["size_conditioning"]],
+        (lines or list(captions[:1])) if values["preview_every"] else (),
+    )  # fmt: skip
+
+
+def vocabulary(
+    model: HostImageModel, captions: Sequence[str], tokens: Mapping[str, Any], start: LoraWeights | None, seed: int
+) -> Vocabulary:
+    """The Vocabulary for the `learned_tokens` choice with its options."""
+    if tokens["learned_tokens"] == TOKENS_OFF:
+        return kept_vocabulary(captions, start)
+    return learned_vocabulary(
+        model, captions, seed, tokens.get("initializers", ""), tokens.get("vectors", 0), start
+    )

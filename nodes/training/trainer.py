@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ from comfy_api.latest import io
 from ...dco_core.drawing import figure as charts
 from ...dco_core.drawing.training_plot import loss_plot
 from ...dco_core.errors import printable_lines
-from ...dco_core.files.fingerprints import content_key, content_keys
+from ...dco_core.files.content_key import content_key
 from ...dco_core.lora import LoraWeights, from_tensors
 from ...dco_core.network.lora_layers import AdapterConfig
+from ...dco_core.pipeline.examples import PreparedPictures
 from ...dco_core.pipeline.file_header import TrainedHeader
+from ...dco_core.pipeline.pictures import TrainingPictures
 from ...dco_core.training import validation
 from ...dco_core.training.checkpoints import Checkpoints
 from ...dco_core.training.config import TrainingConfig
@@ -23,16 +25,23 @@ from ...dco_core.training.memory import PeakMemory, estimate, megabytes
 from ...dco_core.training.step_report import StepReport
 from ...dco_core.training.tensorboard import EventLog
 from ...dco_core.training.trainer import Training
-from ..host import files, layer_names
+from ..host import files
 from ..host.progress import raise_if_interrupted, show_text
-from ..host.training import learned_tokens, network
-from ..host.training.model_fingerprint import fingerprint, prompt_tokens
-from . import data, inputs, trained_lora
+from ..host.training.image_model import HostImageModel
+from . import inputs, trained_lora
 from .captions import check
-from .previews import TrainingPreviews
+from .previews import NodePreviews
 from .progress import TrainerProgress
-from .references import Reference, distinct, gather
-from .settings import adapter_config, chosen, training_config, unwrapped
+from .references import distinct, gather, given_class_images
+from .settings import (
+    adapter_config,
+    chosen,
+    generation_config,
+    preparation,
+    training_config,
+    unwrapped,
+    vocabulary,
+)
 
 
 class DCOLoRATrainer(io.ComfyNode):
@@ -64,41 +73,43 @@ class DCOLoRATrainer(io.ComfyNode):
     @classmethod
     def execute(cls, images, captions, masks=None, class_images=None, **single) -> io.NodeOutput:
         charts.available()  # not after an hour of training
-        values = unwrapped(single) | {"class_images": class_images}
+        values = unwrapped(single)
         config, options = training_config(values)
         token_options = chosen(values["learned_tokens"], "learned_tokens")
         start = values["start_from"] and from_tensors(values["start_from"], "The LoRA to start from")
-        model, clip, vae = values["model"], values["clip"], values["vae"]
+        model, clip = values["model"], values["clip"]
+        image_model = HostImageModel(model, clip, values["vae"])
         references = gather(images, captions, masks)
         texts = [r.caption for r in references]
         path = files.new_lora_path(values["filename_prefix"])
         adapter = adapter_config(values, model, start, token_options["learned_tokens"])
 
-        words = data.vocabulary(clip, texts, token_options, start, config.seed)
+        words = vocabulary(image_model, texts, token_options, start, config.seed)
         said = check(
             [r.caption for r in distinct(references)], clip=clip, initializers=words.initializers,
             vectors=words.vectors,
         )  # fmt: skip
         show_text(cls.hidden.unique_id, said)  # before training, while there is time to mend captions
-        encoded = data.encode(model, clip, vae, references, words, config, values, options)
+        pictures = TrainingPictures(
+            references, config, generation_config(options), given_class_images(class_images)
+        )
+        prepared = PreparedPictures(image_model, pictures, preparation(values, texts), words)
         progress = TrainerProgress(cls.hidden.unique_id, config.steps)
-        previews = TrainingPreviews(model, clip, words, texts, values)
+        previews = NodePreviews(model, values["preview_every"], config.seed)
 
-        trained_clip = clip if words.tokens else None
-        with network.training_session(model, adapter, trained_clip, values["precision"]) as denoiser:
+        with image_model.training(adapter, words.tokens is not None, values["precision"]) as denoiser:
             memory = PeakMemory(denoiser.device)
-            encoder = learned_tokens.TrainingTextEncoder(clip, words.tokens) if words.tokens else None
-            examples = data.examples(model, denoiser, encoded, encoder)
+            examples = prepared.examples(denoiser)
             if values["compile"]:
                 denoiser.compile_blocks()
             needed = _make_room(denoiser, examples, config, values["gradient_checkpointing"])
             show_text(cls.hidden.unique_id, needed)
             run = Training(
                 denoiser, examples, config, words.tokens, checkpoints=_checkpoints(values),
-                content=_content(model, clip, vae, references, values, options, adapter),
+                content=_content(image_model, prepared, values, adapter),
                 tick=raise_if_interrupted, watch_speed=True,
             )  # fmt: skip
-            target = _target(path, run, adapter, model, denoiser, texts, values)
+            target = _target(path, run, adapter, image_model, prepared, values)
             carried = start.other if start else {}
 
             def lora_so_far() -> LoraWeights:
@@ -115,7 +126,7 @@ class DCOLoRATrainer(io.ComfyNode):
                 previews.on_step(report)
 
             progress.begin(run)
-            previews.begin(run, progress, examples, encoded, encoder)
+            previews.begin(run, progress, prepared)
             try:
                 run.run(on_step)
                 previews.last()
@@ -133,7 +144,7 @@ class DCOLoRATrainer(io.ComfyNode):
         plot = torch.tensor(loss_plot([r for r in run.history if not r.skipped], run.scores)).float()[None] / 255
         loss_map = {"loss": [r.loss for r in run.history if not r.skipped]}
         return io.NodeOutput(
-            trained_lora.lora_model(target, lora), loss_map, plot, report, previews.images(vae),
+            trained_lora.lora_model(target, lora), loss_map, plot, report, previews.images(image_model),
             ui={"text": [report]},
         )  # fmt: skip
 
@@ -162,42 +173,33 @@ def _checkpoints(values: Mapping[str, Any]) -> Checkpoints | None:
 
 
 def _content(
-    model, clip, vae, references: Sequence[Reference], values: Mapping[str, Any], options: Mapping[str, Any],
-    adapter: AdapterConfig | None,
-) -> str:  # fmt: skip
+    model: HostImageModel, prepared: PreparedPictures, values: Mapping[str, Any], adapter: AdapterConfig | None
+) -> str:
     """What a run is made of, beside its configuration and start."""
-    names = ("resolution", "crop", "size_conditioning", "gradient_checkpointing", "precision", "compile")
-    settings = {name: values[name] for name in names}
+    settings = [values[name] for name in ("gradient_checkpointing", "precision", "compile")]
     choices = (
         (adapter.layers, adapter.name_filter, adapter.dropout, adapter.effective_alpha) if adapter else None
     )
-    pictures = (
-        content_keys([r.image for r in references]),
-        [r.caption for r in references],
-        [r.mask is not None for r in references],
-        content_keys([r.mask for r in references if r.mask is not None]),
-    )
-    class_images = [batch.cpu() for batch in values["class_images"] or [] if batch is not None]
-    texts = ["", options.get("class_prompt", ""), *(r.caption for r in references)]
-    networks = fingerprint(model, clip, vae), prompt_tokens(clip, texts)
-    return content_key(networks, pictures, class_images, settings, dict(options), choices)
+    texts = model.text_tokens(["", prepared.class_prompt, *prepared.captions])
+    return content_key(model.content(), texts, prepared.content, settings, choices)
 
 
 def _target(
-    path: Path, run: Training, adapter: AdapterConfig | None, model, denoiser, texts: Sequence[str], values
-) -> trained_lora.Target:
+    path: Path, run: Training, adapter: AdapterConfig | None, model: HostImageModel, prepared: PreparedPictures,
+    values: Mapping[str, Any],
+) -> trained_lora.Target:  # fmt: skip
     layers = adapter.start if adapter else None
     first = next(iter(layers.values()), None) if layers else None
     rank = first.rank if first else (adapter.rank if adapter else 0)
     alpha = first.rank * first.scale if first else (adapter.effective_alpha if adapter else 0.0)
     names = ("resolution", "crop", "size_conditioning", "dropout", "layer_filter")
     header = TrainedHeader(
-        config=run.config, rank=rank, alpha=alpha, layers=values["layers"], family=layer_names.family(model),
-        prediction=denoiser.schedule.prediction, captions=texts,
+        config=run.config, rank=rank, alpha=alpha, layers=values["layers"], family=model.family,
+        prediction=model.prediction, captions=prepared.captions,
         other={name: values[name] for name in names}
         | {"learned_tokens": chosen(values["learned_tokens"], "learned_tokens")["learned_tokens"]},
     )  # fmt: skip
-    return trained_lora.Target(path, header, layer_names.kohya_names(model))
+    return trained_lora.Target(path, header, model.kohya_names())
 
 
 def _summary(run: Training) -> str:

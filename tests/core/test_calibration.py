@@ -10,7 +10,8 @@ from dco_core.toy_world.renderer import render
 from dco_core.toy_world.world import subject_references
 from dco_core.training.calibration import beta_T_for, resolved
 from dco_core.training.config import TrainingConfig
-from dco_core.training.examples import Example, random_draws
+from dco_core.training.draws import random_draws
+from dco_core.training.examples import Example
 from dco_core.training.objectives import batch_errors
 from dco_core.training.trainer import train
 

@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dco_core.files import fingerprints
-from dco_core.files.fingerprints import content_key, files_fingerprint, network_fingerprint
+from dco_core.files import file_fingerprint
+from dco_core.files.content_key import content_key
+from dco_core.files.file_fingerprint import files_fingerprint
+from dco_core.files.fingerprints import network_fingerprint
 
 # 3 x 7 x 11 is odd; 40 x 64 is a multiple of all strides; 640 x 320 is a layer's size; 1025 words leave a rest
 SHAPES = {"odd": (3, 7, 11), "even": (40, 64), "layer": (640, 320), "rest": (2050,), "bias": (5,), "one": ()}
@@ -152,9 +154,9 @@ def test_an_edit_of_equal_size_shows_anywhere_in_a_file_of_moderate_size(tmp_pat
 @pytest.fixture
 def large(tmp_path, monkeypatch):
     """A file that counts as large, of tensors of all sizes."""
-    monkeypatch.setattr(fingerprints, "WHOLE", 2**18)
-    monkeypatch.setattr(fingerprints, "_EVERY", 2**16)
-    monkeypatch.setattr(fingerprints, "_PIECE", 2**8)
+    monkeypatch.setattr(file_fingerprint, "WHOLE", 2**18)
+    monkeypatch.setattr(file_fingerprint, "_EVERY", 2**16)
+    monkeypatch.setattr(file_fingerprint, "_PIECE", 2**8)
     path = tmp_path / "large.safetensors"
     shapes = {
         "long": (300, 501),

@@ -40,7 +40,7 @@ def test_every_extension_is_read_in_any_case_and_nothing_else(tmp_path):
     for picture in pictures:
         assert picture.image.shape == (16, 20, 3) and picture.image.dtype == torch.float32
         torch.testing.assert_close(picture.image[8, 10], torch.tensor([1.0, 0, 0]), atol=0.02, rtol=0)
-        assert (picture.alpha, picture.caption, picture.repeats) == (None, "", 1)
+        assert (picture.mask, picture.caption, picture.repeats) == (None, "", 1)
 
 
 def test_pictures_come_in_natural_order(tmp_path):
@@ -480,3 +480,38 @@ def test_a_picture_of_12000_px_is_read_in_bounded_memory_without_a_warning(tmp_p
     image, _, full_size = read_picture(tmp_path / "a.png")
     assert image.shape[0] * image.shape[1] <= folders.MAX_PIXELS and full_size == (12000, 8000)
     assert not recwarn.list
+
+
+def painted(path, *size, left):
+    """A mask file of (height, width), white on the left."""
+    path.parent.mkdir(exist_ok=True, parents=True)
+    mask = np.zeros(size, np.uint8)
+    mask[:, :left] = 255
+    Image.fromarray(mask).save(path)
+
+
+def test_masks_lie_in_a_folder_beside_the_pictures_and_win_over_transparency(tmp_path):
+    (tmp_path / "3_dog").mkdir()
+    for name, channels in (("a.png", 4), ("b.png", 3), ("3_dog/a.jpg", 3)):
+        pixels = np.full((20, 30, channels), 128, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+    painted(tmp_path / "masks" / "a.jpg", 20, 30, left=10)
+    painted(tmp_path / "3_dog" / "masks" / "a.png", 40, 60, left=50)
+    deep, one, two = load_folder(tmp_path)
+    assert [deep.name, one.name, two.name] == ["3_dog/a.jpg", "a.png", "b.png"]
+    assert two.mask is None and deep.repeats == 3
+    assert deep.mask.shape == (40, 60) and deep.mask.sum() == 40 * 50
+    assert one.mask.shape == (20, 30)
+    torch.testing.assert_close(one.mask[:, :8].mean().item(), 1.0, atol=0.02, rtol=0)
+    torch.testing.assert_close(one.mask[:, 12:].mean().item(), 0.0, atol=0.02, rtol=0)
+    Image.fromarray(np.array([[[255, 255, 255, 255], [255, 255, 255, 0]]], np.uint8).repeat(16, 0)).save(
+        tmp_path / "masks" / "b.png"
+    )
+    assert load_folder(tmp_path)[2].mask[0].tolist() == [1, 0]
+
+
+def test_a_mask_of_no_picture_is_refused(tmp_path):
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "a.png")
+    painted(tmp_path / "masks" / "b.png", 20, 20, left=3)
+    with pytest.raises(DCOError, match=r"masks.b\.png belongs to no picture"):
+        load_folder(tmp_path)

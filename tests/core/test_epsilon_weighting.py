@@ -10,7 +10,8 @@ from dco_core.losses import weights_at
 from dco_core.schedules import Schedule
 from dco_core.training.calibration import is_calibrated, resolved
 from dco_core.training.config import TrainingConfig
-from dco_core.training.examples import Draw, Example, random_draws
+from dco_core.training.draws import Draw, random_draws
+from dco_core.training.examples import Example
 from dco_core.training.objectives import OBJECTIVES, Batch
 from dco_core.training.validation import HeldOut
 

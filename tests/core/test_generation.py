@@ -16,8 +16,9 @@ from dco_core.lora import read_lora
 from dco_core.models.diffusers_model import load
 from dco_core.network.lora_layers import AdapterConfig
 from dco_core.pipeline import examples as folder_examples
-from dco_core.pipeline.examples import FolderExamples, FolderPictures
+from dco_core.pipeline.examples import Preparation, PreparedPictures
 from dco_core.pipeline.generation import GenerationConfig, generate
+from dco_core.pipeline.pictures import FolderPictures
 from dco_core.pipeline.run import GENERATED, checkpoint_folder
 from dco_core.toy_world.image_model import ToyWorldModel
 from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder, load_unet
@@ -38,7 +39,8 @@ def of(objective):
 
 
 def folder_examples_of(data, config, generation=FEW, class_data=None):
-    return FolderExamples(ToyWorldModel(), FolderPictures(data, config, generation, class_data), 256, True)
+    pictures = FolderPictures(data, config, generation, class_data)
+    return PreparedPictures(ToyWorldModel(), pictures, Preparation(256, square=True))
 
 
 def by_hand(seed, caption, steps, w_text=2.0):
@@ -187,12 +189,13 @@ def test_sdxl_is_told_that_nothing_of_a_generated_picture_is_cut_off(data, tmp_p
     (tmp_path / "one" / "0.txt").write_text("a photo of a <toy>")
     model = load(tmp_path / "pipeline", "cpu", torch.float32)
     for objective in ("mapo", "dreambooth-prior"):
-        made = FolderExamples(model, FolderPictures(tmp_path / "one", of(objective), FEW), 32, False)
+        pictures = FolderPictures(tmp_path / "one", of(objective), FEW)
+        made = PreparedPictures(model, pictures, Preparation(32))
         made.examples(model.denoiser(AdapterConfig(rank=2)))
-        height, width = made._fitted[0].target_size if objective == "mapo" else (32, 32)
+        height, width = made._encoded[0].size.target_size if objective == "mapo" else (32, 32)
         assert told[-1][0] == told[-1][1] == [height, width, 0, 0, height, width]
         assert told[-1][2] == [4, height // 2, width // 2]
-    assert made._fitted[0].target_size != (32, 32)
+    assert made._encoded[0].size.target_size != (32, 32)
 
 
 @pytest.mark.parametrize(
@@ -231,14 +234,14 @@ def test_sdxl_is_told_the_authors_fixed_sizes_where_that_is_asked_for(data, tmp_
     model, told = f"diffusers:{tmp_path / 'pipeline'}", {}
     for sizes in ("real", "fixed"):
         output = tmp_path / f"{sizes}.safetensors"
-        made, examples = [], FolderExamples.examples
+        made, examples = [], PreparedPictures.examples
 
         def kept(self, *args, made=made, examples=examples):
             made += examples(self, *args)
             return made
 
         with monkeypatch.context() as patched:
-            patched.setattr(FolderExamples, "examples", kept)
+            patched.setattr(PreparedPictures, "examples", kept)
             options = ("--objective", objective, "--size-conditioning", sizes, "--resolution", 40)
             assert command(data, output, *options, model=model) == 0
         texts = [c for e in made for c in (e.conditioning, e.empty_conditioning, e.class_conditioning) if c]
@@ -253,4 +256,52 @@ def test_a_model_that_reads_no_sizes_refuses_fixed_ones(data, tmp_path, capsys):
     output = tmp_path / "lora.safetensors"
     assert command(data, output, "--size-conditioning", "fixed") == 1
     assert "reads no sizes, as SDXL does: leave --size-conditioning out" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_class_images_know_the_empty_prompt_where_captions_are_dropped(data, tmp_path):
+    output = tmp_path / "lora.safetensors"
+    assert command(data, output, "--objective", "dreambooth-prior", "--caption-dropout", "0.9") == 0
+
+
+def test_a_mask_beside_the_pictures_changes_what_is_learned(tmp_path):
+    files = []
+    for masked in (False, True):
+        folder = write_toy_references(tmp_path / str(masked), "toy")
+        if masked:
+            (folder / "masks").mkdir()
+            pixels = np.zeros((256, 256), np.uint8)
+            pixels[:, :100] = 255
+            for picture in folder.glob("*.png"):
+                Image.fromarray(pixels).save(folder / "masks" / picture.name)
+        made = folder_examples_of(folder, of("dco")).examples(ToyDenoiser(AdapterConfig(rank=2)))
+        assert (made[0].mask is not None) == masked
+        if masked:
+            assert made[0].mask.shape == (32, 32) and made[0].mask[:, :12].min() == 1 and not made[0].mask[:, 13:].any()
+        assert command(folder, tmp_path / f"{masked}.safetensors") == 0
+        files.append((tmp_path / f"{masked}.safetensors").read_bytes())
+    assert files[0] != files[1]
+
+
+@pytest.mark.parametrize("write", [None, sdxl])
+def test_previews_are_written_and_leave_the_training_alone(data, tmp_path, write):
+    model = "toy-world"
+    if write is not None:
+        write(tmp_path)
+        model = f"diffusers:{tmp_path / 'pipeline'}"
+    plain, shown = tmp_path / "plain" / "lora.safetensors", tmp_path / "shown" / "lora.safetensors"
+    assert command(data, plain, model=model) == 0
+    prompts = ("--preview-prompt", "a <toy> on a beach", "--preview-prompt", "a star")
+    assert command(data, shown, "--preview-every", "2", *prompts, model=model) == 0
+    assert plain.read_bytes() == shown.read_bytes()
+    sheets = sorted((tmp_path / "shown" / "lora.safetensors.previews").iterdir())
+    assert [path.name for path in sheets] == ["step-00000002.png", "step-00000004.png"]
+    early, late = (np.asarray(Image.open(path)) for path in sheets)
+    assert early.shape == late.shape and (early != late).any()
+    assert not (tmp_path / "plain" / "lora.safetensors.previews").exists()
+
+
+def test_previews_after_a_negative_number_of_steps_are_refused(data, tmp_path, capsys):
+    assert command(data, tmp_path / "lora.safetensors", "--preview-every", "-1") == 1
+    assert "preview_every is -1" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

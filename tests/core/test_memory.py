@@ -10,7 +10,8 @@ from dco_core.errors import DCOError
 from dco_core.network.lora_layers import AdapterConfig
 from dco_core.toy_world.model import ToyDenoiser
 from dco_core.training.config import TrainingConfig
-from dco_core.training.examples import Example, random_draws
+from dco_core.training.draws import random_draws
+from dco_core.training.examples import Example
 from dco_core.training.memory import PeakMemory, estimate, megabytes
 from dco_core.training.objectives import batch_errors
 from dco_core.training.trainer import Training

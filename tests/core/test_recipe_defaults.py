@@ -10,7 +10,8 @@ from dco_core.losses import WEIGHTINGS, weights_at
 from dco_core.network.lora_layers import AdapterConfig, add_adapter
 from dco_core.schedules import Schedule
 from dco_core.training.config import TrainingConfig
-from dco_core.training.examples import Example, random_draws
+from dco_core.training.draws import random_draws
+from dco_core.training.examples import Example
 from dco_core.training.objectives import OBJECTIVES, Batch, batch_errors
 from dco_core.training.optimizers import make_optimizer
 from tests.small_network import Denoiser, small_base, small_examples

@@ -13,7 +13,8 @@ from dco_core.network.denoiser import NetworkDenoiser
 from dco_core.network.lora_layers import AdapterConfig
 from dco_core.schedules import Schedule
 from dco_core.training.config import TrainingConfig
-from dco_core.training.examples import Example, random_draws
+from dco_core.training.draws import random_draws
+from dco_core.training.examples import Example
 from dco_core.training.learned_tokens import LearnedTokens
 from dco_core.training.trainer import train
 

@@ -13,7 +13,8 @@ from dco_core.lora import LoraLayer
 from dco_core.network.lora_layers import AdapterConfig, adapter_off, add_adapter, target_modules
 from dco_core.schedules import Schedule
 from dco_core.training.config import TrainingConfig
-from dco_core.training.examples import Example, Prompt, random_draws
+from dco_core.training.draws import random_draws
+from dco_core.training.examples import Example, Prompt
 from dco_core.training.learned_tokens import LearnedTokens
 from dco_core.training.objectives import batch_errors
 from dco_core.training.trainer import evaluate, train

@@ -14,7 +14,7 @@ from dco_core.schedules import Schedule
 from dco_core.training import reference_pass, trainer
 from dco_core.training.checkpoints import Checkpoints
 from dco_core.training.config import TrainingConfig
-from dco_core.training.examples import Draw
+from dco_core.training.draws import Draw
 from dco_core.training.memory import estimate
 from dco_core.training.optimizers import rate_factor
 from dco_core.training.reference_pass import automatic_window

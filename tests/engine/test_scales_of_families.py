@@ -8,12 +8,13 @@ from benchmarks import host
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_previews_show_what_the_file_suggests(family):
-    model, training = small_model(family), host.pack("nodes.host.training.network")
+    model = small_model(family)
+    ours = host.pack("nodes.host.training.image_model").HostImageModel(model, None, None)
     header = host.pack("dco_core.pipeline.file_header").TrainedHeader(
         host.pack("dco_core.training.config").TrainingConfig(), rank=4, alpha=4.0, layers="attention",
-        family=host.pack("nodes.host.layer_names").family(model),
-        prediction=training.schedule_of(model.get_model_object("model_sampling")).prediction, captions=["a <dog>"],
-        other={},
+        family=ours.family, prediction=ours.prediction, captions=["a <dog>"], other={},
     ).entries("dog", 7, {})  # fmt: skip
     suggested = float(header["dco.w_rg"]), float(header["dco.w_text"])
-    assert host.pack("nodes.host.training.previews").scales(model) == suggested
+    found = host.pack("dco_core.suggested_scales").suggested_scales(ours.family, ours.prediction)
+    assert (found.w_rg, found.w_text) == suggested
+    assert ours.w_text == suggested[1]

@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
+from prepared import OneText, PictureVAE, examples_of, prepare
 from small_models import small_model
 
 from benchmarks import host
-from dco_core.network.lora_layers import AdapterConfig
-from dco_core.training.config import TrainingConfig
 
 
 def embedded(numbers):
@@ -24,38 +23,32 @@ def embedded(numbers):
     [("real", (100, 300, 0, 64, 64, 64)), ("fixed (as the authors)", (64, 64, 0, 0, 64, 64))],
 )
 def test_sdxl_is_told_the_real_size_and_crop_or_the_authors(choice, numbers):
-    training, data = host.pack("nodes.host.training.network"), host.pack("nodes.training.data")
-    conditioning = host.pack("nodes.host.training.conditioning")
-    reference = host.pack("nodes.training.references").Reference(torch.rand(100, 300, 3), "a <dog>")
-    (fitted,) = data.fit_all([reference], 64, "square")
-    sizes = data._sizes(fitted, {"size_conditioning": choice, "resolution": 64})
     pooled = torch.randn(1, 8)
     text = [[torch.randn(1, 7, 24), {"pooled_output": pooled}]]
-    model = small_model("sdxl")
-    with training.training_session(model, AdapterConfig(rank=1)) as denoiser:
-        conds = denoiser.model_conditions(conditioning.with_size(text, sizes), torch.zeros(4, 8, 8))
+    pictures = host.pack("nodes.training.references").gather([torch.rand(1, 100, 300, 3)], ["a <dog>"], None)
+    (example,) = examples_of(
+        small_model("sdxl"), OneText(text), PictureVAE(4), pictures, crop="square", size_conditioning=choice
+    )
+    conds = example.conditioning
     torch.testing.assert_close(conds["y"].cond[0, :8], pooled[0])
     torch.testing.assert_close(conds["y"].cond[0, 8:], embedded(numbers), rtol=1e-4, atol=1e-3)
 
 
 def test_repeats_of_a_picture_are_fitted_and_read_once_and_do_not_count_as_pictures():
-    data, references = host.pack("nodes.training.data"), host.pack("nodes.training.references")
+    references = host.pack("nodes.training.references")
     one, two = torch.rand(1, 64, 96, 3), torch.rand(1, 64, 64, 3)
     mask = torch.ones(1, 64, 96)
     images = [one] * 1500 + [two]
     gathered = references.gather(images, ["a <dog>"] * 1501, [mask] * 1501)
-    fitted = data.fit_all(gathered, 64, "aspect buckets")
-    assert len(fitted) == 1501 and len({id(f) for f in fitted}) == 2
     assert len(references.distinct(gathered)) == 2
     model, clip, vae = host.pack("nodes.host.toy_world").load(None)
-    config, values = TrainingConfig(), {"resolution": 64, "crop": "square", "size_conditioning": "real"}
-    encoded = data.encode(model, clip, vae, gathered, data.Vocabulary(), config, values, {})
-    with host.pack("nodes.host.training.network").training_session(model, AdapterConfig(rank=1)) as denoiser:
-        examples = data.examples(model, denoiser, encoded, None)
+    _, prepared = prepare(model, clip, vae, gathered, crop="square")
+    examples = examples_of(model, clip, vae, gathered, crop="square")
+    assert len(prepared) == 2
     assert len(examples) == 1501 and len({id(e) for e in examples}) == 2
     view = one[:, :, :64]  # begins at the same place in memory, and is another picture
-    gathered = references.gather([one, view], ["a", "b"], None)
-    assert [f.original_size for f in data.fit_all(gathered, 64, "square")] == [(64, 96), (64, 64)]
+    _, prepared = prepare(model, clip, vae, references.gather([one, view], ["a", "a"], None), crop="square")
+    assert [e.size.original_size for e in prepared._encoded] == [(64, 96), (64, 64)]
     assert len(references.distinct(references.gather([one, one.clone()], ["a", "a"], None))) == 1
     with pytest.raises(ValueError, match="1001 images"):
         references.flatten_images([torch.rand(1, 1, 1, 3) for _ in range(1001)])

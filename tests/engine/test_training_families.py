@@ -3,6 +3,7 @@
 import pytest
 import torch
 from guiding import Case
+from prepared import OneText, PictureVAE, prepare
 from small_models import FAMILIES, small_model, text
 
 from benchmarks import host
@@ -109,17 +110,6 @@ def test_fused_rope_has_the_gradient_of_plain_rope(name):
 # ---- inpainting ----
 
 
-class PictureVAE:
-    """A VAE for the host's nodes: the mean of each 8 x 8 pixels, in as many channels as the family has."""
-
-    def __init__(self, channels):
-        self.channels = channels
-
-    def encode(self, pixels):
-        small = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8).mean(1, keepdim=True)
-        return small * torch.linspace(-1, 1, self.channels)[None, :, None, None]
-
-
 def inpainted(family):
     """(picture, mask, the host's own CONDITIONING for it), whose mask is not symmetric."""
     import nodes as host_nodes
@@ -219,24 +209,15 @@ def test_an_inpainting_lora_loads_and_guidance_agrees(family):
 @pytest.mark.parametrize("family", [*INPAINTING, "sd15"])
 def test_pictures_with_and_without_masks_train_together(family):
     """From references to a run of the trainer; only an inpainting model is given what the mask leaves."""
-    data = host.pack("nodes.training.data")
     config = host.pack("dco_core.training.config").TrainingConfig(steps=2, batch_size=2, beta=1.0)
     picture, mask, _, _, vae = inpainted(family)
-    latent = vae.encode(picture[None])[0]
-    sizes = host.pack("nodes.host.training.conditioning").fixed_sizes(64)
-    model = small_model(family)
-    inpaint = {}
-    if host.pack("nodes.host.training.inpainting").takes_mask(model, latent):
-        inpaint = host.pack("nodes.host.training.inpainting").entries(vae, picture, mask)
-    cells = host.pack("dco_core.data.buckets").latent_mask(mask, latent)
-    with torch.inference_mode():
-        one, two = (
-            data.Encoded(latent.clone(), None, m, sizes, "a dog", text(family, 7, 1), inpaint=i)
-            for m, i in ((cells, {k: v.clone() for k, v in inpaint.items()}), (None, {}))
-        )
-    assert bool(inpaint) == (family != "sd15")
-    with training().training_session(model, adapter()) as denoiser:
-        examples = data.examples(model, denoiser, [one, two], None)
+    given = host.pack("dco_core.data.folders").Picture
+    pictures = [given("masked", picture, mask, "a dog"), given("whole", picture.clone(), None, "a dog")]
+    ours, prepared = prepare(small_model(family), OneText(text(family, 7, 1)), vae, pictures)
+    assert [bool(e.shown) for e in prepared._encoded] == [family != "sd15", False]
+    with ours.training(adapter(), False, "auto") as denoiser:
+        examples = prepared.examples(denoiser)
+        assert [e.mask is None for e in examples] == [False, True]
         run = host.pack("dco_core.training.trainer").Training(denoiser, examples, config)
         run.run()
     assert [r.skipped for r in run.history] == [False, False]
@@ -245,17 +226,18 @@ def test_pictures_with_and_without_masks_train_together(family):
 @pytest.mark.parametrize("family", ["wan", "qwen-image", "hunyuan-video", "ltxv"])
 def test_masks_weight_every_frame_of_their_own_sample(family):
     """Masks are pictures; latents of these families have frames."""
-    core = host.pack("dco_core.training.examples")
+    examples_of, draws_of = host.pack("dco_core.training.examples"), host.pack("dco_core.training.draws")
+    predictions = host.pack("dco_core.training.predictions")
     config = host.pack("dco_core.training.config").TrainingConfig(steps=1, batch_size=3, beta=1.0)
     shape = FAMILIES[family].latent
     torch.manual_seed(0)
     masks = [(torch.rand(shape[-2:]) > 0.5).float() for _ in range(2)] + [None]
     with training().training_session(small_model(family), adapter()) as denoiser:
         conds = denoiser.model_conditions(text(family, 7, 1), torch.zeros(shape))
-        examples = [core.Example(torch.randn(shape), conds, mask=m) for m in masks]
-        draws = next(core.random_draws(examples, len(denoiser.schedule), config))
+        examples = [examples_of.Example(torch.randn(shape), conds, mask=m) for m in masks]
+        draws = next(draws_of.random_draws(examples, len(denoiser.schedule), config))
         with torch.no_grad():
-            (found,) = core.predict(denoiser, examples, draws, adapter=False)
+            (found,) = predictions.predict(denoiser, examples, draws, adapter=False)
             error = host.pack("dco_core.losses").mean_squared_error(found.output, found.target, found.mask)
     for place, said in zip(found.places, error.tolist(), strict=True):
         squared = (found.output - found.target)[found.places.index(place)].square()

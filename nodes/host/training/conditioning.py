@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ....dco_core.data.buckets import Fitted
 from ....dco_core.errors import DCOError
-from ....dco_core.files.fingerprints import content_keys
+from ....dco_core.files.content_key import content_keys
 from ..progress import raise_if_interrupted
 
 Conditioning = list  # the host's CONDITIONING: [[tensor, options], ...]
@@ -48,12 +48,6 @@ def real_sizes(fitted: Fitted) -> dict[str, int]:
         "height": height, "width": width, "crop_h": top, "crop_w": left, "target_height": to_height,
         "target_width": to_width,
     }  # fmt: skip
-
-
-def fixed_sizes(resolution: int) -> dict[str, int]:
-    """The authors' time ids: (resolution, resolution, 0, 0, resolution, resolution), whatever the crop."""
-    sizes = dict.fromkeys(("height", "width", "target_height", "target_width"), resolution)
-    return sizes | {"crop_h": 0, "crop_w": 0}
 
 
 def encode_images(vae, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:

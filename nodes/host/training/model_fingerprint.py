@@ -21,7 +21,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ....dco_core.files.fingerprints import content_key, network_fingerprint
+from ....dco_core.files.content_key import content_key
+from ....dco_core.files.fingerprints import network_fingerprint
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _HUNG = (  # on a ModelPatcher, beside weights and their patches

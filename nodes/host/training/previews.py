@@ -1,8 +1,8 @@
-"""Latents as pictures: live without a VAE, by the host's previewers, and in the end through the user's VAE."""
+"""Latents as pictures while a model trains: without a VAE, by the host's previewers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import comfy.utils
 import folder_paths
@@ -14,21 +14,8 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 from torch import Tensor
 
-from ....dco_core.errors import DCOError
-from ....dco_core.suggested_scales import suggested_scales
-from ..layer_names import family
-from . import network
-
 Picture = np.ndarray  # uint8 [H, W, 3]
 NOTHING = ExecutionBlocker(None)  # an output that what follows it quietly waits for
-
-
-def scales(model) -> tuple[float, float]:
-    """(w_rg, w_text) that show a LoRA of this family well: those which its file will suggest."""
-    prediction = network.schedule_of(model.get_model_object("model_sampling")).prediction
-    found = suggested_scales(family(model), prediction)
-    assert found is not None  # schedule_of knows no other predictions
-    return found.w_rg, found.w_text
 
 
 def live(model) -> Callable[[Tensor], Picture] | None:
@@ -67,19 +54,6 @@ def _method(latent_format) -> LatentPreviewMethod:
         return LatentPreviewMethod.Latent2RGB
     there = any(file.startswith(name) for file in folder_paths.get_filename_list("vae_approx"))
     return LatentPreviewMethod.TAESD if there else LatentPreviewMethod.Latent2RGB
-
-
-def decode(model, vae, latents: Sequence[Tensor]) -> list[Picture]:
-    """Latents [C, ...] in MODEL's own scale as pictures, through the VAE. Call it after the training session: the host
-    may move its models."""
-    if vae is None:
-        raise DCOError("The VAE input is empty: the checkpoint has no VAE. Load one with a VAE loader.")
-    pictures = []
-    for latent in latents:
-        pixels = vae.decode(model.model.process_latent_out(latent[None].float()))
-        first = pixels.reshape(-1, *pixels.shape[-3:])[0]  # of the frames, where it is a video VAE
-        pictures.append(first[..., :3].float().clamp(0, 1).mul(255).round().to("cpu", torch.uint8).numpy())
-    return pictures
 
 
 def show(bar: comfy.utils.ProgressBar, step: int, total: int, image: Picture) -> None:

@@ -39,7 +39,8 @@ class Pictures:
         preview, conditioning = pack("nodes.host.training.previews"), pack("nodes.host.training.conditioning")
         ((latent, _),) = conditioning.encode_images(vae, [image[0]])
         x0, _ = pack("nodes.host.training.network").native_latent(model, latent)
-        decoded = preview.decode(model, vae, [x0.cpu()])[0]
+        ours = pack("nodes.host.training.image_model").HostImageModel(model, None, vae)
+        (decoded,) = pack("dco_core.pipeline.previews").as_pixels(ours.decode_latents([x0.cpu()]))
         expected = vae.decode(latent[None]).reshape(-1, *decoded.shape)[0].float().cpu().numpy() * 255
         asked, pictures, kept = args.preview_method, [], []
         try:
