@@ -28,12 +28,13 @@ class DCOImageSimilarity(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DCOImageSimilarity",
-            display_name="Image Similarity Score (DCO)",
+            display_name="DINO / SigLIP Image Similarity (DCO)",
             category="image/scores",
             description="How much images look like reference images: the mean cosine similarity of their embeddings. "
             "With DINOv2 it is the paper's score of a subject, with SigLIP that of a style (App. D.4).",
-            search_aliases=["dinov2", "dino score", "likeness", "subject fidelity", "clip-i", "metric", "evaluate",
-            "dco"], is_input_list=True,
+            search_aliases=["image similarity score", "dinov2", "dino score", "likeness", "subject fidelity", "clip-i",
+            "metric", "evaluate", "dco"],
+            is_input_list=True,
             is_output_node=True,
             inputs=[
                 shared.IMAGES,
@@ -190,7 +191,7 @@ def _cells(pictures: list[Tensor]) -> Tensor:
             height, width = picture.shape[:2]
             raise DCOError(
                 f"Image {i + 1} is {width} x {height} pixels, but the Toy World's are {side} x {side}: score images of "
-                "the Toy World here, and others with Image Similarity Score and Image-Text Score."
+                "the Toy World here, and others with DINO / SigLIP Image Similarity and Image-Text Score."
             )
         if not torch.isfinite(picture).all():
             raise DCOError(

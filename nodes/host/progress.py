@@ -21,7 +21,24 @@ def progress_bar(total: int) -> comfy.utils.ProgressBar:
     return comfy.utils.ProgressBar(total)
 
 
-def show_text(node_id: str | None, text: str) -> None:
-    """Show a text on a running node, before it has any output."""
-    if node_id is not None:
-        PromptServer.instance.send_progress_text(printable_lines(text), node_id)
+class NodeText:
+    """What stands on a running node: one line of progress, which the next one replaces, above what is said for good.
+    The frontend keeps the last text alone, so each one that is sent holds both."""
+
+    def __init__(self, node_id: str | None):
+        self._node_id, self._line, self._said = node_id, "", list[str]()
+
+    def progress(self, line: str) -> None:
+        self._line = line
+        self._send()
+
+    def say(self, text: str) -> None:
+        """Something that must not be lost behind progress: advice, a file that was saved."""
+        if text:
+            self._said.append(text)
+            self._send()
+
+    def _send(self) -> None:
+        if self._node_id is not None:
+            text = "\n\n".join(filter(None, [self._line, *self._said]))
+            PromptServer.instance.send_progress_text(printable_lines(text), self._node_id)

@@ -19,9 +19,10 @@ from ...dco_core.lora import LoraWeights, from_bundle, initializers_in
 from ...dco_core.training.config import TrainingConfig
 from ...dco_core.training.examples import Example
 from ...dco_core.training.learned_tokens import LearnedTokens, token_specs
+from ..host import toy_world
 from ..host.training import conditioning, generation, inpainting, learned_tokens, network
 from .choices import TOKENS_OFF
-from .inputs import BUCKETS, FIXED_SIZES
+from .inputs import BUCKETS, FIXED_SIZES, SQUARE
 from .references import Reference
 
 
@@ -100,6 +101,7 @@ def encode(
     """Encode pictures and texts by the host's VAE and CLIP, and let the base model make the images that an
     objective needs. options: the values of the chosen objective."""
     fitted = fit_all(references, values["resolution"], values["crop"])
+    toy_world.check_sizes(model, [f.target_size for f in fitted], values["resolution"], SQUARE)
     captions = [r.caption for r in references]
     plain = [base_caption(text, words.initializers) for text in captions]
     base = conditioning.encode_captions(clip, plain)

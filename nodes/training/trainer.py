@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ...dco_core.drawing.training_plot import loss_plot
 from ...dco_core.errors import printable_lines
@@ -16,6 +16,7 @@ from ...dco_core.lora import LoraWeights, from_tensors
 from ...dco_core.network.lora_layers import AdapterConfig
 from ...dco_core.pipeline.file_header import TrainedHeader
 from ...dco_core.training import validation
+from ...dco_core.training.calibration import is_calibrated
 from ...dco_core.training.checkpoints import Checkpoints
 from ...dco_core.training.config import TrainingConfig
 from ...dco_core.training.memory import PeakMemory, estimate, megabytes
@@ -23,7 +24,8 @@ from ...dco_core.training.step_report import StepReport
 from ...dco_core.training.tensorboard import EventLog
 from ...dco_core.training.trainer import Training
 from ..host import files
-from ..host.progress import raise_if_interrupted, show_text
+from ..host.node_choices import check_choices
+from ..host.progress import NodeText, raise_if_interrupted
 from ..host.training import learned_tokens, network
 from . import data, inputs, trained_lora
 from .captions import check
@@ -45,22 +47,28 @@ class DCOLoRATrainer(io.ComfyNode):
             "LoRA is saved when training ends, and also when you cancel it.",
             search_aliases=[
                 "train lora",
+                "lora training",
+                "lora trainer",
                 "dreambooth",
+                "prior preservation",
                 "textual inversion",
+                "direct consistency optimization",
                 "dco",
                 "personalization",
                 "fine-tune",
-                "lora trainer",
+                "train a style",
+                "train a subject",
             ],
             is_input_list=True,
             is_output_node=True,
             inputs=inputs.inputs(),
             outputs=inputs.outputs(),
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
 
     @classmethod
     def execute(cls, images, captions, masks=None, class_images=None, **single) -> io.NodeOutput:
+        check_choices(cls)
         values = unwrapped(single) | {"class_images": class_images}
         config, options = training_config(values)
         token_options = chosen(values["learned_tokens"], "learned_tokens")
@@ -76,11 +84,14 @@ class DCOLoRATrainer(io.ComfyNode):
             [r.caption for r in distinct(references)], clip=clip, initializers=words.initializers,
             vectors=words.vectors,
         )  # fmt: skip
-        show_text(cls.hidden.unique_id, said)  # before training, while there is time to mend captions
+        text = NodeText(cls.hidden.unique_id)
+        text.say(said)  # before training, while there is time to mend captions
+        text.progress(f"Encoding {len(distinct(references))} images and their captions ...")
         encoded = data.encode(model, clip, vae, references, words, config, values, options)
-        progress = TrainerProgress(cls.hidden.unique_id, config.steps)
+        progress = TrainerProgress(text, config.steps)
         previews = TrainingPreviews(model, clip, words, texts, values)
 
+        text.progress("Preparing the model ...")
         trained_clip = clip if words.tokens else None
         with network.training_session(model, adapter, trained_clip, values["precision"]) as denoiser:
             memory = PeakMemory(denoiser.device)
@@ -89,7 +100,9 @@ class DCOLoRATrainer(io.ComfyNode):
             if values["compile"]:
                 denoiser.compile_blocks()
             needed = _make_room(denoiser, examples, config, values["gradient_checkpointing"])
-            show_text(cls.hidden.unique_id, needed)
+            text.say(needed)
+            if is_calibrated(config, denoiser):
+                text.progress("Finding beta on your images, in a short trial run ...")
             run = Training(
                 denoiser, examples, config, words.tokens, checkpoints=_checkpoints(values),
                 content=_content(model, clip, vae, references, values, options, adapter),
@@ -118,20 +131,26 @@ class DCOLoRATrainer(io.ComfyNode):
                 previews.last()
             except BaseException:
                 if run.learned:  # nothing that was learned is lost: cancel and errors save it too
-                    trained_lora.save(target, lora_so_far(), words.tokens)
+                    kept = trained_lora.save(target, lora_so_far(), words.tokens)
+                    text.progress(f"Stopped after step {run.step} of {config.steps}.")
+                    text.say("\n".join(kept))
                 raise
             finally:
                 if log is not None:
                     log.close()
+            text.progress("Saving ...")
             lora = lora_so_far()
             used = f"{needed} Peak: {memory}."
         saved = trained_lora.save(target, lora, words.tokens)
         report = printable_lines("\n".join([_summary(run), used, *run.notes, *saved, said]))
         plot = torch.tensor(loss_plot([r for r in run.history if not r.skipped])).float()[None] / 255
         loss_map = {"loss": [r.loss for r in run.history if not r.skipped]}
+        sheets = previews.images(vae)
+        pictures = [*([sheets[-1:]] if torch.is_tensor(sheets) else []), plot]  # on the node: web/dco_report.js
+        files_of_pictures = [file for p in pictures for file in ui.PreviewImage(p).as_dict()["images"]]
         return io.NodeOutput(
-            trained_lora.lora_model(target, lora), loss_map, plot, report, previews.images(vae),
-            ui={"text": [report]},
+            trained_lora.lora_model(target, lora), loss_map, plot, report, sheets,
+            ui={"text": [report], "dco_pictures": files_of_pictures},
         )  # fmt: skip
 
 
