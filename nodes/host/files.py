@@ -107,8 +107,8 @@ def dataset_folder(name: str) -> Path:
     """Full path of a folder in the input folder; DCOError if it is not inside."""
     if name == NO_FOLDER:
         raise DCOError(
-            "There is no folder of pictures yet: make one in ComfyUI's input folder, put your pictures into it, press R "
-            "and choose it."
+            "There is no folder of pictures yet: make one in ComfyUI's input folder, put your pictures into it, press "
+            "R and choose it."
         )
     root = Path(folder_paths.get_input_directory()).resolve()
     path = (root / name).resolve()

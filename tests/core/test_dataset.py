@@ -13,7 +13,14 @@ import torch
 from PIL import ExifTags, Image
 
 from dco_core.data import folders
-from dco_core.data.folders import MAX_PICTURES, holds_pictures, load_folder, made_smaller, read_caption, read_picture
+from dco_core.data.folders import (
+    MAX_PICTURES,
+    holds_pictures,
+    load_folder,
+    made_smaller,
+    read_caption,
+    read_picture,
+)
 from dco_core.errors import DCOError
 
 
