@@ -97,9 +97,10 @@ class Encoded:
 def encode(
     model, clip, vae, references: Sequence[Reference], words: Vocabulary, config: TrainingConfig,
     values: Mapping[str, Any], options: Mapping[str, Any],
+    told: Callable[[str], None] = lambda _: None,
 ) -> list[Encoded]:  # fmt: skip
     """Encode pictures and texts by the host's VAE and CLIP, and let the base model make the images that an
-    objective needs. options: the values of the chosen objective."""
+    objective needs. options: the values of the chosen objective. told: called with lines of progress."""
     fitted = fit_all(references, values["resolution"], values["crop"])
     toy_world.check_sizes(model, [f.target_size for f in fitted], values["resolution"], SQUARE)
     captions = [r.caption for r in references]
@@ -118,7 +119,7 @@ def encode(
     class_ = None
     if config.objective == "output-preservation":
         (class_,) = conditioning.encode_captions(clip, [_class_prompt(options, captions, words)])
-    latents = conditioning.encode_images(vae, [f.image for f in fitted])
+    latents = conditioning.encode_images(vae, [f.image for f in fitted], told)
     made: dict[Any, Encoded] = {}  # repeats share one
     encoded = []
     for (latent, std), f, text, mine, its_base in zip(latents, fitted, captions, own, base, strict=True):
@@ -131,7 +132,7 @@ def encode(
             if config.objective == "mapo":
                 prompts = [base_caption(text, words.initializers)] * _count(options, 1)
                 rejected = _generate(
-                    model, clip, prompts, f, config, options, seed=len(made), inpaint=inpaint
+                    model, clip, prompts, f, config, options, told, seed=len(made), inpaint=inpaint
                 )
             made[key] = Encoded(
                 latent, std, latent_mask(f.mask, latent), _sizes(f, values), text, mine,
@@ -140,7 +141,7 @@ def encode(
         encoded.append(made[key])
     if config.with_prior:
         prompt = _class_prompt(options, captions, words)
-        encoded += _class_images(model, clip, vae, prompt, empty, config, values, options)
+        encoded += _class_images(model, clip, vae, prompt, empty, config, values, options, told)
     return encoded
 
 
@@ -163,18 +164,19 @@ def _count(options: Mapping[str, Any], default: int) -> int:
 
 
 def _generate(
-    model, clip, prompts, fitted: Fitted, config: TrainingConfig, options, seed: int,
+    model, clip, prompts, fitted: Fitted, config: TrainingConfig, options, told: Callable[[str], None], seed: int,
     inpaint: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Tensor]:  # fmt: skip
     return generation.generate(
         model, clip, prompts, fitted.target_size, config.seed + 7919 * (seed + 1),
-        options.get("generation_steps", 30), options.get("generation_w_text", 7.5), inpaint,
+        options.get("generation_steps", 30), options.get("generation_w_text", 7.5), inpaint, told,
     )  # fmt: skip
 
 
 def _class_images(
-    model, clip, vae, prompt: str, empty: list | None, config: TrainingConfig, values, options
-) -> list[Encoded]:
+    model, clip, vae, prompt: str, empty: list | None, config: TrainingConfig, values, options,
+    told: Callable[[str], None],
+) -> list[Encoded]:  # fmt: skip
     (text,) = conditioning.encode_captions(clip, [prompt])
     given = [image for batch in values["class_images"] or [] if batch is not None for image in batch]
     if given:
@@ -182,7 +184,7 @@ def _class_images(
             raise DCOError(f"There are {len(given)} class images: connect at most {MAX_PICTURES}.")
         references = [Reference(image, prompt) for image in given]
         fitted = fit_all(references, values["resolution"], values["crop"], "Class image")
-        latents = conditioning.encode_images(vae, [f.image for f in fitted])
+        latents = conditioning.encode_images(vae, [f.image for f in fitted], told)
         return [
             Encoded(latent, std, None, _sizes(f, values), prompt, text, empty=empty, prior=True)
             for (latent, std), f in zip(latents, fitted, strict=True)
@@ -190,7 +192,7 @@ def _class_images(
     side = values["resolution"] // bucket_step(values["resolution"]) * bucket_step(values["resolution"])
     square = Fitted(torch.zeros(side, side, 3), None, (side, side), (0, 0))
     prompts = [prompt] * _count(options, 50)
-    made = _generate(model, clip, prompts, square, config, options, seed=0)
+    made = _generate(model, clip, prompts, square, config, options, told, seed=0)
     return [
         Encoded(latent, None, None, _sizes(square, values), prompt, text, empty=empty, prior=True)
         for latent in made

@@ -15,11 +15,17 @@ _SECONDS_BETWEEN_LINES = 0.5
 
 
 class TrainerProgress:
-    """begin(run), then on_step after every step."""
+    """on_trial_step while beta is sought, begin(run), then on_step after every step."""
 
     def __init__(self, text: NodeText, steps: int):
         self._text, self._bar = text, progress_bar(steps)
-        self._steps, self._shown = steps, 0.0
+        self._steps, self._shown, self._trial = steps, 0.0, 0
+
+    def on_trial_step(self) -> None:
+        """After every step of the search for an automatic beta."""
+        self._trial += 1
+        self._text.progress(f"Finding beta on your images: trial step {self._trial} ...")
+        raise_if_interrupted()
 
     def begin(self, run: Training) -> None:
         self._first_step, self._started = run.step, time.monotonic()

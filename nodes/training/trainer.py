@@ -16,7 +16,6 @@ from ...dco_core.lora import LoraWeights, from_tensors
 from ...dco_core.network.lora_layers import AdapterConfig
 from ...dco_core.pipeline.file_header import TrainedHeader
 from ...dco_core.training import validation
-from ...dco_core.training.calibration import is_calibrated
 from ...dco_core.training.checkpoints import Checkpoints
 from ...dco_core.training.config import TrainingConfig
 from ...dco_core.training.memory import PeakMemory, estimate, megabytes
@@ -25,7 +24,7 @@ from ...dco_core.training.tensorboard import EventLog
 from ...dco_core.training.trainer import Training
 from ..host import files
 from ..host.node_choices import check_choices
-from ..host.progress import NodeText, raise_if_interrupted
+from ..host.progress import NodeText
 from ..host.training import learned_tokens, network
 from . import data, inputs, trained_lora
 from .captions import check
@@ -86,8 +85,8 @@ class DCOLoRATrainer(io.ComfyNode):
         )  # fmt: skip
         text = NodeText(cls.hidden.unique_id)
         text.say(said)  # before training, while there is time to mend captions
-        text.progress(f"Encoding {len(distinct(references))} images and their captions ...")
-        encoded = data.encode(model, clip, vae, references, words, config, values, options)
+        text.progress("Encoding the captions ...")
+        encoded = data.encode(model, clip, vae, references, words, config, values, options, text.progress)
         progress = TrainerProgress(text, config.steps)
         previews = TrainingPreviews(model, clip, words, texts, values)
 
@@ -101,12 +100,10 @@ class DCOLoRATrainer(io.ComfyNode):
                 denoiser.compile_blocks()
             needed = _make_room(denoiser, examples, config, values["gradient_checkpointing"])
             text.say(needed)
-            if is_calibrated(config, denoiser):
-                text.progress("Finding beta on your images, in a short trial run ...")
             run = Training(
                 denoiser, examples, config, words.tokens, checkpoints=_checkpoints(values),
                 content=_content(model, clip, vae, references, values, options, adapter),
-                tick=raise_if_interrupted, watch_speed=True,
+                tick=progress.on_trial_step, watch_speed=True,
             )  # fmt: skip
             target = _target(path, run, adapter, model, denoiser, texts, values)
             carried = start.other if start else {}

@@ -48,7 +48,7 @@ def test_repeats_of_a_picture_are_fitted_and_read_once_and_do_not_count_as_pictu
     assert len(fitted) == 1501 and len({id(f) for f in fitted}) == 2
     assert len(references.distinct(gathered)) == 2
     model, clip, vae = host.pack("nodes.host.toy_world").load(None)
-    config, values = TrainingConfig(), {"resolution": 64, "crop": "square", "size_conditioning": "real"}
+    config, values = TrainingConfig(), {"resolution": 256, "crop": "square", "size_conditioning": "real"}
     encoded = data.encode(model, clip, vae, gathered, data.Vocabulary(), config, values, {})
     with host.pack("nodes.host.training.network").training_session(model, AdapterConfig(rank=1)) as denoiser:
         examples = data.examples(model, denoiser, encoded, None)

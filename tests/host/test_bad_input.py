@@ -108,13 +108,10 @@ def test_a_resolution_that_the_toy_world_cannot_draw(host):
 def test_an_error_has_no_path_of_modules_in_its_name(host):
     g = Graph()
     g.toy_trainer(g.toy(), resolution=1024)
-    with pytest.raises(HostError):
+    with pytest.raises(HostError) as error:
         host.client.run(g.prompt)
-    history = list(host.client.history().values())[-1]
-    kind, details = history["status"]["messages"][-1]
-    assert kind == "execution_error"
-    assert details["exception_type"] == "DCOError"
-    assert details["exception_message"].count("256 x 256") == 1
+    assert error.value.exception_type == "DCOError"
+    assert error.value.details["exception_message"].count("256 x 256") == 1
 
 
 def test_no_folder_of_pictures(host):
