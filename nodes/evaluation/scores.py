@@ -14,7 +14,7 @@ from ...dco_core.toy_world import scorer
 from ...dco_core.toy_world.references import to_cells, toy_references
 from ...dco_core.toy_world.renderer import PIXELS_PER_CELL, SIZE, render
 from ..host import vision
-from ..host.progress import raise_if_interrupted
+from ..host.progress import NodeText, raise_if_interrupted
 from . import inputs as shared
 
 SUBJECT, STYLE = "subject", "style"
@@ -62,6 +62,7 @@ class DCOImageSimilarity(io.ComfyNode):
                 shared.SCORES,
             ],
             outputs=shared.outputs(),
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -76,7 +77,10 @@ class DCOImageSimilarity(io.ComfyNode):
                 for group in (pictures, originals)
             ]
         else:
-            with vision.on_device(load_image_encoder(model[0].strip() or MODELS[what[0]])) as encoder:
+            name, text = model[0].strip() or MODELS[what[0]], NodeText(cls.hidden.unique_id)
+            text.progress(f"Loading {name} ...")
+            with vision.on_device(load_image_encoder(name)) as encoder:
+                text.progress(f"Comparing {len(pictures)} images with {len(originals)} references ...")
                 embedded = [encoder.embed(group, raise_if_interrupted) for group in (pictures, originals)]
         return shared.scored(COLUMNS[what[0]], mean_cosine_similarity(*embedded), labels, scores)
 
@@ -112,13 +116,17 @@ class DCOImageTextScore(io.ComfyNode):
                 shared.SCORES,
             ],
             outputs=shared.outputs(),
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, images, prompts, model, labels=None, scores=None) -> io.NodeOutput:
         pictures, batch_of = shared.flattened(images)
         texts = [base_caption(text) for text in shared.prompt_of_each(prompts, batch_of)]
+        text = NodeText(cls.hidden.unique_id)
+        text.progress(f"Loading {model[0]} ...")
         with vision.on_device(load_siglip(model[0])) as siglip:
+            text.progress(f"Scoring {len(pictures)} images ...")
             values = siglip.score(pictures, texts, raise_if_interrupted)
         return shared.scored(ALIGNMENT, values, labels, scores)
 
