@@ -77,7 +77,7 @@ class DCOImageSimilarity(io.ComfyNode):
                 for group in (pictures, originals)
             ]
         else:
-            name, text = model[0].strip() or MODELS[what[0]], NodeText(cls.hidden.unique_id)
+            name, text = model[0].strip() or MODELS[what[0]], NodeText(cls)
             text.progress(f"Loading {name} ...")
             with vision.on_device(load_image_encoder(name)) as encoder:
                 text.progress(f"Comparing {len(pictures)} images with {len(originals)} references ...")
@@ -123,7 +123,7 @@ class DCOImageTextScore(io.ComfyNode):
     def execute(cls, images, prompts, model, labels=None, scores=None) -> io.NodeOutput:
         pictures, batch_of = shared.flattened(images)
         texts = [base_caption(text) for text in shared.prompt_of_each(prompts, batch_of)]
-        text = NodeText(cls.hidden.unique_id)
+        text = NodeText(cls)
         text.progress(f"Loading {model[0]} ...")
         with vision.on_device(load_siglip(model[0])) as siglip:
             text.progress(f"Scoring {len(pictures)} images ...")

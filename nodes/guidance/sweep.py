@@ -115,7 +115,7 @@ class DCORewardGuidanceSweep(io.ComfyNode):
             )
         pictures: list[list[torch.Tensor]] = []
         stacks: dict[float, list] = {}
-        text, said = NodeText(cls.hidden.unique_id), []
+        text, said = NodeText(cls), []
         for i, (label, cfg, strength) in enumerate(rows):
             if strength not in stacks:
                 stacks[strength] = shared.resolved(model, lora, strength, more_loras, personalized)

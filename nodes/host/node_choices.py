@@ -10,9 +10,10 @@ from ...dco_core.errors import DCOError, shortened
 def check_choices(node: type[io.ComfyNode]) -> None:
     """DCOError for a value of a dynamic choice (io.DynamicCombo) that is no option of it: of an older workflow, or
     misspelt in a prompt. Call it in `execute` of a node with the hidden inputs unique_id and dynprompt."""
-    if node.hidden.dynprompt is None or node.hidden.unique_id is None:
+    dynprompt = getattr(node.hidden, "dynprompt", None)
+    if dynprompt is None:  # called outside of a prompt
         return
-    sent = node.hidden.dynprompt.get_node(node.hidden.unique_id)["inputs"]
+    sent = dynprompt.get_node(node.hidden.unique_id)["inputs"]
     for entry in node.define_schema().inputs:
         if isinstance(entry, io.DynamicCombo.Input) and entry.id in sent:
             options, value = [option.key for option in entry.options], sent[entry.id]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import comfy.model_management
 import comfy.utils
+from comfy_api.latest import io
 from server import PromptServer  # the host's
 
 from ...dco_core.errors import printable_lines
@@ -23,10 +24,13 @@ def progress_bar(total: int) -> comfy.utils.ProgressBar:
 
 class NodeText:
     """What stands on a running node: one line of progress, which the next one replaces, above what is said for good.
-    The frontend keeps the last text alone, so each one that is sent holds both."""
+    The frontend keeps the last text alone, so each one that is sent holds both.
 
-    def __init__(self, node_id: str | None):
-        self._node_id, self._line, self._said = node_id, "", list[str]()
+    node: a node with the hidden input unique_id; outside of a prompt nothing is shown."""
+
+    def __init__(self, node: type[io.ComfyNode]):
+        self._node_id = getattr(node.hidden, "unique_id", None)
+        self._line, self._said = "", list[str]()
 
     def progress(self, line: str) -> None:
         self._line = line

@@ -65,7 +65,7 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
         if chosen is None:
             chosen, text = _zipped(inputs, factors, method)
             said.append(text)
-        progress = NodeText(cls.hidden.unique_id)
+        progress = NodeText(cls)
         if compare:
             progress.progress(f"Comparing {len(inputs)} LoRAs ...")
         table, picture = _compared(inputs, factors) if compare else ("", _blank())

@@ -88,7 +88,7 @@ class DCOComprehensiveCaption(io.ComfyNode):
             texts = split_captions(captions, len(pictures))
         elif clip and clip[0] is not None:
             texts, bar = [], progress_bar(len(pictures))
-            shown = NodeText(cls.hidden.unique_id)
+            shown = NodeText(cls)
             for i, picture in enumerate(pictures):
                 raise_if_interrupted()
                 shown.progress(f"Describing image {i + 1} of {len(pictures)} ...")

@@ -83,7 +83,7 @@ class DCOLoRATrainer(io.ComfyNode):
             [r.caption for r in distinct(references)], clip=clip, initializers=words.initializers,
             vectors=words.vectors,
         )  # fmt: skip
-        text = NodeText(cls.hidden.unique_id)
+        text = NodeText(cls)
         text.say(said)  # before training, while there is time to mend captions
         text.progress("Encoding the captions ...")
         encoded = data.encode(model, clip, vae, references, words, config, values, options, text.progress)
