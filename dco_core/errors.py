@@ -38,3 +38,15 @@ class DCOError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(printable(message))
+
+    def __reduce__(self):
+        return _again, (str(self),)
+
+
+def _again(message: str) -> DCOError:
+    return DCOError(message)
+
+
+# The host puts the class's full name before the sentence. As one of the built-in exceptions it is "DCOError" alone,
+# without the path of modules, in the frontend and in logs; __reduce__ lets it travel between processes all the same.
+DCOError.__module__ = "builtins"

@@ -95,12 +95,17 @@ def open_frontend(address: str) -> Iterator[Any]:
         for setting, value in _SETTINGS.items():
             page.request.post(f"{address}/settings/{setting}", data=json.dumps(value))
         page.goto(address)
-        page.wait_for_function("window.app && window.app.graph && window.LiteGraph", timeout=120_000)
-        page.wait_for_timeout(3000)
+        wait_until_ready(page)
         try:
             yield page
         finally:
             chromium.close()
+
+
+def wait_until_ready(page: Any) -> None:
+    """Wait for the frontend and its extensions, after a page was opened or loaded anew."""
+    page.wait_for_function("window.app && window.app.graph && window.LiteGraph", timeout=120_000)
+    page.wait_for_timeout(3000)
 
 
 def load_workflow(page: Any, workflow: dict[str, Any]) -> None:

@@ -29,11 +29,11 @@ from dco_core.toy_world.world import style_reference, subject_references
 from . import demo_graph
 from .api import Client
 from .environment import DEV, ROOT
-from .host_server import HostServer
+from .host_server import PACK_FOLDER, HostServer
 from .tasks import end_cleanly_on_sigterm
 from .workflow_prompt import to_prompt
 
-WORKFLOW = ROOT / "workflows" / "0 - Try it (Toy World, CPU).json"
+WORKFLOW = ROOT / "workflows" / "0_DCO_LoRA_training_Toy_World.json"
 _TRAINED = {"subject": "the subject, with DCO", "style": "the style, with DCO"}
 
 
@@ -236,7 +236,9 @@ def main() -> int:
     with HostServer(DEV / "demo") as host:
         run(host.client, args.output, Path(host.base_dir) / "output" / "loras")
         if args.serve:
+            link = f"http://{host.address}/?template={WORKFLOW.stem}&source={PACK_FOLDER}"
             print(f"\nComfyUI is at http://{host.address} - press Ctrl-C to stop it.", flush=True)
+            print(f"Open the first template: {link}", flush=True)
             try:
                 while True:
                     time.sleep(1)

@@ -94,6 +94,17 @@ def load_folder(folder: Path | str, *, require_captions: bool = False) -> list[P
     return pictures
 
 
+def holds_pictures(folder: Path | str) -> bool:
+    """Whether load_folder would find a picture file: in the folder, or in a direct subfolder."""
+    try:
+        files, subfolders = _list(Path(folder))
+        for place in subfolders:
+            files += _list(place)[0]
+    except DCOError:  # a folder that cannot be looked into
+        return False
+    return any(path.suffix.lower() in EXTENSIONS for path in files)
+
+
 def made_smaller(pictures: Sequence[Picture]) -> list[str]:
     """A sentence for each picture that was made smaller when it was read."""
     return [

@@ -12,12 +12,13 @@ from .layout import Layout
 from .sdxl import SDXL, reward_guidance, subject_in_style, train_a_subject
 from .toy_world import try_it
 
+# The names are of characters that the frontend takes in a link (?template=NAME), and hold what people search for.
 WORKFLOWS: dict[str, Callable[[], Layout]] = {
-    "0 - Try it (Toy World, CPU)": try_it,
-    "1 - Train a subject": train_a_subject,
-    "2 - Reward guidance": reward_guidance,
-    "3 - My subject in my style": subject_in_style,
-    "4 - Compare methods (Toy World, CPU)": compare_methods,
+    "0_DCO_LoRA_training_Toy_World": try_it,
+    "1_DCO_LoRA_training_SDXL_subject": train_a_subject,
+    "2_DCO_reward_guidance": reward_guidance,
+    "3_DCO_my_subject_in_my_style": subject_in_style,
+    "4_DCO_and_DreamBooth_compared": compare_methods,
 }
 
 __all__ = ["SDXL", "WORKFLOWS", "Layout"]

@@ -41,8 +41,8 @@ trains more methods, and draws their spread: `docs/evidence.md`.
 ### With your own model
 1. *Load Checkpoint* and *Load Dataset Folder* in place of the Toy World; *Evaluation Prompts*: category `object` or \
 `live subject`, your `word`. The trainers, the latent and `w_text` (7.5, `w_rg` 2 to 5) as in template 1 and 2.
-2. *Image Similarity Score* in place of the first score (DINOv2, which it downloads once, or *Load CLIP Vision*), \
-your photos as `references`.
+2. *DINO / SigLIP Image Similarity* in place of the first score (DINOv2, which it downloads once, or *Load CLIP \
+Vision*), your photos as `references`.
 3. *Image-Text Score* in place of the second (SigLIP). Both are the paper's.
 
 With learned tokens (`<dog>`) the prompts go through *Encode DCO Prompt*. For more pictures a point, raise \

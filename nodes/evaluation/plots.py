@@ -144,7 +144,9 @@ class DCOContactSheet(io.ComfyNode):
             category="image/scores",
             description="Images side by side with their labels. Labels of a sweep put each image in its row and "
             "column; a sweep over several prompts gets a row for each prompt.",
-            search_aliases=["contact sheet", "image grid", "xy plot", "collage", "compare images", "labels", "dco"],
+            search_aliases=[
+                "contact sheet", "image grid", "xy plot", "xyz grid", "collage", "compare images", "labels", "dco",
+            ],
             is_input_list=True,
             inputs=[
                 shared.IMAGES,

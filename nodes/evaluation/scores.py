@@ -14,7 +14,7 @@ from ...dco_core.toy_world import scorer
 from ...dco_core.toy_world.references import to_cells, toy_references
 from ...dco_core.toy_world.renderer import PIXELS_PER_CELL, SIZE, render
 from ..host import vision
-from ..host.progress import raise_if_interrupted
+from ..host.progress import NodeText, raise_if_interrupted
 from . import inputs as shared
 
 SUBJECT, STYLE = "subject", "style"
@@ -28,12 +28,13 @@ class DCOImageSimilarity(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DCOImageSimilarity",
-            display_name="Image Similarity Score (DCO)",
+            display_name="DINO / SigLIP Image Similarity (DCO)",
             category="image/scores",
             description="How much images look like reference images: the mean cosine similarity of their embeddings. "
             "With DINOv2 it is the paper's score of a subject, with SigLIP that of a style (App. D.4).",
-            search_aliases=["dinov2", "dino score", "likeness", "subject fidelity", "clip-i", "metric", "evaluate",
-            "dco"], is_input_list=True,
+            search_aliases=["image similarity score", "dinov2", "dino score", "likeness", "subject fidelity", "clip-i",
+            "metric", "evaluate", "dco"],
+            is_input_list=True,
             is_output_node=True,
             inputs=[
                 shared.IMAGES,
@@ -61,6 +62,7 @@ class DCOImageSimilarity(io.ComfyNode):
                 shared.SCORES,
             ],
             outputs=shared.outputs(),
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -75,7 +77,10 @@ class DCOImageSimilarity(io.ComfyNode):
                 for group in (pictures, originals)
             ]
         else:
-            with vision.on_device(load_image_encoder(model[0].strip() or MODELS[what[0]])) as encoder:
+            name, text = model[0].strip() or MODELS[what[0]], NodeText(cls)
+            text.progress(f"Loading {name} ...")
+            with vision.on_device(load_image_encoder(name)) as encoder:
+                text.progress(f"Comparing {len(pictures)} images with {len(originals)} references ...")
                 embedded = [encoder.embed(group, raise_if_interrupted) for group in (pictures, originals)]
         return shared.scored(COLUMNS[what[0]], mean_cosine_similarity(*embedded), labels, scores)
 
@@ -111,13 +116,17 @@ class DCOImageTextScore(io.ComfyNode):
                 shared.SCORES,
             ],
             outputs=shared.outputs(),
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, images, prompts, model, labels=None, scores=None) -> io.NodeOutput:
         pictures, batch_of = shared.flattened(images)
         texts = [base_caption(text) for text in shared.prompt_of_each(prompts, batch_of)]
+        text = NodeText(cls)
+        text.progress(f"Loading {model[0]} ...")
         with vision.on_device(load_siglip(model[0])) as siglip:
+            text.progress(f"Scoring {len(pictures)} images ...")
             values = siglip.score(pictures, texts, raise_if_interrupted)
         return shared.scored(ALIGNMENT, values, labels, scores)
 
@@ -190,7 +199,7 @@ def _cells(pictures: list[Tensor]) -> Tensor:
             height, width = picture.shape[:2]
             raise DCOError(
                 f"Image {i + 1} is {width} x {height} pixels, but the Toy World's are {side} x {side}: score images of "
-                "the Toy World here, and others with Image Similarity Score and Image-Text Score."
+                "the Toy World here, and others with DINO / SigLIP Image Similarity and Image-Text Score."
             )
         if not torch.isfinite(picture).all():
             raise DCOError(

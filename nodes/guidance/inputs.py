@@ -135,6 +135,7 @@ def options() -> list[Any]:
     ]  # fmt: skip
 
 
+HIDDEN = [io.Hidden.unique_id, io.Hidden.dynprompt]  # for check_choices
 REPORT = io.String.Output(display_name="report", tooltip="The network rows that a step evaluates.")
 
 
@@ -167,6 +168,12 @@ def replaced(model) -> str:
     )
     logging.warning("DCO: %s", text)
     return f"\n{text}"
+
+
+def reported(result: Any, report: str, model) -> io.NodeOutput:
+    """A guidance node's outputs; what it says stands on the node as well."""
+    text = report + replaced(model)
+    return io.NodeOutput(result, text, ui={"text": [text]})
 
 
 def patched(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..host import sampling
+from ..host.node_choices import check_choices
 from . import inputs as shared
 from .report import relative_report, reward_report
 
@@ -19,7 +20,7 @@ class DCORewardGuidance(io.ComfyNode):
             description="Patches a model so that any sampler follows reward guidance (Direct Consistency Optimization, "
             "Sec. 4.2). The sampler's cfg is w_text. Every step evaluates the base model on the prompt and the "
             "negative, and the LoRA on the prompt, in one batch. Weights are never changed.",
-            search_aliases=["reward guidance", "dco", "w_rg", "lora guidance", "autoguidance"],
+            search_aliases=["consistency guidance", "reward guidance", "dco", "w_rg", "lora guidance"],
             inputs=[
                 shared.MODEL,
                 shared.LORA,
@@ -34,6 +35,8 @@ class DCORewardGuidance(io.ComfyNode):
                 ),
                 shared.REPORT,
             ],
+            hidden=shared.HIDDEN,
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -47,10 +50,11 @@ class DCORewardGuidance(io.ComfyNode):
         more_loras=None,
         **options,
     ) -> io.NodeOutput:
+        check_choices(cls)
         patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
         patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
         adds = bool(patches) or personalized is not None
-        return io.NodeOutput(patched, reward_report(w_rg, None, adds, **options) + shared.replaced(model))
+        return shared.reported(patched, reward_report(w_rg, None, adds, **options), model)
 
 
 class DCORewardGuider(io.ComfyNode):
@@ -59,7 +63,7 @@ class DCORewardGuider(io.ComfyNode):
         return io.Schema(
             node_id="DCORewardGuider",
             display_name="Reward Guider (DCO)",
-            category="sampling/guiders",
+            category="model/sampling/guiders",
             description="Reward guidance as a guider for SamplerCustomAdvanced: "
             "phi(0) + w_text (phi(c) - phi(0)) + w_rg (theta(c) - phi(c)).",
             search_aliases=["reward guidance", "dco", "guider", "w_rg", "samplercustomadvanced"],
@@ -78,6 +82,8 @@ class DCORewardGuider(io.ComfyNode):
                 io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."),
                 shared.REPORT,
             ],
+            hidden=shared.HIDDEN,
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -85,11 +91,12 @@ class DCORewardGuider(io.ComfyNode):
         cls, model, lora, positive, negative, w_rg, w_text, lora_strength=1.0, personalized=None, more_loras=None,
         **options,
     ) -> io.NodeOutput:  # fmt: skip
+        check_choices(cls)
         patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
         patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
         guider = sampling.cfg_guider(patched, positive, negative, w_text)
         adds = bool(patches) or personalized is not None
-        return io.NodeOutput(guider, reward_report(w_rg, w_text, adds, **options) + shared.replaced(model))
+        return shared.reported(guider, reward_report(w_rg, w_text, adds, **options), model)
 
 
 class DCORewardGuidanceSampler(io.ComfyNode):
@@ -98,10 +105,10 @@ class DCORewardGuidanceSampler(io.ComfyNode):
         return io.Schema(
             node_id="DCORewardGuidanceSampler",
             display_name="Reward Guidance Sampler (DCO)",
-            category="sampling",
+            category="model/sampling",
             description="KSampler with reward guidance: w_rg trades likeness to the subject or style against the "
             "prompt, at sampling time, without training again.",
-            search_aliases=["reward guidance", "dco", "ksampler", "sampler", "w_rg"],
+            search_aliases=["consistency guidance", "reward guidance", "dco", "ksampler", "sampler", "w_rg"],
             inputs=[
                 shared.MODEL,
                 shared.LORA,
@@ -123,6 +130,8 @@ class DCORewardGuidanceSampler(io.ComfyNode):
                 io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
                 shared.REPORT,
             ],
+            hidden=shared.HIDDEN,
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -130,13 +139,14 @@ class DCORewardGuidanceSampler(io.ComfyNode):
         cls, model, lora, positive, negative, latent_image, seed, steps, w_rg, w_text, sampler_name, scheduler,
         denoise=1.0, lora_strength=1.0, personalized=None, more_loras=None, **options,
     ) -> io.NodeOutput:  # fmt: skip
+        check_choices(cls)
         patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
         patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
         samples = sampling.ksample(
             patched, seed, steps, w_text, sampler_name, scheduler, positive, negative, latent_image, denoise
         )
         adds = bool(patches) or personalized is not None
-        return io.NodeOutput(samples, reward_report(w_rg, w_text, adds, **options) + shared.replaced(model))
+        return shared.reported(samples, reward_report(w_rg, w_text, adds, **options), model)
 
 
 _METHODS = {
@@ -196,18 +206,21 @@ class DCOLoRAGuidance(io.ComfyNode):
                 ),
                 shared.REPORT,
             ],
+            hidden=shared.HIDDEN,
+            has_intermediate_output=True,
         )
 
     @classmethod
     def execute(
         cls, model, lora, method, lora_strength=1.0, personalized=None, more_loras=None, **options
     ) -> io.NodeOutput:
+        check_choices(cls)
         kind = _METHODS[method["method"]]
         scale = {"auto": method.get("w_auto"), "personalization": method.get("weak_strength")}.get(kind, 1.0)
         patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
         patched = shared.patched(model, patches, kind, scale, personalized, **options)
         adds = bool(patches) or personalized is not None
-        return io.NodeOutput(patched, relative_report(kind, scale, adds, **options) + shared.replaced(model))
+        return shared.reported(patched, relative_report(kind, scale, adds, **options), model)
 
 
 NODES = [DCORewardGuidance, DCORewardGuidanceSampler, DCORewardGuider, DCOLoRAGuidance]

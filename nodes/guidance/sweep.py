@@ -13,7 +13,8 @@ from comfy_api.latest import io
 from ...dco_core.drawing.contact_sheet import contact_sheet
 from ...dco_core.errors import DCOError
 from ..host import sampling
-from ..host.progress import raise_if_interrupted, show_text
+from ..host.node_choices import check_choices
+from ..host.progress import NodeText, raise_if_interrupted
 from . import inputs as shared
 from .report import reward_report
 
@@ -54,10 +55,10 @@ class DCORewardGuidanceSweep(io.ComfyNode):
         return io.Schema(
             node_id="DCORewardGuidanceSweep",
             display_name="Reward Guidance Sweep (DCO)",
-            category="sampling",
+            category="model/sampling",
             description="A grid of pictures over w_rg, from the same noise and prompts, with labels: which scale suits "
             "this subject? (The paper's Fig. 13.)",
-            search_aliases=["reward guidance", "dco", "xy plot", "grid", "sweep", "w_rg", "compare"],
+            search_aliases=["reward guidance", "dco", "xyz plot", "xy plot", "grid", "sweep", "w_rg", "compare"],
             inputs=[
                 shared.MODEL,
                 shared.LORA,
@@ -93,7 +94,8 @@ class DCORewardGuidanceSweep(io.ComfyNode):
                 ),
                 shared.REPORT,
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -101,6 +103,7 @@ class DCORewardGuidanceSweep(io.ComfyNode):
         cls, model, lora, positive, negative, latent_image, vae, w_rg_values, across: Mapping[str, Any], seed, steps,
         w_text, sampler_name, scheduler, denoise=1.0, lora_strength=1.0, personalized=None, more_loras=None, **options,
     ) -> io.NodeOutput:  # fmt: skip
+        check_choices(cls)
         columns = parse_values("w_rg_values", w_rg_values)
         rows = _rows(across, w_text, lora_strength)
         batch = len(latent_image["samples"])
@@ -112,7 +115,7 @@ class DCORewardGuidanceSweep(io.ComfyNode):
             )
         pictures: list[list[torch.Tensor]] = []
         stacks: dict[float, list] = {}
-        said = []
+        text, said = NodeText(cls), []
         for i, (label, cfg, strength) in enumerate(rows):
             if strength not in stacks:
                 stacks[strength] = shared.resolved(model, lora, strength, more_loras, personalized)
@@ -120,7 +123,7 @@ class DCORewardGuidanceSweep(io.ComfyNode):
             for j, w_rg in enumerate(columns):
                 raise_if_interrupted()
                 at = f"w_rg {w_rg:g}{label and ', ' + label}"
-                show_text(cls.hidden.unique_id, f"Picture {i * len(columns) + j + 1} of {count}: {at}")
+                text.progress(f"Picture {i * len(columns) + j + 1} of {count}: {at}")
                 patched = shared.patched(model, stacks[strength], "reward", w_rg, personalized, **options)
                 samples = sampling.ksample(
                     patched, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise
@@ -130,6 +133,7 @@ class DCORewardGuidanceSweep(io.ComfyNode):
                 said.append(f"{at}: {reward_report(w_rg, cfg, adds, **options)}")
                 if w_rg and adds:
                     options["self_check"] = False  # one picture proves it for all
+        report = "\n".join(said) + shared.replaced(model)
         return io.NodeOutput(
             torch.cat(
                 [picture[k : k + 1] for row in pictures for k in range(len(row[0])) for picture in row]
@@ -141,7 +145,8 @@ class DCORewardGuidanceSweep(io.ComfyNode):
                 for _ in range(len(row[0]))  # images of the batch, or all frames of its videos
                 for value in columns
             ],
-            "\n".join(said) + shared.replaced(model),
+            report,
+            ui={"text": [report]},
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ...dco_core.data.folders import holds_pictures
 from ...dco_core.errors import DCOError
 
 
@@ -92,13 +93,23 @@ def new_embedding_path(stem: str) -> Path:
     return path
 
 
+NO_FOLDER = "no folder of pictures in the input folder yet"
+
+
 def dataset_folders() -> list[str]:
-    """Folders in the host's input folder, as core's dataset nodes list them."""
-    return folder_paths.get_input_subfolders()
+    """Folders in the host's input folder that hold pictures, themselves or in a folder of theirs. The host's own folder
+    for 3D models comes along only with pictures in it."""
+    root = Path(folder_paths.get_input_directory())
+    return [name for name in folder_paths.get_input_subfolders() if holds_pictures(root / name)] or [NO_FOLDER]
 
 
 def dataset_folder(name: str) -> Path:
     """Full path of a folder in the input folder; DCOError if it is not inside."""
+    if name == NO_FOLDER:
+        raise DCOError(
+            "There is no folder of pictures yet: make one in ComfyUI's input folder, put your pictures into it, press "
+            "R and choose it."
+        )
     root = Path(folder_paths.get_input_directory()).resolve()
     path = (root / name).resolve()
     if not path.is_relative_to(root) or path == root:

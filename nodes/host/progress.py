@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import comfy.model_management
 import comfy.utils
+from comfy_api.latest import io
 from server import PromptServer  # the host's
 
 from ...dco_core.errors import printable_lines
@@ -20,7 +21,27 @@ def progress_bar(total: int) -> comfy.utils.ProgressBar:
     return comfy.utils.ProgressBar(total)
 
 
-def show_text(node_id: str | None, text: str) -> None:
-    """Show a text on a running node, before it has any output."""
-    if node_id is not None:
-        PromptServer.instance.send_progress_text(printable_lines(text), node_id)
+class NodeText:
+    """What stands on a running node: one line of progress, which the next one replaces, above what is said for good.
+    The frontend keeps the last text alone, so each one that is sent holds both.
+
+    node: a node with the hidden input unique_id; outside of a prompt nothing is shown."""
+
+    def __init__(self, node: type[io.ComfyNode]):
+        self._node_id = getattr(node.hidden, "unique_id", None)
+        self._line, self._said = "", list[str]()
+
+    def progress(self, line: str) -> None:
+        self._line = line
+        self._send()
+
+    def say(self, text: str) -> None:
+        """Something that must not be lost behind progress: advice, a file that was saved."""
+        if text:
+            self._said.append(text)
+            self._send()
+
+    def _send(self) -> None:
+        if self._node_id is not None:
+            text = "\n\n".join(filter(None, [self._line, *self._said]))
+            PromptServer.instance.send_progress_text(printable_lines(text), self._node_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import comfy.latent_formats
@@ -48,9 +49,23 @@ class _HostUNet(UNet):
         if x.shape[-2:] != (SIZE, SIZE):
             w, h = x.shape[-1] * PIXELS_PER_CELL, x.shape[-2] * PIXELS_PER_CELL
             raise DCOError(
-                f"The Toy World draws {PIXELS} x {PIXELS} pixels, not {w} x {h}: set the latent to that size."
+                f"The Toy World draws {PIXELS} x {PIXELS} pixels, not {w} x {h}: set width and height of the latent to "
+                f"{PIXELS}."
             )
         return super().forward(x, t / 1000, context)
+
+
+def check_sizes(model, sizes: Sequence[tuple[int, int]]) -> None:
+    """DCOError where MODEL is the Toy World and pictures to train on are no squares of its size. sizes: (height, width)
+    of each."""
+    if isinstance(model.model.diffusion_model, _HostUNet):
+        for height, width in sizes:
+            if (height, width) != (PIXELS, PIXELS):
+                remedy = f"resolution to {PIXELS}" if height == width else "crop to square"
+                raise DCOError(
+                    f"The Toy World draws {PIXELS} x {PIXELS} pixels, but an image comes to {width} x {height}: set "
+                    f"{remedy}."
+                )
 
 
 def _model() -> comfy.model_patcher.ModelPatcher:

@@ -18,7 +18,8 @@ from ...dco_core.lora.state_dict import DTYPES
 from ...dco_core.merging import ErrorReport, Method, ZipLora, ZipSettings, blocks_for, compare, merge_with
 from ...dco_core.merging.report import carried
 from ..host.files import new_lora_path, shown_name
-from ..host.progress import raise_if_interrupted
+from ..host.node_choices import check_choices
+from ..host.progress import NodeText, raise_if_interrupted
 from . import inputs as merge_inputs
 
 
@@ -37,6 +38,7 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
                 "dare", "dco",
             ],
             is_output_node=True,
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             inputs=merge_inputs.inputs(),
             outputs=merge_inputs.outputs(),
         )  # fmt: skip
@@ -50,6 +52,7 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
         cls, loras, weights, filename_prefix, size=None, block_weights="", method=None, save_dtype="fp32",
         save_keys="kohya", compare=True, files="",
     ) -> io.NodeOutput:  # fmt: skip
+        check_choices(cls)
         inputs = [from_tensors(lora, name) for name, lora in loras.items() if lora is not None]
         factors = merge_inputs.parse_weights(weights, len(inputs))
         named, more = merge_inputs.read_files(files)
@@ -62,8 +65,12 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
         if chosen is None:
             chosen, text = _zipped(inputs, factors, method)
             said.append(text)
+        progress = NodeText(cls)
+        if compare:
+            progress.progress(f"Comparing {len(inputs)} LoRAs ...")
         table, picture = _compared(inputs, factors) if compare else ("", _blank())
 
+        progress.progress(f"Merging {len(inputs)} LoRAs ...")
         report = ErrorReport()
         rounding = None if dtype == torch.float32 else dtype
         merged = merge_with(

@@ -10,7 +10,7 @@ from ...dco_core.captions.check import CaptionNote, by_caption, check_captions, 
 from ...dco_core.captions.draft import KINDS, clean_answer, instruction, plain_draft
 from ...dco_core.errors import printable_lines
 from ..host import vision_language
-from ..host.progress import progress_bar, raise_if_interrupted
+from ..host.progress import NodeText, progress_bar, raise_if_interrupted
 from ..host.training import learned_tokens
 from .references import flatten_images, split_captions
 
@@ -76,6 +76,7 @@ class DCOComprehensiveCaption(io.ComfyNode):
                     tooltip="What the model was asked; you can ask any other model the same.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -87,8 +88,10 @@ class DCOComprehensiveCaption(io.ComfyNode):
             texts = split_captions(captions, len(pictures))
         elif clip and clip[0] is not None:
             texts, bar = [], progress_bar(len(pictures))
-            for picture in pictures:
+            on_node = NodeText(cls)
+            for i, picture in enumerate(pictures):
                 raise_if_interrupted()
+                on_node.progress(f"Describing image {i + 1} of {len(pictures)} ...")
                 length = (optional.get("max_length") or [256])[0]
                 texts.append(
                     clean_answer(vision_language.describe(clip[0], prompt, picture, length, 0), what, word)

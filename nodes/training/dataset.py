@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from comfy_api.latest import io
 
-from ...dco_core.data.folders import load_folder, made_smaller
+from ...dco_core.data.folders import Picture, load_folder, made_smaller
+from ...dco_core.errors import printable_lines
 from ..host import files
 
 
@@ -21,7 +23,7 @@ class DCOLoadDataset(io.ComfyNode):
             description="Reference images from a folder of the input folder, with captions from .txt files of the same "
             "name or a captions.json. Phone pictures come upright, transparency becomes white and a mask, and a "
             "subfolder such as 10_dog counts ten times.",
-            search_aliases=["load folder", "dataset", "load images", "caption files", "dco"],
+            search_aliases=["training images", "load folder", "dataset", "load images", "caption files", "dco"],
             inputs=[
                 io.Combo.Input(
                     "folder",
@@ -44,6 +46,7 @@ class DCOLoadDataset(io.ComfyNode):
                     tooltip="From the folder `masks`, else what is not transparent, for `masks` of the trainer.",
                 ),
             ],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -55,14 +58,26 @@ class DCOLoadDataset(io.ComfyNode):
     def execute(cls, folder: str) -> io.NodeOutput:
         images, captions, masks = [], [], []
         pictures = load_folder(files.dataset_folder(folder))
-        for said in made_smaller(pictures):
-            logging.info("DCO: %s", said)
+        said = made_smaller(pictures)
+        for line in said:
+            logging.info("DCO: %s", line)
         for picture in pictures:
             mask = torch.ones(picture.image.shape[:2]) if picture.mask is None else picture.mask
             images += [picture.image[None]] * picture.repeats  # the same memory, which the trainer reads once
             captions += [picture.caption] * picture.repeats
             masks += [mask[None]] * picture.repeats
-        return io.NodeOutput(images, captions, masks)
+        text = printable_lines("\n".join([_summary(folder, pictures, len(images)), *said]))
+        return io.NodeOutput(images, captions, masks, ui={"text": [text]})
+
+
+def _summary(folder: str, pictures: Sequence[Picture], repeated: int) -> str:
+    """What was found, in a line for the node."""
+    without, masks = sum(not p.caption for p in pictures), sum(p.alpha is not None for p in pictures)
+    text = f"{len(pictures)} image{'s' * (len(pictures) != 1)} of {folder}"
+    if repeated != len(pictures):
+        text += f", {repeated} with repeats"
+    text += f"; {without} without a caption" if without else "; all with captions"
+    return text + (f"; {masks} with a mask." if masks else ".")
 
 
 NODES = [DCOLoadDataset]

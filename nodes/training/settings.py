@@ -41,8 +41,8 @@ def training_config(values: Mapping[str, Any]) -> tuple[TrainingConfig, dict[str
     """The TrainingConfig, and the values of the chosen objective. DCOError for choices that are none."""
     options = chosen(values["objective"], "objective")
     objective = options.pop("objective")
-    if objective not in OBJECTIVES:
-        raise DCOError(f"objective {objective!r} is unknown: choose one of {', '.join(OBJECTIVES)}.")
+    if objective is None:
+        raise DCOError(f"There is no objective: choose one of {', '.join(OBJECTIVES)}.")
     tokens = chosen(values["learned_tokens"], "learned_tokens")
     if tokens["learned_tokens"] not in (TOKENS_OFF, TOKENS_WITH_LORA, TOKENS_ALONE):
         raise DCOError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ...dco_core.drawing import figure as charts
 from ...dco_core.drawing.training_plot import loss_plot
@@ -26,7 +26,8 @@ from ...dco_core.training.step_report import StepReport
 from ...dco_core.training.tensorboard import EventLog
 from ...dco_core.training.trainer import Training
 from ..host import files
-from ..host.progress import raise_if_interrupted, show_text
+from ..host.node_choices import check_choices
+from ..host.progress import NodeText
 from ..host.training.image_model import HostImageModel
 from . import inputs, trained_lora
 from .captions import check
@@ -56,29 +57,36 @@ class DCOLoRATrainer(io.ComfyNode):
             "LoRA is saved when training ends, and also when you cancel it.",
             search_aliases=[
                 "train lora",
+                "lora training",
+                "lora trainer",
                 "dreambooth",
+                "prior preservation",
                 "textual inversion",
+                "direct consistency optimization",
                 "dco",
                 "personalization",
                 "fine-tune",
-                "lora trainer",
+                "train a style",
+                "train a subject",
             ],
             is_input_list=True,
             is_output_node=True,
             inputs=inputs.inputs(),
             outputs=inputs.outputs(),
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
 
     @classmethod
     def execute(cls, images, captions, masks=None, class_images=None, **single) -> io.NodeOutput:
+        check_choices(cls)
         charts.available()  # not after an hour of training
         values = unwrapped(single)
         config, options = training_config(values)
         token_options = chosen(values["learned_tokens"], "learned_tokens")
         start = values["start_from"] and from_tensors(values["start_from"], "The LoRA to start from")
         model, clip = values["model"], values["clip"]
-        image_model = HostImageModel(model, clip, values["vae"])
+        text = NodeText(cls)
+        image_model = HostImageModel(model, clip, values["vae"], text.progress)
         references = gather(images, captions, masks)
         texts = [r.caption for r in references]
         path = files.new_lora_path(values["filename_prefix"])
@@ -89,25 +97,27 @@ class DCOLoRATrainer(io.ComfyNode):
             [r.caption for r in distinct(references)], clip=clip, initializers=words.initializers,
             vectors=words.vectors,
         )  # fmt: skip
-        show_text(cls.hidden.unique_id, said)  # before training, while there is time to mend captions
+        text.say(said)  # before training, while there is time to mend captions
         pictures = TrainingPictures(
             references, config, generation_config(options), given_class_images(class_images)
         )
+        text.progress("Encoding the captions ...")
         prepared = PreparedPictures(image_model, pictures, preparation(values, texts), words)
-        progress = TrainerProgress(cls.hidden.unique_id, config.steps)
+        progress = TrainerProgress(text, config.steps)
         previews = NodePreviews(model, values["preview_every"], config.seed)
 
+        text.progress("Preparing the model ...")
         with image_model.training(adapter, words.tokens is not None, values["precision"]) as denoiser:
             memory = PeakMemory(denoiser.device)
             examples = prepared.examples(denoiser)
             if values["compile"]:
                 denoiser.compile_blocks()
             needed = _make_room(denoiser, examples, config, values["gradient_checkpointing"])
-            show_text(cls.hidden.unique_id, needed)
+            text.say(needed)
             run = Training(
                 denoiser, examples, config, words.tokens, checkpoints=_checkpoints(values),
                 content=_content(image_model, prepared, values, adapter),
-                tick=raise_if_interrupted, watch_speed=True,
+                tick=progress.on_trial_step, watch_speed=True,
             )  # fmt: skip
             target = _target(path, run, adapter, image_model, prepared, values)
             carried = start.other if start else {}
@@ -132,20 +142,26 @@ class DCOLoRATrainer(io.ComfyNode):
                 previews.last()
             except BaseException:
                 if run.learned:  # nothing that was learned is lost: cancel and errors save it too
-                    trained_lora.save(target, lora_so_far(), words.tokens)
+                    kept = trained_lora.save(target, lora_so_far(), words.tokens)
+                    text.progress(f"Stopped after step {run.step} of {config.steps}.")
+                    text.say("\n".join(kept))
                 raise
             finally:
                 if log is not None:
                     log.close()
+            text.progress("Saving ...")
             lora = lora_so_far()
             used = f"{needed} Peak: {memory}."
         saved = trained_lora.save(target, lora, words.tokens)
         report = printable_lines("\n".join([_summary(run), used, *run.notes, *saved, said]))
         plot = torch.tensor(loss_plot([r for r in run.history if not r.skipped], run.scores)).float()[None] / 255
         loss_map = {"loss": [r.loss for r in run.history if not r.skipped]}
+        sheets = previews.images(image_model)
+        pictures = [*([sheets[-1:]] if torch.is_tensor(sheets) else []), plot]  # on the node: web/dco_report.js
+        files_of_pictures = [file for p in pictures for file in ui.PreviewImage(p).as_dict()["images"]]
         return io.NodeOutput(
-            trained_lora.lora_model(target, lora), loss_map, plot, report, previews.images(image_model),
-            ui={"text": [report]},
+            trained_lora.lora_model(target, lora), loss_map, plot, report, sheets,
+            ui={"text": [report], "dco_pictures": files_of_pictures},
         )  # fmt: skip
 
 

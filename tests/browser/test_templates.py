@@ -103,7 +103,7 @@ def test_the_help_page_of_a_node_is_shown(host, page, node):
 
 
 def test_template_0_runs_from_the_browser_to_a_picture(host, page):
-    browser.load_workflow(page, template("0 - Try it (Toy World, CPU)"))
+    browser.load_workflow(page, template("0_DCO_LoRA_training_Toy_World"))
     page.evaluate(
         """() => { for (const node of window.app.graph._nodes)
              for (const widget of node.widgets ?? [])

@@ -13,7 +13,14 @@ import torch
 from PIL import ExifTags, Image
 
 from dco_core.data import folders
-from dco_core.data.folders import MAX_PICTURES, load_folder, made_smaller, read_caption, read_picture
+from dco_core.data.folders import (
+    MAX_PICTURES,
+    holds_pictures,
+    load_folder,
+    made_smaller,
+    read_caption,
+    read_picture,
+)
 from dco_core.errors import DCOError
 
 
@@ -21,6 +28,15 @@ def _save(path: Path, color=(255, 0, 0), size=(20, 16), mode="RGB", **options) -
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, color).save(path, **options)
     return path
+
+
+def test_which_folders_hold_pictures(tmp_path):
+    _save(tmp_path / "photos" / "10_dog" / "a.JPG")
+    (tmp_path / "3d").mkdir()
+    (tmp_path / "3d" / "model.glb").write_bytes(b"glTF")
+    assert holds_pictures(tmp_path / "photos") and holds_pictures(tmp_path / "photos" / "10_dog")
+    assert not holds_pictures(tmp_path / "3d") and not holds_pictures(tmp_path / "missing")
+    assert not holds_pictures(tmp_path)  # two folders down is another folder's
 
 
 def _names(folder: Path) -> list[str]:

@@ -42,8 +42,8 @@ def test_repeats_of_a_picture_are_fitted_and_read_once_and_do_not_count_as_pictu
     gathered = references.gather(images, ["a <dog>"] * 1501, [mask] * 1501)
     assert len(references.distinct(gathered)) == 2
     model, clip, vae = host.pack("nodes.host.toy_world").load(None)
-    _, prepared = prepare(model, clip, vae, gathered, crop="square")
-    examples = examples_of(model, clip, vae, gathered, crop="square")
+    _, prepared = prepare(model, clip, vae, gathered, crop="square", resolution=256)
+    examples = examples_of(model, clip, vae, gathered, crop="square", resolution=256)
     assert len(prepared) == 2
     assert len(examples) == 1501 and len({id(e) for e in examples}) == 2
     view = one[:, :, :64]  # begins at the same place in memory, and is another picture

@@ -84,7 +84,40 @@ def test_an_unknown_objective_from_an_old_workflow(host):
     inputs = g.prompt[trainer]["inputs"]
     g.prompt[trainer]["inputs"] = {k: v for k, v in inputs.items() if not k.startswith("objective.")}
     g.prompt[trainer]["inputs"]["objective"] = "Nope"
-    refused(host, g, "objective", "DCO, DreamBooth")
+    refused(host, g, "objective 'Nope' is unknown", "DCO, DreamBooth")
+
+
+def test_a_choice_of_more_loras_that_is_none(host):
+    """The host drops such a choice without a word, and the LoRAs that belong to it with it."""
+    g = Graph()
+    base = g.toy()
+    trainer = g.toy_trainer(base, filename_prefix="loras/more", steps=2)
+    c = g.text(base["clip"], "a toy")
+    sampled = g.guided(base["model"], [trainer, 0], c, c, g.latent(256), 3.0, 7.5, more_loras="7 more")
+    g.compare(sampled, sampled)
+    with pytest.raises(HostError, match="more_loras '7 more' is unknown: choose this one alone, 1 more"):
+        host.client.run(g.prompt)
+
+
+def test_a_resolution_that_the_toy_world_cannot_draw(host):
+    g = Graph()
+    g.toy_trainer(g.toy(), resolution=1024)
+    refused(host, g, "256 x 256", "set resolution to 256")
+
+
+def test_an_error_has_no_path_of_modules_in_its_name(host):
+    g = Graph()
+    g.toy_trainer(g.toy(), resolution=1024)
+    with pytest.raises(HostError) as error:
+        host.client.run(g.prompt)
+    assert error.value.exception_type == "DCOError"
+    assert error.value.details["exception_message"].count("256 x 256") == 1
+
+
+def test_no_folder_of_pictures(host):
+    info = host.client.object_info()["DCOLoadDataset"]["input"]["required"]["folder"]
+    options = info[1].get("options") or info[0]
+    assert "3d" not in options and options
 
 
 @pytest.mark.parametrize("prefix", ["../../escaped", "loras/../../escaped", "  "])

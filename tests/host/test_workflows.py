@@ -35,7 +35,7 @@ def small_prompt(name, settings=SMALL):
 
 def test_subject_guidance_and_merge_templates_run_one_after_the_other(host, sdxl, photos):
     loras = host.base_dir / "output" / "loras"
-    for name in ("1 - Train a subject", "2 - Reward guidance", "3 - My subject in my style"):
+    for name in ("1_DCO_LoRA_training_SDXL_subject", "2_DCO_reward_guidance", "3_DCO_my_subject_in_my_style"):
         prompt = small_prompt(name)
         outputs = host.client.run(prompt)
         saves = [n for n, content in prompt.items() if content["class_type"] == "SaveImage"]
@@ -47,7 +47,7 @@ def test_subject_guidance_and_merge_templates_run_one_after_the_other(host, sdxl
 
 
 def test_the_comparison_ends_in_a_plot_with_a_curve_a_method(host):
-    prompt = small_prompt("4 - Compare methods (Toy World, CPU)", FEW)
+    prompt = small_prompt("4_DCO_and_DreamBooth_compared", FEW)
 
     def only(class_type):
         (node,) = find(prompt, class_type)

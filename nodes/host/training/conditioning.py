@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,16 +50,20 @@ def real_sizes(fitted: Fitted) -> dict[str, int]:
     }  # fmt: skip
 
 
-def encode_images(vae, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
+def encode_images(
+    vae, images: Sequence[Tensor], told: Callable[[str], None] = lambda _: None
+) -> list[tuple[Tensor, Tensor | None]]:
     """(mean, std) of the VAE's posterior [C, h, w] for each image [H, W, 3], in the VAE's scale; std None for a
-    VAE without one. Equal pictures are encoded once."""
+    VAE without one. Equal pictures are encoded once. told: called with a line before each of them."""
     if vae is None:
         raise DCOError("The VAE input is empty: the checkpoint has no VAE. Load one with a VAE loader.")
     encoded: dict[str, tuple[Tensor, Tensor | None]] = {}
     keys = content_keys(images)
+    count = len(set(keys))
     for key, image in zip(keys, images, strict=True):
         raise_if_interrupted()
         if key not in encoded:
+            told(f"Encoding image {len(encoded) + 1} of {count} ...")
             with _moments(vae) as seen:
                 latent = vae.encode(image[None])
             encoded[key] = _posterior(latent, seen)

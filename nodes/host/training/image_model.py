@@ -16,7 +16,7 @@ from ....dco_core.models.image_model import Rows, TokenReader
 from ....dco_core.network.lora_layers import AdapterConfig
 from ....dco_core.suggested_scales import suggested_scales
 from ....dco_core.training.learned_tokens import LearnedTokens, TokenSpec
-from .. import layer_names, sampling
+from .. import layer_names, sampling, toy_world
 from . import conditioning, inpainting, learned_tokens, network
 from .model_fingerprint import fingerprint, prompt_tokens
 
@@ -28,7 +28,9 @@ class HostImageModel:
     while the host may still move its models; `network_input` and `denoiser` belong inside it. A conditioning is the
     host's CONDITIONING; what is `shown_beside` are entries of one."""
 
-    def __init__(self, model, clip, vae):
+    def __init__(self, model, clip, vae, told: Callable[[str], None] = lambda line: None):
+        """told: called with a line before each picture that is encoded or made."""
+        self._told = told
         self._model, self._clip, self._vae = model, clip, vae
         self._denoiser: network.HostDenoiser | None = None
         self.family = layer_names.family(model)
@@ -56,7 +58,8 @@ class HostImageModel:
         return self._denoiser
 
     def encode_images(self, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
-        encoded = conditioning.encode_images(self._vae, images)
+        toy_world.check_sizes(self._model, [(image.shape[0], image.shape[1]) for image in images])
+        encoded = conditioning.encode_images(self._vae, images, self._told)
         return [network.native_latent(self._model, mean, std) for mean, std in encoded]
 
     def decode_latents(self, latents: Sequence[Tensor]) -> list[Tensor]:
@@ -93,7 +96,8 @@ class HostImageModel:
     ) -> list[Tensor]:  # fmt: skip
         positive, negative = (conditioning.with_size(c, shown or {}) for c in (text, empty))
         latents = []
-        for seed in seeds:
+        for i, seed in enumerate(seeds):
+            self._told(f"The base model makes picture {i + 1} of {len(seeds)} ...")
             start = {
                 "samples": torch.zeros(1, 4, size[0] // 8, size[1] // 8),
                 "downscale_ratio_spacial": 8,  # the host's own spelling
