@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import DCOError
 from ..lora import LoraLayer
-from ..network.denoiser import NetworkDenoiser
+from ..network.denoiser import Denoiser, NetworkDenoiser
 from ..network.lora_layers import AdapterConfig
 from ..training import reference_pass
 from ..training.config import TrainingConfig
@@ -26,7 +26,7 @@ from ..training.validation import HeldOut
 _PHI_ROWS = 256  # samples that phi looks at in one call
 
 
-class StackedDenoiser:
+class StackedDenoiser(Denoiser):
     """A Denoiser of R networks theta that share phi: `plain` without an adapter, and R LoRAs of the same layers. A
     batch has as many samples of every run, run by run. DCOError for LoRAs of layers that are not linear."""
 

@@ -125,7 +125,7 @@ def _layers_of(
         )
     found = {}
     for key, name in names.items():
-        layer, shape = lora.layers[key], tuple(modules[name].weight.shape)  # type: ignore[union-attr, arg-type]
+        layer, shape = lora.layers[key], tuple(modules[name].weight.shape)
         if (layer.shape[0], layer.down[0].numel()) != (shape[0], math.prod(shape[1:])):
             raise DCOError(
                 f"LoRA {which} does not belong to this model: {key} has shape {list(layer.shape)}, the layer "

@@ -72,7 +72,7 @@ class DCOLoadDataset(io.ComfyNode):
 
 def _summary(folder: str, pictures: Sequence[Picture], repeated: int) -> str:
     """What was found, in a line for the node."""
-    without, masks = sum(not p.caption for p in pictures), sum(p.alpha is not None for p in pictures)
+    without, masks = sum(not p.caption for p in pictures), sum(p.mask is not None for p in pictures)
     text = f"{len(pictures)} image{'s' * (len(pictures) != 1)} of {folder}"
     if repeated != len(pictures):
         text += f", {repeated} with repeats"

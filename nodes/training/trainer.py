@@ -157,8 +157,8 @@ class DCOLoRATrainer(io.ComfyNode):
         plot = torch.tensor(loss_plot([r for r in run.history if not r.skipped], run.scores)).float()[None] / 255
         loss_map = {"loss": [r.loss for r in run.history if not r.skipped]}
         sheets = previews.images(image_model)
-        pictures = [*([sheets[-1:]] if torch.is_tensor(sheets) else []), plot]  # on the node: web/dco_report.js
-        files_of_pictures = [file for p in pictures for file in ui.PreviewImage(p).as_dict()["images"]]
+        shown = [*([sheets[-1:]] if torch.is_tensor(sheets) else []), plot]  # on the node: web/dco_report.js
+        files_of_pictures = [file for p in shown for file in ui.PreviewImage(p).as_dict()["images"]]
         return io.NodeOutput(
             trained_lora.lora_model(target, lora), loss_map, plot, report, sheets,
             ui={"text": [report], "dco_pictures": files_of_pictures},
