@@ -80,7 +80,7 @@ def _serve(name: str, setting: Setting, threads: int) -> None:
     before = _resident("VmRSS")
     left, asked, started = 0, 0, (0.0, 0.0)
 
-    def tick() -> None:
+    def callback() -> None:
         nonlocal left, asked, started
         left -= 1
         if left > 0:
@@ -107,7 +107,7 @@ def _serve(name: str, setting: Setting, threads: int) -> None:
         asked = left = int(line)
         started = time.perf_counter(), time.process_time()
 
-    variants(setting)[name](setting, tick)
+    variants(setting)[name](setting, callback)
 
 
 def _peak() -> int:

@@ -1,6 +1,6 @@
 """The training loops that step_cost.py compares, in a process where the host was started: ours, the host's own, and
-the authors'. Each takes a Setting and a `tick`, builds what it needs, and calls `tick` once before the first step and
-after every step."""
+the authors'. Each takes a Setting and a `callback`, builds what it needs, and calls `callback` once before the first
+step and after every step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from . import host, networks
 
 ROWS = 4  # pictures, each with its caption
-TOO_MANY = 10_000  # steps: `tick` ends the loop
+TOO_MANY = 10_000  # steps: `callback` ends the loop
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _host_data(setting: Setting) -> tuple[Tensor, list]:
     return latents, conditioning
 
 
-def ours(setting: Setting, tick: Tick, objective: str, window: int) -> None:
+def ours(setting: Setting, callback: Tick, objective: str, window: int) -> None:
     """Our Training, as the DCO LoRA Trainer node runs it inside the host."""
     training, adapters = host.pack("nodes.host.training.network"), host.pack("dco_core.network.lora_layers")
     trainer, examples = host.pack("dco_core.training.trainer"), host.pack("dco_core.training.examples")
@@ -78,11 +78,11 @@ def ours(setting: Setting, tick: Tick, objective: str, window: int) -> None:
             x0, std = training.native_latent(model, latent, torch.full_like(latent, 0.1))
             data.append(examples.Example(x0, denoiser.model_conditions([text], x0), std=std))
         run = trainer.Training(denoiser, data, config)
-        tick()
-        run.run(lambda _report: tick())
+        callback()
+        run.run(lambda _report: callback())
 
 
-def trainloranode(setting: Setting, tick: Tick, precision: str | None) -> None:
+def trainloranode(setting: Setting, callback: Tick, precision: str | None) -> None:
     """The host's TrainLoraNode with its defaults: rank 8 on every weight, a bias for every layer, the whole network
     checkpointed, a second copy of the network; precision None: bf16, as it ships."""
     import comfy_extras.nodes_train as node
@@ -91,10 +91,10 @@ def trainloranode(setting: Setting, tick: Tick, precision: str | None) -> None:
 
     class Bar:
         def __init__(self, total: int):
-            tick()
+            callback()
 
         def update(self, _value: int) -> None:
-            tick()
+            callback()
 
     node.ProgressBar = Bar
     node.comfy.utils.PROGRESS_BAR_ENABLED = False
@@ -107,7 +107,7 @@ def trainloranode(setting: Setting, tick: Tick, precision: str | None) -> None:
     node.TrainLoraNode.execute(**lists)
 
 
-def authors(setting: Setting, tick: Tick) -> None:
+def authors(setting: Setting, callback: Tick) -> None:
     """The authors' loop (github.com/kyungmnlee/dco) with fixed captions: diffusers UNet with peft's LoRA on the
     attention; VAE and text encoders run in every step; phi is the same UNet at adapter scale 0."""
     import peft
@@ -136,7 +136,7 @@ def authors(setting: Setting, tick: Tick) -> None:
         added = {"text_embeds": out[-1][0], "time_ids": sizes.to(text)} if shape.sdxl else None
         return text, {"added_cond_kwargs": added}
 
-    tick()
+    callback()
     for step in itertools.count():
         i = step % ROWS
         with torch.no_grad():
@@ -156,7 +156,7 @@ def authors(setting: Setting, tick: Tick) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         loss.item()
-        tick()
+        callback()
 
 
 PLAIN, NAIVE, LOOK_AHEAD = "plain", "DCO, naive", "DCO, look-ahead"

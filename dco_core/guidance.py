@@ -42,7 +42,7 @@ def reward_guidance(
     return result
 
 
-SCHEDULES = ("constant", "linear", "cosine")
+W_RG_SCHEDULES = ("constant", "linear", "cosine")
 
 
 def scheduled(scale: float, progress: float, start: float, end: float, schedule: str = "constant") -> float:
@@ -51,8 +51,8 @@ def scheduled(scale: float, progress: float, start: float, end: float, schedule:
 
     progress, start, end: shares of the noise schedule, 0 at pure noise and 1 at the image.
     """
-    if schedule not in SCHEDULES:
-        raise DCOError(f'The schedule "{schedule}" is unknown: use {", ".join(SCHEDULES)}.')
+    if schedule not in W_RG_SCHEDULES:
+        raise DCOError(f'The schedule "{schedule}" is unknown: use {", ".join(W_RG_SCHEDULES)}.')
     if not start <= progress <= end:
         return 0.0
     if schedule == "constant":

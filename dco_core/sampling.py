@@ -24,7 +24,7 @@ def sample(
     w_rg: float,
     w_text: float,
     steps: int,
-    tick: Callable[[], None] = lambda: None,
+    callback: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Reward guidance from noise [B, ...] to x0 [B, ...], in the latent scale of the model and where the noise is.
 
@@ -35,7 +35,7 @@ def sample(
         reads (None: the same). empty_conditioning: what phi reads for phi(0). Each may be, or hold, functions without
         arguments; a function is called once. Those whose coefficient is 0 (see `reward_guidance`) may be None; their
         predictions are not computed.
-    tick: called before every step; whatever it raises ends sampling.
+    callback: called before every step; whatever it raises ends sampling.
     Raises DCOError for a number of steps that the schedule does not have, for a conditioning that is missing, and for
     a list of another length than the noise.
     """
@@ -57,7 +57,7 @@ def sample(
     indices = [last - i * len(schedule) // steps for i in range(steps)]
     x = noise
     for index, following in zip(indices, [*indices[1:], None], strict=True):
-        tick()
+        callback()
         t = torch.full((n,), index)
         prediction = reward_guidance(
             predicted(x, t, theta_text, True),

@@ -28,7 +28,7 @@ from ..pipeline.run import FolderTraining, check_replaceable, check_resolution, 
 from ..training import validation
 from ..training.checkpoints import Checkpoints
 from ..training.config import OBJECTIVE_NAMES, TrainingConfig
-from ..training.optimizers import OPTIMIZERS, SCHEDULES, check_optimizer
+from ..training.optimizers import LR_SCHEDULERS, OPTIMIZERS, check_optimizer
 from ..training.step_report import StepReport
 from ..training.tensorboard import EventLog, summary_writer
 from . import evidence as evidence_command
@@ -42,21 +42,21 @@ _HELP = {
     "reduction": f"of a batch's gates: {' or '.join(REDUCTIONS)}",
     "offset_noise": "strength of noise that is the same all over a picture; the paper has 0.1 for a style",
     "weight_decay": "of the optimizer",
-    "clip_norm": "largest norm of the gradient",
-    "accumulation": "batches in a step",
+    "max_grad_norm": "largest norm of the gradient",
+    "gradient_accumulation_steps": "batches in a step",
     "weighting": f"of timesteps: {' or '.join(WEIGHTINGS)}",
     "snr_gamma": "of min-snr",
     "caption_dropout": "share of steps with the empty caption",
-    "open_gates": "share of full rate that a beta found on the images aims at",
+    "target_gate": "share of full rate that a beta found on the images aims at",
     "prior_weight": "of class images, for dreambooth-prior",
     "preservation_weight": "of output-preservation",
     "mapo_beta": "weight of the margin, for mapo",
     "mapo_snr": "scale of the margin, for mapo",
     "optimizer": f"{', '.join(OPTIMIZERS)} (the last two need the packages bitsandbytes and prodigyopt);",
-    "rate_schedule": f"of the learning rate: {', '.join(SCHEDULES)}",
-    "warmup": "steps in which the learning rate grows from 0",
-    "ema": "decay of a moving average of the LoRA, which is saved in its place; 0 is none",
-    "score_every": "score on held-out draws after this many steps; 0: never",
+    "lr_scheduler": f"of the learning rate: {', '.join(LR_SCHEDULERS)}",
+    "lr_warmup_steps": "steps in which the learning rate grows from 0",
+    "ema_decay": "decay of a moving average of the LoRA, which is saved in its place; 0 is none",
+    "validation_steps": "score on held-out draws after this many steps; 0: never",
     "rank": "of the LoRA; the paper has 32 for a subject, 64 for a style",
     "name_filter": "a regular expression that names of modules must match too; left out: all",
     "dropout": "of the LoRA's input",
@@ -70,7 +70,7 @@ _HELP = {
     "generation_steps": "sampling steps of these images",
     "generation_w_text": "text guidance of these images; left out: the model's own",
     "look_ahead": "batches that the base model looks at in one call; 1 is one a step, 0 automatic",
-    "keep": "which adapter to save: last, or best (by --score-every)",
+    "keep": "which adapter to save: last, or best (by --validation-steps)",
     "layers": ", ".join(f'"{name}"' for name in LAYERS) + ", or a regular expression on module names",
     "alpha": "LoRA alpha; left out: the same as rank",
 }

@@ -34,7 +34,7 @@ from ..merging import (
     Dare,
     ErrorReport,
     Exact,
-    Method,
+    MergeMethod,
     NPLora,
     Size,
     Ties,
@@ -49,7 +49,7 @@ from ..merging.blocks import block_order
 from ..merging.low_rank import norm
 from ..merging.report import as_table, carried
 
-METHODS: dict[str, Callable[[Mapping[str, Any]], Method]] = {
+METHODS: dict[str, Callable[[Mapping[str, Any]], MergeMethod]] = {
     "exact": lambda values: Exact(),
     "ties": lambda values: Ties(values["density"]),
     "dare": lambda values: Dare(values["drop"], values["seed"]),

@@ -17,7 +17,7 @@ MIN_SIDE = 16
 
 
 @dataclass(frozen=True)
-class Fitted:
+class BucketedImage:
     """A picture at its bucket's size, with what SDXL is told about how it got there (all in pixels).
 
     image: [height, width, 3].
@@ -86,7 +86,7 @@ def bucket_size(
     return (long * step, short * step) if width >= height else (short * step, long * step)
 
 
-def fit(image: Tensor, size: tuple[int, int], mask: Tensor | None = None, crop: str = "center") -> Fitted:
+def fit(image: Tensor, size: tuple[int, int], mask: Tensor | None = None, crop: str = "center") -> BucketedImage:
     """Resize the picture until it just covers `size`, and crop what sticks out; a picture that already has the
     size comes back bit for bit.
 
@@ -118,7 +118,7 @@ def fit(image: Tensor, size: tuple[int, int], mask: Tensor | None = None, crop: 
     if mask is not None:
         planes = _resize(_plane(mask), (rows, columns))
         mask = _resize(planes, resized)[window][0].contiguous()
-    return Fitted(fitted, mask, (rows, columns), (top, left))
+    return BucketedImage(fitted, mask, (rows, columns), (top, left))
 
 
 def latent_mask(mask: Tensor | None, latent: Tensor) -> Tensor | None:

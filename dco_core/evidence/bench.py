@@ -69,7 +69,7 @@ class Bench:
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    def do(self, job: Job | Group, tick: Callable[[], None] = lambda: None) -> float:
+    def do(self, job: Job | Group, callback: Callable[[], None] = lambda: None) -> float:
         """Do the job unless it is done; the seconds it took. Raises DCOError where it cannot be done; what it had
         trained until then is gone on from by the next call."""
         if self.done(job):
@@ -83,13 +83,13 @@ class Bench:
         if job.method in MERGES:
             self._merge(job, path)
         elif job.trains and not self._trained(job):
-            self._train(job, path, tick)
+            self._train(job, path, callback)
             if not self._trained(
                 job
             ):  # an earlier form of the study kept other steps of the same run: once more
                 shutil.rmtree(checkpoint_folder(path / LORA), ignore_errors=True)
-                self._train(job, path, tick)
-        self._scorer.score(job, path, self._setting.model(self._device, job.base), tick)
+                self._train(job, path, callback)
+        self._scorer.score(job, path, self._setting.model(self._device, job.base), callback)
         seconds = time.monotonic() - started
         write_text(
             path / DONE,
@@ -151,7 +151,7 @@ class Bench:
     def _references(self, job: Job) -> Path:
         return self._setting.references(job.shown[0], self._study.method(job.method).captions)
 
-    def _train(self, job: Job, path: Path, tick: Callable[[], None]) -> None:
+    def _train(self, job: Job, path: Path, callback: Callable[[], None]) -> None:
         study, output, style = self._study, path / LORA, job.subject is None
         key, config = self._training_key(job), study.config(job.method, job.seed, style)
         model = self._setting.model(self._device, job.base)
@@ -159,7 +159,7 @@ class Bench:
             model,
             FolderPictures(
                 self._references(job),
-                dataclasses.replace(config, keep="best") if config.score_every else config,
+                dataclasses.replace(config, keep="best") if config.validation_steps else config,
                 GenerationConfig(class_images=study.class_images, generation_w_text=study.w_text),
             ),
             output,
@@ -178,12 +178,12 @@ class Bench:
         def on_step(report: Any) -> None:
             if report.step in kept:
                 keep_step(report.step)
-            tick()
+            callback()
 
         training.run(on_step)
         # once more: a run that was stopped after its last step goes on without one
         keep_step(training.step)
-        if config.score_every:
+        if config.validation_steps:
             with training.result():
                 keep(self._file(job, STOPPED), model, training.denoiser.lora(), key)
         config, last, best = training.config, training.history[-50:], training.best

@@ -31,17 +31,17 @@ class Scorer:
             tuple[str, int], Tensor
         ] = {}  # of the unit at hand: one draw for all checkpoints
 
-    def score(self, job: Job, folder: Path, model: ImageModel, tick: Callable[[], None]) -> None:
-        """Score a job. folder: its own; model: its base; tick: called before every step of the sampler."""
+    def score(self, job: Job, folder: Path, model: ImageModel, callback: Callable[[], None]) -> None:
+        """Score a job. folder: its own; model: its base; callback: called before every step of the sampler."""
         rows: list[Row] = []
         if job.method == CEILING:
             pictures = self._setting.ceiling(job.subject, job.style, job.seed)
             rows += self._scored(job, pictures, None, CEILING)
         elif job.method == BASE:
-            pictures = self._draw(model, model.denoiser(None), self._prompts(job), 0.0, job, tick)
+            pictures = self._draw(model, model.denoiser(None), self._prompts(job), 0.0, job, callback)
             self._keep_pictures(job, pictures, folder, "0.0")
             rows += self._scored(job, pictures, 0, 0.0)
-            rows += self._others(job, model, model.denoiser(None), 0, 0.0, tick)
+            rows += self._others(job, model, model.denoiser(None), 0, 0.0, callback)
         else:
             points: list[tuple[int | str, Path]] = [("merged", folder / LORA)]
             if job.trains:
@@ -50,7 +50,7 @@ class Scorer:
                     for checkpoint in checkpoints_of(self._study, job)
                 ]
             for checkpoint, file in points:
-                rows += self._checkpoint(job, folder, model, checkpoint, file, tick)
+                rows += self._checkpoint(job, folder, model, checkpoint, file, callback)
         write_table(folder / SCORES, rows)
 
     def _checkpoint(
@@ -60,7 +60,7 @@ class Scorer:
         model: ImageModel,
         checkpoint: int | str,
         file: Path,
-        tick: Callable[[], None],
+        callback: Callable[[], None],
     ) -> list[Row]:
         study, rows = self._study, list[Row]()
         denoiser = with_lora(model, read_lora(file).layers)
@@ -70,11 +70,11 @@ class Scorer:
         main = "merged" if not job.trains else main_checkpoint(study, job)
         guidances: list[float | str] = [PLAIN, *(study.w_rg if swept else ())]
         for guidance in guidances:
-            pictures = self._draw(model, denoiser, self._prompts(job), guidance, job, tick)
+            pictures = self._draw(model, denoiser, self._prompts(job), guidance, job, callback)
             rows += self._scored(job, pictures, checkpoint, guidance)
             if checkpoint == main:
                 self._keep_pictures(job, pictures, folder, str(guidance))
-        rows += self._others(job, model, denoiser, checkpoint, PLAIN, tick)
+        rows += self._others(job, model, denoiser, checkpoint, PLAIN, callback)
         if job.trains and checkpoint == main:
             self._measure_distances(job, folder, model, denoiser, checkpoint)
         return rows
@@ -84,13 +84,13 @@ class Scorer:
 
     def _draw(
         self, model: ImageModel, denoiser: Any, prompts: list[str], guidance: float | str, job: Job,
-        tick: Callable[[], None],
+        callback: Callable[[], None],
     ) -> Tensor:  # fmt: skip
         study = self._study
         return draw(
             model, denoiser, prompts, guidance, w_text=study.w_text, steps=study.sampling_steps,
             pictures=study.pictures, seed=job.seed, resolution=study.resolution, at_once=study.pictures_at_once,
-            tick=tick,
+            callback=callback,
         )  # fmt: skip
 
     def _scored(self, job: Job, pictures: Tensor, checkpoint: int | str | None, guidance: Any) -> list[Row]:
@@ -108,7 +108,7 @@ class Scorer:
 
     def _others(
         self, job: Job, model: ImageModel, denoiser: Any, checkpoint: int | str, guidance: Any,
-        tick: Callable[[], None],
+        callback: Callable[[], None],
     ) -> list[Row]:  # fmt: skip
         """Collateral damage: pictures without what was learned, with the LoRA on, against the base model's of the same
         noise."""
@@ -117,9 +117,9 @@ class Scorer:
             return []
         known = (job.base, job.seed)
         if known not in self._base_others:
-            self._base_others = {known: self._draw(model, model.denoiser(None), prompts, 0.0, job, tick)}
+            self._base_others = {known: self._draw(model, model.denoiser(None), prompts, 0.0, job, callback)}
         base = self._base_others[known]
-        pictures = base if job.method == BASE else self._draw(model, denoiser, prompts, guidance, job, tick)
+        pictures = base if job.method == BASE else self._draw(model, denoiser, prompts, guidance, job, callback)
         each = [prompt for prompt in prompts for _ in range(n)]
         obeyed = self._setting.scores(pictures, each, None, None)["alignment"]
         rmse = collateral_rmse(pictures, base).tolist()

@@ -92,7 +92,7 @@ def checkpoints_of(study: Study, job: Job) -> list[int | str]:
     """Of a training: the steps that are kept, its end last, and where it would have been stopped."""
     style = job.subject is None
     kept: list[int | str] = [*study.checkpoints_of(job.method, job.seed, style)]
-    return [STOPPED, *kept] if study.config(job.method, job.seed, style).score_every else kept
+    return [STOPPED, *kept] if study.config(job.method, job.seed, style).validation_steps else kept
 
 
 def main_checkpoint(study: Study, job: Job) -> int:

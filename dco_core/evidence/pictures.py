@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.buckets import Fitted
+from ..data.buckets import BucketedImage
 from ..errors import DCOError
 from ..lora import LoraLayer
 from ..models.image_model import ImageModel
@@ -66,14 +66,14 @@ def draw_latents(
     seed: int,
     resolution: int | None = None,
     at_once: int = 4,
-    tick: Callable[[], None] = lambda: None,
+    callback: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
     """`pictures` latents of each prompt, prompt by prompt. guidance: w_rg, or "plain" for classifier-free guidance of
     theta at w_text. resolution: None for the model's own. at_once: samples in one call of the network."""
     side = resolution or model.default_resolution
     grey = torch.full((side, side, 3), 0.5)
     ((blank, _),) = model.encode_images([grey])
-    fitted = Fitted(grey, None, (side, side), (0, 0))
+    fitted = BucketedImage(grey, None, (side, side), (0, 0))
     *texts, empty = (model.with_size(c, fitted) for c in model.encode_captions([*prompts, ""]))
     rows = [text for text in texts for _ in range(pictures)]
     noise = torch.cat([noise_for(blank.shape, seed, i, pictures) for i in range(len(prompts))]).to(blank)
@@ -85,7 +85,7 @@ def draw_latents(
         mine = rows[first : first + at_once]
         latents += sample(
             chosen, mine, mine, empty, noise[first : first + at_once], w_rg=w_rg, w_text=w_text, steps=steps,
-            tick=tick,
+            callback=callback,
         )  # fmt: skip
     return latents
 

@@ -93,7 +93,7 @@ class SideBySide:
     Raises DCOError for what only a run alone can do.
 
     stopped: {name: values [R, ...]} of the adapters with the highest held-out margin so far, stopped_at: the steps
-    they were scored at; both empty unless the configuration says score_every."""
+    they were scored at; both empty unless the configuration says validation_steps."""
 
     def __init__(
         self, plain: NetworkDenoiser, loras: Sequence[Mapping[str, LoraLayer]], examples: Sequence[Sequence[Example]],
@@ -110,9 +110,9 @@ class SideBySide:
         self._optimizer = make_optimizer(
             config.optimizer, [(self._parameters, config.learning_rate)], config.weight_decay
         )
-        factor = rate_factor(config.rate_schedule, config.warmup, config.steps)
+        factor = rate_factor(config.lr_scheduler, config.lr_warmup_steps, config.steps)
         self._rates = torch.optim.lr_scheduler.LambdaLR(self._optimizer, factor)
-        self._held = self._held_out() if config.score_every else None
+        self._held = self._held_out() if config.validation_steps else None
         self._best = torch.full((len(self._runs),), -torch.inf)
         self.stopped: dict[str, Tensor] = {}
         self.stopped_at = [0] * len(self._runs)
@@ -128,17 +128,17 @@ class SideBySide:
             self._clip(step)
             self._optimizer.step()
             self._rates.step()
-            if self._held is not None and (step % config.score_every == 0 or step == config.steps):
+            if self._held is not None and (step % config.validation_steps == 0 or step == config.steps):
                 self._score(step)
             on_step(step)
 
     def _clip(self, step: int) -> None:
-        """Each run's gradient at clip_norm, as torch.nn.utils.clip_grad_norm_ does of one."""
+        """Each run's gradient at max_grad_norm, as torch.nn.utils.clip_grad_norm_ does of one."""
         grads = [p.grad for p in self._parameters if p.grad is not None]
         norms = torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0).sqrt()
         if step % 50 == 1 and not torch.isfinite(norms).all():  # looking waits for the device
             raise DCOError(f"The gradient is not finite at step {step}: lower the learning rate.")
-        factor = (self.config.clip_norm / (norms + 1e-6)).clamp(max=1.0)
+        factor = (self.config.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
         for g in grads:
             g.mul_(factor.view(-1, *[1] * (g.ndim - 1)))
 
@@ -203,7 +203,7 @@ def possible(config: TrainingConfig, adapter: AdapterConfig) -> bool:
 
 def _refuse(config: TrainingConfig) -> None:
     plain_values = {
-        "reduction": "per-sample", "accumulation": 1, "ema": 0.0, "keep": "last",
+        "reduction": "per-sample", "gradient_accumulation_steps": 1, "ema_decay": 0.0, "keep": "last",
     }  # fmt: skip
     for name, value in plain_values.items():
         if getattr(config, name) != value and not (name == "reduction" and not config.is_dco):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..data.buckets import Fitted
+from ..data.buckets import BucketedImage
 from ..errors import DCOError
 from ..lora import LoraLayer, LoraWeights, read_lora, write_lora
 from ..models.image_model import ImageModel
@@ -64,7 +64,7 @@ def prompt_examples(
         resolution=study.resolution, at_once=study.pictures_at_once,
     )  # fmt: skip
     side = study.resolution or model.default_resolution
-    fitted = Fitted(torch.zeros(side, side, 3), None, (side, side), (0, 0))
+    fitted = BucketedImage(torch.zeros(side, side, 3), None, (side, side), (0, 0))
     texts = [model.with_size(text, fitted) for text in model.encode_captions(prompts)]
     return [Example(latent, text) for latent, text in zip(latents, texts, strict=True)]
 

@@ -24,7 +24,7 @@ PLAIN = "plain"  # classifier-free guidance of the fine-tuned model, the diamond
 
 
 @dataclass(frozen=True)
-class Method:
+class StudyMethod:
     """A way to train. training, adapter: fields of TrainingConfig and AdapterConfig that differ from the study's.
     beta_factor: times the study's beta. steps_factor: times the study's steps. captions: "comprehensive" or "compact"
     (Sec. 4.3). bases: of the study, on which it is trained; empty for all."""
@@ -40,18 +40,18 @@ class Method:
 _DREAMBOOTH = {"objective": "dreambooth"}
 _PRIOR = {"objective": "dreambooth-prior"}
 METHODS = {
-    "DreamBooth": Method(_DREAMBOOTH),
-    "DreamBooth, compact captions": Method(_DREAMBOOTH, captions="compact"),
-    "DreamBooth, half the steps": Method(_DREAMBOOTH, steps_factor=0.5),
-    "DreamBooth + prior 0.5": Method({**_PRIOR, "prior_weight": 0.5}),
-    "DreamBooth + prior 1": Method({**_PRIOR, "prior_weight": 1.0}),
-    "DCO": Method(),
-    "DCO, half beta": Method(beta_factor=0.5),
-    "DCO, double beta": Method(beta_factor=2.0),
-    "DCO, compact captions": Method(captions="compact"),
-    "DCO, half the steps": Method(steps_factor=0.5),
-    "MaPO": Method({"objective": "mapo"}),
-    "output preservation": Method({"objective": "output-preservation"}),
+    "DreamBooth": StudyMethod(_DREAMBOOTH),
+    "DreamBooth, compact captions": StudyMethod(_DREAMBOOTH, captions="compact"),
+    "DreamBooth, half the steps": StudyMethod(_DREAMBOOTH, steps_factor=0.5),
+    "DreamBooth + prior 0.5": StudyMethod({**_PRIOR, "prior_weight": 0.5}),
+    "DreamBooth + prior 1": StudyMethod({**_PRIOR, "prior_weight": 1.0}),
+    "DCO": StudyMethod(),
+    "DCO, half beta": StudyMethod(beta_factor=0.5),
+    "DCO, double beta": StudyMethod(beta_factor=2.0),
+    "DCO, compact captions": StudyMethod(captions="compact"),
+    "DCO, half the steps": StudyMethod(steps_factor=0.5),
+    "MaPO": StudyMethod({"objective": "mapo"}),
+    "output preservation": StudyMethod({"objective": "output-preservation"}),
 }
 # Table 1: the method of both LoRAs, how they become one, and the weight of both.
 MERGES = {
@@ -70,9 +70,9 @@ class Study:
     print) or folders of pictures with captions. categories: {subject: "object" or "live subject"} for the choice of
     prompts; left out: object.
 
-    methods: names of METHODS for the subjects; style_methods: for the styles. own_methods: {name: fields of Method} of
-    the study's own, which they may name too. merges: names of MERGES, of every subject with the style at the same
-    place.
+    methods: names of METHODS for the subjects; style_methods: for the styles. own_methods: {name: fields of
+    StudyMethod} of the study's own, which they may name too. merges: names of MERGES, of every subject with the style
+    at the same place.
 
     training, adapter: fields of TrainingConfig and AdapterConfig; style_training, style_adapter: what is different for
     styles. seeds: of training and of the pictures' noise, so that the methods are compared in pairs.
@@ -85,14 +85,14 @@ class Study:
     distance_draws: noises at each of distance_timesteps for the noise distance, which is taken on the references and on
     as many prompts beyond them as `distance_prompts` says.
 
-    bases: {name: model} where the same is done on several models; left out: `model` alone. checkpoints: steps at which
-    a training is kept and scored too, besides its end; a method that is scored on held-out draws (score_every) also has
-    the checkpoint "stopped". checkpoint: the one that merges are made of and noise distances taken at; left out: the
-    end. w_rg_at: the checkpoints that are sampled over w_rg, w_rg_methods: the methods; left out: the end of all.
-    others: so many prompts without what was learned, which tell collateral damage. ceiling: score true renders too
-    (Toy World). one_seed_each: each subject (and each style) has the seed at its place alone, in place of all of them.
-    pictures_at_once: in one call of the network. side_by_side: units that are trained in one call where they can be.
-    contrasts: what is to be tested (contrasts.py).
+    bases: {name: model} where the same is done on several models; left out: `model` alone. checkpoints: steps at
+    which a training is kept and scored too, besides its end; a method that is scored on held-out draws
+    (validation_steps) also has the checkpoint "stopped". checkpoint: the one that merges are made of and noise
+    distances taken at; left out: the end. w_rg_at: the checkpoints that are sampled over w_rg, w_rg_methods: the
+    methods; left out: the end of all. others: so many prompts without what was learned, which tell collateral damage.
+    ceiling: score true renders too (Toy World). one_seed_each: each subject (and each style) has the seed at its
+    place alone, in place of all of them. pictures_at_once: in one call of the network. side_by_side: units that are
+    trained in one call where they can be. contrasts: what is to be tested (contrasts.py).
     """
 
     model: str
@@ -208,12 +208,12 @@ class Study:
                 self.config(method, self.seeds[0], style).check()
                 self.adapter_config(method, self.seeds[0], style)
 
-    def method(self, name: str) -> Method:
+    def method(self, name: str) -> StudyMethod:
         if name not in self.own_methods:
             return METHODS[name]
         try:
             values = dict(self.own_methods[name])
-            method = Method(**values | {"bases": tuple(values.get("bases", ()))})
+            method = StudyMethod(**values | {"bases": tuple(values.get("bases", ()))})
         except TypeError as error:
             raise DCOError(f'The method "{name}" is not understood: {error}.') from None
         if method.captions not in CAPTIONS:

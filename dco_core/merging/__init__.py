@@ -3,7 +3,7 @@
 from .blocks import PRESETS, BlockWeights, block_of, blocks_for, kind_of_layer, parse_blocks
 from .compatibility import Compatibility, compare
 from .file_weights import parse_file_weight
-from .methods import Dare, Exact, Method, NPLora, Ties, ZipLora, merge_with
+from .methods import Dare, Exact, MergeMethod, NPLora, Ties, ZipLora, merge_with
 from .reduce import Size, reduce
 from .report import ErrorReport
 from .zip_lora import ZipResult, ZipSettings, optimise, zip_mergers
@@ -15,7 +15,7 @@ __all__ = [
     "Dare",
     "ErrorReport",
     "Exact",
-    "Method",
+    "MergeMethod",
     "NPLora",
     "Size",
     "Ties",

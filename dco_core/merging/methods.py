@@ -123,11 +123,11 @@ def _check_dense(method: Ties | Dare, key: str, shape: Sequence[int], numbers: i
         )
 
 
-Method = Exact | NPLora | ZipLora | Ties | Dare
+MergeMethod = Exact | NPLora | ZipLora | Ties | Dare
 
 
 def merge_with(
-    method: Method,
+    method: MergeMethod,
     loras: Sequence[LoraWeights],
     weights: Sequence[float],
     factor: Factor | None = None,

@@ -70,7 +70,7 @@ def zip_mergers(
     examples: Sequence[Sequence[Example]],
     settings: ZipSettings,
     weights: tuple[float, float] = (1.0, 1.0),
-    tick: Callable[[int], None] = lambda step: None,
+    callback: Callable[[int], None] = lambda step: None,
 ) -> ZipResult:
     """The mergers of the layers of a network that both LoRAs have, by canonical key.
 
@@ -85,7 +85,7 @@ def zip_mergers(
         for which, (lora, own) in enumerate(zip(loras, names, strict=True), 1)
     )
     subject, styled = examples
-    found = optimise(denoiser, content, style, subject, styled, settings, weights, tick)
+    found = optimise(denoiser, content, style, subject, styled, settings, weights, callback)
     return ZipResult({merged[name]: pair for name, pair in found.mergers.items()}, found.losses)
 
 
@@ -151,12 +151,12 @@ def optimise(
     style_examples: Sequence[Example],
     settings: ZipSettings,
     weights: tuple[float, float] = (1.0, 1.0),
-    tick: Callable[[int], None] = lambda step: None,
+    callback: Callable[[int], None] = lambda step: None,
 ) -> ZipResult:
     """Find the mergers of the layers that both LoRAs have. The base model is left as it was.
 
     denoiser: the base model without an adapter. content, style: layers by dotted module name; weights scale their dW.
-    tick: called with the number of each step.
+    callback: called with the number of each step.
 
     Raises DCOError if the LoRAs share no layer or the loss is not finite."""
     shared = [name for name in content if name in style]
@@ -189,7 +189,7 @@ def optimise(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            tick(step + 1)
+            callback(step + 1)
     return ZipResult({name: (c.detach().cpu(), s.detach().cpu()) for name, (c, s) in mergers.items()}, losses)
 
 

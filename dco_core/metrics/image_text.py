@@ -46,17 +46,17 @@ class SiglipScorer(ImageEncoder):
         return pooled(self.model.get_text_features(inputs["input_ids"].to(self._device()))).float().cpu()
 
     def scores(
-        self, images: Sequence[Tensor], prompts: Sequence[str], tick: Callable[[], None] = lambda: None
+        self, images: Sequence[Tensor], prompts: Sequence[str], callback: Callable[[], None] = lambda: None
     ) -> Tensor:
         """Every image [H, W, 3] in 0..1 with every prompt -> [B, P] in 0..1."""
         if not prompts:
             raise DCOError("There are no prompts to score with: give at least one.")
-        cosine = F.normalize(self.embed(images, tick), dim=1) @ F.normalize(self.embed_text(prompts), dim=1).T
+        cosine = F.normalize(self.embed(images, callback), dim=1) @ F.normalize(self.embed_text(prompts), dim=1).T
         scale, bias = self.model.logit_scale.float().cpu().exp(), self.model.logit_bias.float().cpu()
         return siglip_score(cosine, scale, bias).detach()
 
     def score(
-        self, images: Sequence[Tensor], prompts: Sequence[str], tick: Callable[[], None] = lambda: None
+        self, images: Sequence[Tensor], prompts: Sequence[str], callback: Callable[[], None] = lambda: None
     ) -> Tensor:
         """Each image with its own prompt -> [B] in 0..1. DCOError unless there are as many prompts."""
         if len(images) != len(prompts):
@@ -65,7 +65,7 @@ class SiglipScorer(ImageEncoder):
             )
         different = list(dict.fromkeys(prompts))
         column = torch.tensor([different.index(prompt) for prompt in prompts])
-        return self.scores(images, different, tick).gather(1, column[:, None])[:, 0]
+        return self.scores(images, different, callback).gather(1, column[:, None])[:, 0]
 
 
 def load_siglip(source: str | Path, device: torch.device | str = "cpu") -> SiglipScorer:

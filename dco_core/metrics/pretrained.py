@@ -24,15 +24,15 @@ class ImageEncoder(nn.Module):
         self.model, self.processor = model, processor
 
     @torch.no_grad()
-    def embed(self, images: Sequence[Tensor], tick: Callable[[], None] = lambda: None) -> Tensor:
+    def embed(self, images: Sequence[Tensor], callback: Callable[[], None] = lambda: None) -> Tensor:
         """Images [H, W, C] in 0..1, of any sizes (a fourth channel is not looked at) -> fp32 [B, D] on the CPU, not
-        normalised. tick: called before each batch. DCOError for what is no image."""
+        normalised. callback: called before each batch. DCOError for what is no image."""
         if not len(images):
             raise DCOError("There are no images to score: give at least one.")
         pictures = [_as_picture(image, i) for i, image in enumerate(images)]
         found = []
         for i in range(0, len(pictures), BATCH):
-            tick()
+            callback()
             found.append(self._embedded(pictures[i : i + BATCH]))
         return torch.cat(found).float().cpu()
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.buckets import Fitted
+from ..data.buckets import BucketedImage
 from ..errors import DCOError
 from ..files.fingerprints import network_fingerprint
 from ..lora import canonical_keys
@@ -151,13 +151,13 @@ class DiffusersModel:
             encoded.append({"text": text[0]} | ({"pooled": pooled[0][0]} if self._xl else {}))
         return encoded
 
-    def with_size(self, conditioning: dict[str, Tensor], fitted: Fitted) -> dict[str, Tensor]:
+    def with_size(self, conditioning: dict[str, Tensor], fitted: BucketedImage) -> dict[str, Tensor]:
         if not self._xl:
             return conditioning
         sizes = [*fitted.original_size, *fitted.crop, *fitted.target_size]
         return conditioning | {"time_ids": torch.tensor(sizes, dtype=torch.float32, device=self._device)}
 
-    def shown_beside(self, fitted: Fitted, latent: Tensor) -> None:
+    def shown_beside(self, fitted: BucketedImage, latent: Tensor) -> None:
         return None
 
     def network_input(self, conditioning: dict[str, Tensor], latent: Tensor, shown: object = None) -> dict[str, Tensor]:

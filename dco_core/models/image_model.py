@@ -8,23 +8,23 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..data.buckets import Fitted
+from ..data.buckets import BucketedImage
 from ..network.denoiser import NetworkDenoiser
 from ..network.lora_layers import AdapterConfig
 from ..training.learned_tokens import LearnedTokens, TokenSpec
 
-Rows = Mapping[str, Mapping[str, Tensor]]  # {token name: {encoder: [n, width]}}
+TokenRows = Mapping[str, Mapping[str, Tensor]]  # {token name: {encoder: [n, width]}}
 
 
 class TokenReader(Protocol):
     """What a model with learned tokens can do."""
 
-    def start(self, specs: Sequence[TokenSpec], seed: int, known: Rows) -> LearnedTokens:
+    def start(self, specs: Sequence[TokenSpec], seed: int, known: TokenRows) -> LearnedTokens:
         """The rows of new tokens: those of their initialisers in the text encoders' tables, or the `known` ones of a
         LoRA to go on from. Raises DCOError for text encoders that cannot learn, and for words they do not know."""
         ...
 
-    def encode(self, captions: Sequence[str], rows: Rows, initializers: Mapping[str, str]) -> list[Any]:
+    def encode(self, captions: Sequence[str], rows: TokenRows, initializers: Mapping[str, str]) -> list[Any]:
         """One conditioning a caption, with `rows` in place of their markers; other markers read as their words."""
         ...
 
@@ -81,11 +81,11 @@ class ImageModel(Protocol):
         """One conditioning a caption, without markers."""
         ...
 
-    def with_size(self, conditioning: Any, fitted: Fitted) -> Any:
+    def with_size(self, conditioning: Any, fitted: BucketedImage) -> Any:
         """The conditioning with size and crop, where the network reads them."""
         ...
 
-    def shown_beside(self, fitted: Fitted, latent: Tensor) -> Any:
+    def shown_beside(self, fitted: BucketedImage, latent: Tensor) -> Any:
         """What an inpainting model is shown of a masked picture beside x_t, for `network_input`; None for others.
         latent: of the picture."""
         ...

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..captions.markers import base_caption
-from ..data.buckets import Fitted, bucket_size, bucket_step, fit, latent_mask
+from ..data.buckets import BucketedImage, bucket_size, bucket_step, fit, latent_mask
 from ..data.folders import Picture
 from ..errors import DCOError
 from ..files.checksummed import read_sealed, write_sealed
@@ -49,7 +49,7 @@ class _Encoded:
     None while tokens train; base: what phi reads, None where it is the same. shown: see ImageModel.shown_beside."""
 
     caption: str
-    size: Fitted
+    size: BucketedImage
     latent: Tensor
     std: Tensor | None
     mask: Tensor | None
@@ -128,7 +128,7 @@ class PreparedPictures:
         return examples
 
     def previews(
-        self, denoiser: Denoiser, seed: int, tick: Callable[[], None] = lambda: None
+        self, denoiser: Denoiser, seed: int, callback: Callable[[], None] = lambda: None
     ) -> Previews:
         """Pictures of the preview prompts, at the size of the first reference and with nothing cut off."""
         first, read = self._encoded[0], self._learned_reader()
@@ -142,7 +142,8 @@ class PreparedPictures:
             for text, own, base in self._preview_texts
         ]
         return Previews(
-            denoiser, prompts, x0.shape, seed, w_rg=scales.w_rg, w_text=scales.w_text, device=x0.device, tick=tick
+            denoiser, prompts, x0.shape, seed, w_rg=scales.w_rg, w_text=scales.w_text, device=x0.device,
+            callback=callback,
         )  # fmt: skip
 
     def _example(self, e: _Encoded, rejected: Sequence[Tensor], read: Any) -> Example:
@@ -160,14 +161,14 @@ class PreparedPictures:
             rejected=[latent.clone() for latent in rejected],
         )
 
-    def _class_example(self, latent: Tensor, std: Tensor | None, size: Fitted) -> Example:
+    def _class_example(self, latent: Tensor, std: Tensor | None, size: BucketedImage) -> Example:
         x0 = latent.clone()
         return Example(
             x0, self._read(self._class, size, x0), std=None if std is None else std.clone(),
             empty_conditioning=self._empty_for(size, x0), prior=True,
         )  # fmt: skip
 
-    def _empty_for(self, size: Fitted, x0: Tensor, shown: Any = None) -> Any:
+    def _empty_for(self, size: BucketedImage, x0: Tensor, shown: Any = None) -> Any:
         return self._read(self._empty, size, x0, shown) if self._config.caption_dropout else None
 
     def _learned_reader(self) -> Callable[[str], Callable[[], Any]] | None:
@@ -176,19 +177,19 @@ class PreparedPictures:
         assert self._model.learned_tokens is not None  # there would be no tokens
         return self._model.learned_tokens.trained(self._words.tokens)
 
-    def _theta(self, caption: str, own: Any, size: Fitted, x0: Tensor, shown: Any, read: Any) -> Conditioning:
+    def _theta(self, caption: str, own: Any, size: BucketedImage, x0: Tensor, shown: Any, read: Any) -> Conditioning:
         """What theta reads: a function that reads the caption anew while its tokens train."""
         if read is None:
             return self._read(own, size, x0, shown)
         learned = read(caption)
         return lambda: self._read(learned(), size, x0, shown)
 
-    def _read(self, text: Any, size: Fitted, x0: Tensor, shown: Any = None) -> Any:
+    def _read(self, text: Any, size: BucketedImage, x0: Tensor, shown: Any = None) -> Any:
         return None if text is None else self._model.network_input(self._model.with_size(text, size), x0, shown)
 
     # --- encoding
 
-    def _fit(self, picture: Picture) -> Fitted:
+    def _fit(self, picture: Picture) -> BucketedImage:
         height, width = picture.image.shape[:2]
         size = (self._how.resolution, self._how.resolution)
         if not self._how.square:
@@ -198,7 +199,7 @@ class PreparedPictures:
         except DCOError as error:
             raise DCOError(f"{picture.name}: {error}") from None
 
-    def _encode(self, texts: Sequence[str], fitted: Sequence[Fitted], given: Sequence[Fitted]) -> None:
+    def _encode(self, texts: Sequence[str], fitted: Sequence[BucketedImage], given: Sequence[BucketedImage]) -> None:
         model, words, previews = self._model, self._words, list(self._how.previews)
         needs_empty = bool(self._config.caption_dropout or previews or self._to_make(len(texts)))
         beside = [""] * needs_empty + [self._prompt] * bool(self._prompt)
@@ -226,12 +227,12 @@ class PreparedPictures:
         given_latents = model.encode_images([f.image for f in given]) if given else []
         self._given = list(zip(map(_without_pixels, given), given_latents, strict=True))
 
-    def _told_size(self, f: Fitted) -> Fitted:
+    def _told_size(self, f: BucketedImage) -> BucketedImage:
         """What the network is told of a picture's size and crop."""
         side = self._how.resolution
         return f if self._how.size_conditioning == "real" else _blank(side, side)
 
-    def _canvas(self) -> Fitted:
+    def _canvas(self) -> BucketedImage:
         """A square of the resolution."""
         step = bucket_step(self._how.resolution)
         side = self._how.resolution // step * step
@@ -311,15 +312,15 @@ def _identity(picture: Picture) -> Any:
     return memory_of(picture.image), mask, picture.caption
 
 
-def _blank(height: int, width: int) -> Fitted:
+def _blank(height: int, width: int) -> BucketedImage:
     """A picture of that size of which nothing was cut off, without pixels of its own."""
-    return Fitted(torch.zeros(1).expand(height, width, 3), None, (height, width), (0, 0))
+    return BucketedImage(torch.zeros(1).expand(height, width, 3), None, (height, width), (0, 0))
 
 
-def _whole(f: Fitted) -> Fitted:
+def _whole(f: BucketedImage) -> BucketedImage:
     return _blank(*f.target_size)
 
 
-def _without_pixels(f: Fitted) -> Fitted:
+def _without_pixels(f: BucketedImage) -> BucketedImage:
     """The same sizes; pixels of all pictures together may fill the memory."""
     return dataclasses.replace(_whole(f), original_size=f.original_size, crop=f.crop)

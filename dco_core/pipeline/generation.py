@@ -48,12 +48,12 @@ def generate(
     w_text: float,
     steps: int = 30,
     device: torch.device | str = "cpu",
-    tick: Callable[[], None] = lambda: None,
+    callback: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
     """One latent [C, H, W] a seed that the base model makes of a prompt, in its own scale: the adapter is switched off,
     and sampling is `sampling.sample`. The same seeds in the same order give the same latents.
 
-    conditioning, empty_conditioning: of the prompt and of the empty one. shape: of a latent. tick: called before
+    conditioning, empty_conditioning: of the prompt and of the empty one. shape: of a latent. callback: called before
     every step of the sampler; whatever it raises ends sampling.
     Raises DCOError where the base model gives NaN, and for a number of steps that the schedule does not have.
     """
@@ -61,7 +61,8 @@ def generate(
     for start in range(0, len(seeds), AT_ONCE):
         noise = torch.stack([_noise(seed, shape) for seed in seeds[start : start + AT_ONCE]]).to(device)
         latents = sample(
-            denoiser, None, conditioning, empty_conditioning, noise, w_rg=0.0, w_text=w_text, steps=steps, tick=tick
+            denoiser, None, conditioning, empty_conditioning, noise, w_rg=0.0, w_text=w_text, steps=steps,
+            callback=callback,
         )  # fmt: skip
         if not torch.isfinite(latents).all():
             raise DCOError(

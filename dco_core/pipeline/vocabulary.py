@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ..captions.markers import markers
 from ..errors import DCOError
 from ..lora import LoraWeights, from_bundle, initializers_in
-from ..models.image_model import ImageModel, Rows
+from ..models.image_model import ImageModel, TokenRows
 from ..training.learned_tokens import LearnedTokens, token_specs
 
 
@@ -18,7 +18,7 @@ class Vocabulary:
     initializers: what the base model reads for each of them."""
 
     tokens: LearnedTokens | None = None
-    fixed: Rows = field(default_factory=dict)
+    fixed: TokenRows = field(default_factory=dict)
     initializers: Mapping[str, str] = field(default_factory=dict)
 
     @property

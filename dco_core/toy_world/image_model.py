@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data.buckets import Fitted
+from ..data.buckets import BucketedImage
 from ..files.fingerprints import network_fingerprint
 from ..network.lora_layers import AdapterConfig
 from ..suggested_scales import TOY_WORLD
@@ -47,10 +47,10 @@ class ToyWorldModel:
     def encode_captions(self, captions: Sequence[str]) -> list[Tensor]:
         return list(encode(self._text_encoder, captions))
 
-    def with_size(self, conditioning: Tensor, fitted: Fitted) -> Tensor:
+    def with_size(self, conditioning: Tensor, fitted: BucketedImage) -> Tensor:
         return conditioning
 
-    def shown_beside(self, fitted: Fitted, latent: Tensor) -> None:
+    def shown_beside(self, fitted: BucketedImage, latent: Tensor) -> None:
         return None
 
     def network_input(self, conditioning: Tensor, latent: Tensor, shown: object = None) -> Tensor:

@@ -33,18 +33,18 @@ def resolved(
     denoiser: Denoiser,
     examples: Sequence[Example],
     tokens: LearnedTokens | None = None,
-    tick: Callable[[], None] = lambda: None,
+    callback: Callable[[], None] = lambda: None,
 ) -> TrainingConfig:
     """The configuration with a number for beta: as it is where there is one, the paper's for epsilon prediction
     or epsilon weighting (unless automatic_beta is "images"), else calibrated on the examples, in the weighted space
     where it acts. What is trained is left exactly as it was
-    found. tick: called after every step of the calibration; whatever it raises ends it."""
+    found. callback: called after every step of the calibration; whatever it raises ends it."""
     if config.beta is not None or not config.is_dco:
         return config
     if not is_calibrated(config, denoiser):
         return dataclasses.replace(config, beta=PAPER_BETA)
-    ahead = _probe(config, denoiser, [e for e in examples if not e.prior], tokens, tick)
-    return dataclasses.replace(config, beta=beta_T_for(ahead, config.open_gates) / T)
+    ahead = _probe(config, denoiser, [e for e in examples if not e.prior], tokens, callback)
+    return dataclasses.replace(config, beta=beta_T_for(ahead, config.target_gate) / T)
 
 
 def is_calibrated(config: TrainingConfig, denoiser: Denoiser) -> bool:
@@ -62,26 +62,26 @@ def probe_steps(config: TrainingConfig) -> int:
 def identity(config: TrainingConfig, denoiser: Denoiser) -> dict[str, Any]:
     """The configuration as far as steps depend on it: a run may be asked for more of them and stays the same run."""
     values = config.as_dict()
-    if config.rate_schedule == "constant" and not config.score_every:
+    if config.lr_scheduler == "constant" and not config.validation_steps:
         del values["steps"]
         if is_calibrated(config, denoiser):
             values["probe_steps"] = probe_steps(config)
     return values
 
 
-def beta_T_for(difference: Tensor, open_gates: float) -> float:
-    """The beta_T at which gates sigmoid(-beta_T d) have the mean `open_gates`, for the distances
+def beta_T_for(difference: Tensor, target_gate: float) -> float:
+    """The beta_T at which gates sigmoid(-beta_T d) have the mean `target_gate`, for the distances
     d = |error_theta - error_phi| of the given differences [n]: how far gates stand open once theta is that far
     ahead. (Signed differences of a short probe may not reach every share; distances do.)"""
     distance = difference.abs().double()
     if not distance.sum() > 0:
         return PAPER_BETA * T
     low, high = 0.0, 1.0
-    while torch.sigmoid(-high * distance).mean() > open_gates and high < 1e12:
+    while torch.sigmoid(-high * distance).mean() > target_gate and high < 1e12:
         high *= 2
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if torch.sigmoid(-middle * distance).mean() > open_gates else (low, middle)
+        low, high = (middle, high) if torch.sigmoid(-middle * distance).mean() > target_gate else (low, middle)
     return high
 
 
@@ -90,7 +90,7 @@ def _probe(
     denoiser: Denoiser,
     examples: Sequence[Example],
     tokens: LearnedTokens | None,
-    tick: Callable[[], None],
+    callback: Callable[[], None],
 ) -> Tensor:
     """w(t) (error_theta - error_phi) [n] on fresh draws after probe_steps with the plain loss."""
     groups = [(list(denoiser.trainable().values()), config.learning_rate)]
@@ -108,11 +108,11 @@ def _probe(
             batch = next(draws)
             error = batch_errors(denoiser, examples, batch, adapter=True)
             diffusion_loss(error, draw_weights(denoiser, batch, config, error)).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+            torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             optimizer.step()
             if tokens is not None:
                 tokens.keep_norms()
-            tick()
+            callback()
         differences: list[Tensor] = []
         with torch.no_grad():
             while sum(len(d) for d in differences) < _PROBE_DRAWS:
@@ -120,7 +120,7 @@ def _probe(
                 theta = batch_errors(denoiser, examples, batch, adapter=True)
                 difference = theta - batch_errors(denoiser, examples, batch, adapter=False)
                 differences.append((draw_weights(denoiser, batch, config, theta) * difference).cpu())
-                tick()
+                callback()
         return torch.cat(differences)
     finally:
         with torch.no_grad():

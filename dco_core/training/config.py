@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import DCOError
 from ..losses import REDUCTIONS, WEIGHTINGS, T
-from .optimizers import OPTIMIZERS, SCHEDULES
+from .optimizers import LR_SCHEDULERS, OPTIMIZERS
 
 OBJECTIVE_NAMES = ("dco", "dreambooth", "dreambooth-prior", "mapo", "output-preservation", "dco-prior")
 KEPT = ("last", "best")
@@ -23,8 +23,8 @@ class TrainingConfig:
         there. None: automatic (calibration.py).
     automatic_beta: "paper" takes the paper's 1.0 for epsilon prediction and for epsilon weighting, and finds beta on
         the images elsewhere; "images" always finds it.
-    open_gates: the share of full rate that a beta found on the images aims at.
-    accumulation: micro-batches of batch_size per step.
+    target_gate: the share of full rate that a beta found on the images aims at.
+    gradient_accumulation_steps: micro-batches of batch_size per step.
     token_learning_rate: of learned tokens; the paper has 5e-4, the authors' code 5e-6.
     weighting: w(t): "uniform"; "min-snr" with snr_gamma, which weighs references alone, not class images; "epsilon",
         with which every objective compares errors of the noise whatever the model predicts, as the paper does, and beta
@@ -32,11 +32,11 @@ class TrainingConfig:
     prior_weight: lambda of prior preservation; beside DCO, whose loss follows errors up to beta*T (1000) times as
         strongly, 1 is little. preservation_weight: of output preservation.
     mapo_beta, mapo_snr: of MaPO, the values of its authors.
-    optimizer, rate_schedule, warmup: see optimizers.py; warmup in steps.
-    ema: decay of an exponential moving average of what trains, which then is the result; 0 is none.
+    optimizer, lr_scheduler, lr_warmup_steps: see optimizers.py.
+    ema_decay: decay of an exponential moving average of what trains, which then is the result; 0 is none.
     look_ahead: batches that phi looks at in one call (look_ahead.py): 1 is one a step, 0 as many as there is room
         for.
-    score_every: score the adapter on held-out draws after this many steps, 0 for never. keep: "last", or "best"
+    validation_steps: score the adapter on held-out draws after this many steps, 0 for never. keep: "last", or "best"
         for the adapter with the highest held-out margin (at the steps that are scored).
     """
 
@@ -48,24 +48,24 @@ class TrainingConfig:
     reduction: str = "per-sample"
     offset_noise: float = 0.0
     weight_decay: float = 1e-4
-    clip_norm: float = 1.0
+    max_grad_norm: float = 1.0
     seed: int = 0
-    accumulation: int = 1
+    gradient_accumulation_steps: int = 1
     token_learning_rate: float = 5e-4
     weighting: str = "uniform"
     snr_gamma: float = 5.0
     caption_dropout: float = 0.0
-    open_gates: float = 0.3
+    target_gate: float = 0.3
     prior_weight: float = 1.0
     preservation_weight: float = 1.0
     mapo_beta: float = 0.1
     mapo_snr: float = 0.5
     optimizer: str = "adamw"
-    rate_schedule: str = "constant"
-    warmup: int = 0
-    ema: float = 0.0
+    lr_scheduler: str = "constant"
+    lr_warmup_steps: int = 0
+    ema_decay: float = 0.0
     look_ahead: int = 0
-    score_every: int = 0
+    validation_steps: int = 0
     keep: str = "last"
     automatic_beta: str = "paper"
 
@@ -76,21 +76,21 @@ class TrainingConfig:
             ("reduction", REDUCTIONS),
             ("weighting", WEIGHTINGS),
             ("optimizer", OPTIMIZERS),
-            ("rate_schedule", SCHEDULES),
+            ("lr_scheduler", LR_SCHEDULERS),
             ("keep", KEPT),
             ("automatic_beta", AUTOMATIC_BETA),
         ):
             if getattr(self, name) not in known:
                 raise DCOError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(known)}.")
         for name in (
-            "steps", "batch_size", "learning_rate", "clip_norm", "accumulation", "token_learning_rate", "snr_gamma",
-            "mapo_snr",
+            "steps", "batch_size", "learning_rate", "max_grad_norm", "gradient_accumulation_steps",
+            "token_learning_rate", "snr_gamma", "mapo_snr",
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise DCOError(f"{name} is {getattr(self, name)}: it must be greater than 0.")
         for name in (
-            "offset_noise", "weight_decay", "prior_weight", "preservation_weight", "mapo_beta", "warmup",
-            "look_ahead", "score_every",
+            "offset_noise", "weight_decay", "prior_weight", "preservation_weight", "mapo_beta", "lr_warmup_steps",
+            "look_ahead", "validation_steps",
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise DCOError(f"{name} is {getattr(self, name):g}: it cannot be negative.")
@@ -100,13 +100,13 @@ class TrainingConfig:
             )
         if not 0 <= self.caption_dropout < 1:
             raise DCOError(f"caption_dropout is {self.caption_dropout:g}: it must be from 0 to below 1.")
-        if not 0 <= self.ema < 1:
-            raise DCOError(f"ema is {self.ema:g}: it must be from 0 (none) to below 1, such as 0.99.")
-        if self.keep == "best" and not self.score_every:
-            raise DCOError("keep is best, but nothing is scored: set score_every, such as to 50 steps.")
-        if not 0 < self.open_gates < 0.5:
+        if not 0 <= self.ema_decay < 1:
+            raise DCOError(f"ema_decay is {self.ema_decay:g}: it must be from 0 (none) to below 1, such as 0.99.")
+        if self.keep == "best" and not self.validation_steps:
+            raise DCOError("keep is best, but nothing is scored: set validation_steps, such as to 50 steps.")
+        if not 0 < self.target_gate < 0.5:
             raise DCOError(
-                f"open_gates is {self.open_gates:g}: it must lie between 0 and 0.5, where gates begin."
+                f"target_gate is {self.target_gate:g}: it must lie between 0 and 0.5, where gates begin."
             )
 
     @property

@@ -70,7 +70,7 @@ def estimate(denoiser: Denoiser, examples: Sequence[Example], config: TrainingCo
     with saved_tensors_hooks(count, unused), torch.random.fork_rng([]), torch.enable_grad():
         OBJECTIVES[config.objective](batch)
     trained = sum(p.numel() for p in denoiser.trainable().values()) * _BYTES
-    copies = _COPIES[config.optimizer] + (1 if config.ema else 0) + (1 if config.keep == "best" else 0)
+    copies = _COPIES[config.optimizer] + (1 if config.ema_decay else 0) + (1 if config.keep == "best" else 0)
     return MemoryEstimate(activations, int(trained * (1 + copies)))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import DCOError
 
 OPTIMIZERS = ("adamw", "adafactor", "adamw-8bit", "prodigy")
-SCHEDULES = ("constant", "linear", "cosine")
+LR_SCHEDULERS = ("constant", "linear", "cosine")
 
 _FUSED = ("cuda", "cpu", "xpu", "mps")
 _LIBRARIES = {"adamw-8bit": "bitsandbytes", "prodigy": "prodigyopt"}

@@ -49,7 +49,7 @@ class Previews:
     its place (w_rg = w_text), and reward guidance, from one noise. Prompt i has the noise of seed + i, so pictures of
     different steps can be compared. What the base model makes is sampled once.
 
-    shape: of a latent, [C, H, W]. device: where the network is. tick: see `sample`.
+    shape: of a latent, [C, H, W]. device: where the network is. callback: see `sample`.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class Previews:
         w_text: float = PAPER.w_text,
         steps: int = 20,
         device: torch.device | str = "cpu",
-        tick: Callable[[], None] = lambda: None,
+        callback: Callable[[], None] = lambda: None,
     ):
         if not prompts:
             raise DCOError("There is no prompt to preview: write one, or turn previews off.")
         self._denoiser, self._prompts = denoiser, list(prompts)
         self._shape, self._seed, self._device = tuple(shape), seed, device
-        self._w_text, self._steps, self._tick = w_text, steps, tick
+        self._w_text, self._steps, self._tick = w_text, steps, callback
         self._scales = {"base model": 0.0, "trained": w_text, f"reward guidance {w_rg:g}": w_rg}
         self._base: dict[int, Tensor] = {}
 
@@ -101,7 +101,7 @@ class Previews:
             w_rg=w_rg,
             w_text=self._w_text,
             steps=self._steps,
-            tick=self._tick,
+            callback=self._tick,
         )[0].cpu()
         if w_rg == 0 and prompt.base_is_fixed:
             self._base[i] = latent

@@ -65,7 +65,7 @@ class Training:
     checkpoints: where to keep the run. A checkpoint in it that was made of the same `content`, start and
         configuration is gone on from, bit for bit as if the run had never stopped.
     content: whatever else the run is made of (model, pictures, captions), as `content_key` gives it.
-    tick: called now and then while the automatic beta is sought; whatever it raises ends that.
+    callback: called now and then while the automatic beta is sought; whatever it raises ends that.
     watch_speed: stop when steps become many times slower.
 
     Raises DCOError for bad input. examples: those that are trained on. history: the reports of all steps so far;
@@ -82,7 +82,7 @@ class Training:
         draws: Iterator[Sequence[Draw]] | None = None,
         checkpoints: Checkpoints | None = None,
         content: str = "",
-        tick: Callable[[], None] = lambda: None,
+        callback: Callable[[], None] = lambda: None,
         watch_speed: bool = False,
     ):
         config.check()
@@ -110,7 +110,7 @@ class Training:
         if saved is not None:
             self.config = dataclasses.replace(TrainingConfig(**saved.about["config"]), steps=config.steps)
         else:
-            self.config = self._settled(config, tick)
+            self.config = self._settled(config, callback)
         groups = [
             (list(denoiser.trainable().values()), self.config.learning_rate),
             (
@@ -119,15 +119,15 @@ class Training:
             ),
         ]
         self._optimizer = make_optimizer(self.config.optimizer, groups, self.config.weight_decay)
-        if self.config.ema:
+        if self.config.ema_decay:
             self._ema = self._copied()
             # AveragedModel would pair values by position, and a run is resumed by name
-            self._average = get_ema_multi_avg_fn(self.config.ema)
+            self._average = get_ema_multi_avg_fn(self.config.ema_decay)
         if saved is not None:
             self._restore(saved)
-        factor = rate_factor(self.config.rate_schedule, self.config.warmup, self.config.steps)
+        factor = rate_factor(self.config.lr_scheduler, self.config.lr_warmup_steps, self.config.steps)
         self._rates = torch.optim.lr_scheduler.LambdaLR(self._optimizer, factor, last_epoch=self.step - 1)
-        self._held_out = HeldOut(denoiser, self.examples, self.config) if self.config.score_every else None
+        self._held_out = HeldOut(denoiser, self.examples, self.config) if self.config.validation_steps else None
 
     # --- the run
 
@@ -148,7 +148,7 @@ class Training:
                     if on_step is not None:
                         on_step(self.history[-1])
                     if self._watch is not None:
-                        self._watch.tick(self.history[-1].seconds)
+                        self._watch.callback(self.history[-1].seconds)
                     if self.checkpoints is not None and self.checkpoints.due(self.step):
                         self._save()
             except BaseException:
@@ -162,9 +162,9 @@ class Training:
         started = time.monotonic()
         step, config = self.step + 1, self.config
         self._optimizer.zero_grad(set_to_none=True)
-        outcomes = [_backward(next(batches)) for _ in range(config.accumulation)]
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), config.clip_norm))
-        finite = math.isfinite(norm) and all(bool(torch.isfinite(o.loss)) for o in outcomes)
+        results = [_backward(next(batches)) for _ in range(config.gradient_accumulation_steps)]
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), config.max_grad_norm))
+        finite = math.isfinite(norm) and all(bool(torch.isfinite(o.loss)) for o in results)
         rate = float(self._rates.get_last_lr()[0])
         self._whole = False
         if finite:
@@ -178,23 +178,23 @@ class Training:
         self._advance_rate()
         self.step = step
         seconds = time.monotonic() - started
-        self.history.append(_report(outcomes, step, config, rate, norm, seconds, not finite))
-        if self._held_out is not None and (step % config.score_every == 0 or step == config.steps):
+        self.history.append(_report(results, step, config, rate, norm, seconds, not finite))
+        if self._held_out is not None and (step % config.validation_steps == 0 or step == config.steps):
             self._score()
         self._whole = True
         if not finite:
-            self._give_up_if_hopeless(outcomes)
+            self._give_up_if_hopeless(results)
 
     def _advance_rate(self) -> None:
         self._optimizer._opt_called = True  # type: ignore[attr-defined]  # a first step may have been skipped
         self._rates.step()
 
-    def _give_up_if_hopeless(self, outcomes: Sequence[Outcome]) -> None:
+    def _give_up_if_hopeless(self, results: Sequence[Outcome]) -> None:
         skipped = sum(1 for _ in itertools.takewhile(lambda report: report.skipped, reversed(self.history)))
         if skipped < min(MAX_SKIPPED, self.config.steps):
             return
-        base = any(o.error_phi is not None and not torch.isfinite(o.error_phi).all() for o in outcomes)
-        theta = any(not torch.isfinite(o.error_theta).all() for o in outcomes)
+        base = any(o.error_phi is not None and not torch.isfinite(o.error_phi).all() for o in results)
+        theta = any(not torch.isfinite(o.error_theta).all() for o in results)
         if base:
             cause = (
                 "the base model itself gives NaN, as fp16 weights that overflow do: load it in bf16 or fp32."
@@ -215,7 +215,7 @@ class Training:
         """The batches of this and the following steps, with phi's errors where it looks ahead. Windows lie where
         they would lie in a run from the start, so that their rounding is the same."""
         config, examples = self.config, self.examples
-        number = self.step * config.accumulation
+        number = self.step * config.gradient_accumulation_steps
         window = config.look_ahead if config.is_dco else 1
         first = number // window * window
         stream = self._draws or random_draws(examples, len(self.denoiser.schedule), config, start=first)
@@ -227,11 +227,11 @@ class Training:
             for draws, error_phi in itertools.islice(pairs, number - first, None)
         )
 
-    def _settled(self, config: TrainingConfig, tick: Callable[[], None]) -> TrainingConfig:
+    def _settled(self, config: TrainingConfig, callback: Callable[[], None]) -> TrainingConfig:
         """The configuration with numbers for what is automatic."""
         with _seeded_dropout(config.seed) as seed_step:
             seed_step(0)
-            config = resolved(config, self.denoiser, self.examples, self.tokens, tick)
+            config = resolved(config, self.denoiser, self.examples, self.tokens, callback)
         window = config.look_ahead
         if not reference_pass.possible(self.examples) or not config.is_dco:
             window = 1
@@ -344,11 +344,11 @@ class Training:
 def _backward(batch: Batch) -> Outcome:
     """Add one micro-batch's gradient."""
     config = batch.config
-    outcome = OBJECTIVES[config.objective](batch)
-    if torch.isfinite(outcome.loss):
+    result = OBJECTIVES[config.objective](batch)
+    if torch.isfinite(result.loss):
         with clear_refusal():
-            (outcome.loss / config.accumulation).backward()
-    return outcome._replace(loss=outcome.loss.detach(), error_theta=outcome.error_theta.detach())
+            (result.loss / config.gradient_accumulation_steps).backward()
+    return result._replace(loss=result.loss.detach(), error_theta=result.error_theta.detach())
 
 
 @contextmanager
@@ -368,20 +368,20 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _report(
-    outcomes: Sequence[Outcome], step: int, config: TrainingConfig, rate: float, norm: float, seconds: float,
+    results: Sequence[Outcome], step: int, config: TrainingConfig, rate: float, norm: float, seconds: float,
     skipped: bool,
 ) -> StepReport:  # fmt: skip
-    margins = [o.margin for o in outcomes if o.margin is not None]
-    phi = [o.error_phi for o in outcomes if o.error_phi is not None]
+    margins = [o.margin for o in results if o.margin is not None]
+    phi = [o.error_phi for o in results if o.error_phi is not None]
     return StepReport(
         step=step,
         steps=config.steps,
-        loss=_mean([o.loss.item() for o in outcomes]),
+        loss=_mean([o.loss.item() for o in results]),
         margin=_mean([m.mean().item() for m in margins]) if margins else 0.0,
         gate=_mean([gate(m).mean().item() for m in margins]) if margins else 1.0,
         learning_rate=rate,
         gradient_norm=norm,
-        error_theta=_mean([o.error_theta.mean().item() for o in outcomes]),
+        error_theta=_mean([o.error_theta.mean().item() for o in results]),
         error_phi=_mean([e.mean().item() for e in phi]) if phi else math.nan,
         seconds=seconds,
         skipped=skipped,

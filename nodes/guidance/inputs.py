@@ -9,7 +9,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...dco_core.errors import DCOError, printable
-from ...dco_core.guidance import SCHEDULES
+from ...dco_core.guidance import W_RG_SCHEDULES
 from ...dco_core.lora import from_bundle
 from ...dco_core.suggested_scales import PAPER
 from ..host import sampling
@@ -121,7 +121,7 @@ def options() -> list[Any]:
             tooltip="Where in the noise schedule w_rg ends.",
         ),
         io.Combo.Input(
-            "w_rg_schedule", options=list(SCHEDULES), default="constant", optional=True, advanced=True,
+            "w_rg_schedule", options=list(W_RG_SCHEDULES), default="constant", optional=True, advanced=True,
             tooltip="w_rg over the interval: constant (the paper), or falling to 0.",
         ),
         io.Boolean.Input(
@@ -185,5 +185,5 @@ def patched(
         raise DCOError(
             f"The interval of w_rg is empty: start_percent {start_percent:g} is not below end_percent {end_percent:g}."
         )
-    method = engine.Method(kind, scale, start_percent, end_percent, w_rg_schedule, low_memory, self_check)
+    method = engine.GuidanceMethod(kind, scale, start_percent, end_percent, w_rg_schedule, low_memory, self_check)
     return engine.patch(model, patches, method, personalized)

@@ -25,14 +25,14 @@ def zip_mergers_of(
     names = [modules_of(model, lora, f"LoRA {which}") for which, lora in enumerate(loras, 1)]
     bar = progress_bar(settings.steps)
 
-    def tick(_step: int) -> None:
+    def callback(_step: int) -> None:
         raise_if_interrupted()
         bar.update(1)
 
     with training_session(model, None) as denoiser:
         denoiser.checkpoint_blocks()
         examples = [_examples(model, denoiser, *pair) for pair in zip(latents, prompts, strict=True)]
-        return zip_mergers(denoiser, names, loras, examples, settings, weights, tick)
+        return zip_mergers(denoiser, names, loras, examples, settings, weights, callback)
 
 
 def _examples(model, denoiser: HostDenoiser, latent: Mapping[str, Any], prompt: list) -> list[Example]:

@@ -22,15 +22,15 @@ from ...dco_core.metrics.pretrained import BATCH
 
 
 def clip_vision_embeddings(
-    clip_vision, images: Sequence[Tensor], tick: Callable[[], None] = lambda: None
+    clip_vision, images: Sequence[Tensor], callback: Callable[[], None] = lambda: None
 ) -> Tensor:
     """Images [H, W, C] in 0..1, of any sizes -> fp32 [B, D] on the CPU, not normalised; the middle square of each is
-    looked at. tick: called before each batch. DCOError for a model without one embedding an image."""
+    looked at. callback: called before each batch. DCOError for a model without one embedding an image."""
     found = []
     for _, group in groupby(images, key=lambda image: image.shape):
         alike = list(group)
         for i in range(0, len(alike), BATCH):
-            tick()
+            callback()
             embeds = clip_vision.encode_image(torch.stack(alike[i : i + BATCH]), crop=True)["image_embeds"]
             if embeds is None or embeds.ndim != 2:
                 kind = getattr(clip_vision, "model_type", type(clip_vision).__name__)

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ...dco_core.errors import DCOError
 from ...dco_core.lora import LoraWeights, read_lora
 from ...dco_core.lora.state_dict import DTYPES
-from ...dco_core.merging import PRESETS, Dare, Exact, Method, NPLora, Size, Ties, parse_file_weight
+from ...dco_core.merging import PRESETS, Dare, Exact, MergeMethod, NPLora, Size, Ties, parse_file_weight
 from ..host import files
 
 EXACT_SIZE, BY_RANK, BY_ERROR = "exact", "by rank", "by error"
@@ -102,7 +102,7 @@ def parse_size(size: Mapping[str, Any] | None) -> Size:
     raise DCOError(f"size {choice!r} is unknown: choose {EXACT_SIZE}, {BY_RANK} or {BY_ERROR}.")
 
 
-def parse_method(method: Mapping[str, Any] | None) -> Method | None:
+def parse_method(method: Mapping[str, Any] | None) -> MergeMethod | None:
     """The DynamicCombo `method`; None for ZipLoRA, which must be trained first."""
     options = method or {}
     choice = options.get("method", EXACT)

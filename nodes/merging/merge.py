@@ -15,7 +15,15 @@ from ...dco_core.errors import DCOError, printable_lines
 from ...dco_core.lora import LazyLayers, LoraLayer, LoraWeights, from_tensors, to_tensors, write_lora
 from ...dco_core.lora.arithmetic import rank_header
 from ...dco_core.lora.state_dict import DTYPES
-from ...dco_core.merging import ErrorReport, Method, ZipLora, ZipSettings, blocks_for, compare, merge_with
+from ...dco_core.merging import (
+    ErrorReport,
+    MergeMethod,
+    ZipLora,
+    ZipSettings,
+    blocks_for,
+    compare,
+    merge_with,
+)
 from ...dco_core.merging.report import carried
 from ..host.files import new_lora_path, shown_name
 from ..host.node_choices import check_choices
@@ -103,7 +111,7 @@ def _interruptible(lora: LoraWeights) -> LoraWeights:
     return LoraWeights(lazy, lora.other, lora.metadata, lora.paths, lora.vectors)
 
 
-def _zipped(inputs: Sequence[LoraWeights], weights: Sequence[float], options) -> tuple[Method, str]:
+def _zipped(inputs: Sequence[LoraWeights], weights: Sequence[float], options) -> tuple[MergeMethod, str]:
     """ZipLoRA's mergers, trained on the MODEL, and what to say of it."""
     from ..host.merging import zip_mergers_of
 

@@ -86,7 +86,7 @@ def objectives() -> list[io.DynamicCombo.Option]:
         ),
         _weighting(),
         io.Float.Input(
-            "open_gates",
+            "target_gate",
             default=0.3,
             min=0.01,
             max=0.49,

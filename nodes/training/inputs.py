@@ -8,8 +8,8 @@ from comfy_api.latest import io
 
 from ...dco_core.network.lora_layers import LAYERS
 from ...dco_core.training.config import AUTOMATIC_BETA, KEPT
-from ...dco_core.training.optimizers import OPTIMIZERS, SCHEDULES
-from ..host.training.network import PRECISIONS
+from ...dco_core.training.optimizers import LR_SCHEDULERS, OPTIMIZERS
+from ..host.training.network import TRAINING_PRECISIONS
 from . import choices
 
 CHECKPOINTING = ("auto", "on", "off")
@@ -178,7 +178,7 @@ def inputs() -> list[Any]:
             tooltip="Dropout inside the LoRA.",
         ),
         io.Int.Input(
-            "accumulation",
+            "gradient_accumulation_steps",
             default=1,
             min=1,
             max=256,
@@ -231,15 +231,15 @@ def inputs() -> list[Any]:
             "the learning rate to 1).",
         ),
         io.Combo.Input(
-            "rate_schedule",
-            options=list(SCHEDULES),
+            "lr_scheduler",
+            options=list(LR_SCHEDULERS),
             default="constant",
             optional=True,
             advanced=True,
             tooltip="The learning rate over the run: constant (the authors), or down to 0.",
         ),
         io.Int.Input(
-            "warmup",
+            "lr_warmup_steps",
             default=0,
             min=0,
             max=100000,
@@ -248,7 +248,7 @@ def inputs() -> list[Any]:
             tooltip="Steps in which the learning rate rises to its value.",
         ),
         io.Float.Input(
-            "ema",
+            "ema_decay",
             default=0.0,
             min=0.0,
             max=0.9999,
@@ -259,7 +259,7 @@ def inputs() -> list[Any]:
             tooltip="Decay of a moving average of the LoRA, which then is the result; 0: none.",
         ),
         io.Int.Input(
-            "score_every",
+            "validation_steps",
             default=100,
             min=0,
             max=100000,
@@ -297,7 +297,7 @@ def inputs() -> list[Any]:
         ),
         io.Combo.Input(
             "precision",
-            options=list(PRECISIONS),
+            options=list(TRAINING_PRECISIONS),
             default="auto",
             optional=True,
             advanced=True,
@@ -344,7 +344,7 @@ def inputs() -> list[Any]:
             optional=True,
             advanced=True,
             tooltip="Where beta is 0. paper: 1 for SD1.5 and SDXL, found on your images for v and flow models. images: "
-            "always found on your images, aiming at open_gates.",
+            "always found on your images, aiming at target_gate.",
         ),
     ]
 

@@ -117,7 +117,7 @@ class DCOLoRATrainer(io.ComfyNode):
             run = Training(
                 denoiser, examples, config, words.tokens, checkpoints=_checkpoints(values),
                 content=_content(image_model, prepared, values, adapter),
-                tick=progress.on_trial_step, watch_speed=True,
+                callback=progress.on_trial_step, watch_speed=True,
             )  # fmt: skip
             target = _target(path, run, adapter, image_model, prepared, values)
             carried = start.other if start else {}

@@ -43,7 +43,7 @@ def test_epsilon_prediction_gets_the_papers_value_and_a_given_beta_stays(example
     denoiser.schedule = type(denoiser.schedule).stable_diffusion()
     assert resolved(TrainingConfig(beta=None), denoiser, examples).beta == 1.0
     on_images = resolved(TrainingConfig(beta=None, automatic_beta="images"), denoiser, examples)
-    wider = resolved(TrainingConfig(beta=None, automatic_beta="images", open_gates=0.4), denoiser, examples)
+    wider = resolved(TrainingConfig(beta=None, automatic_beta="images", target_gate=0.4), denoiser, examples)
     assert on_images.beta != 1.0 and wider.beta < on_images.beta
     with pytest.raises(DCOError, match="automatic_beta 'none' is unknown"):
         TrainingConfig(automatic_beta="none").check()
@@ -56,12 +56,12 @@ def test_a_flow_model_gets_a_beta_that_learns_and_nothing_else_changes(examples)
     denoiser = toy.ToyDenoiser(AdapterConfig(rank=4, layers="all linear"))
     before = {name: p.detach().clone() for name, p in denoiser.trainable().items()}
     ticks = []
-    found = resolved(config, denoiser, examples, tick=lambda: ticks.append(1))
+    found = resolved(config, denoiser, examples, callback=lambda: ticks.append(1))
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in denoiser.trainable().items())
     assert 0.01 < found.beta < 1.0
     assert len(ticks) > 8
     assert resolved(config, denoiser, examples).beta == found.beta
-    stricter = resolved(TrainingConfig(**config.as_dict() | {"open_gates": 0.1}), denoiser, examples)
+    stricter = resolved(TrainingConfig(**config.as_dict() | {"target_gate": 0.1}), denoiser, examples)
     assert stricter.beta > found.beta
 
     reports = []
@@ -87,5 +87,5 @@ def test_an_interrupt_of_the_calibration_leaves_everything_as_it_was(examples):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        resolved(TrainingConfig(beta=None, learning_rate=0.1), denoiser, examples, tick=stop)
+        resolved(TrainingConfig(beta=None, learning_rate=0.1), denoiser, examples, callback=stop)
     assert all(p.abs().max() == 0 for name, p in denoiser.trainable().items() if name.endswith("up"))

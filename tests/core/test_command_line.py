@@ -29,7 +29,7 @@ from dco_core.network.lora_layers import LAYERS
 from dco_core.toy_world.image_model import ToyWorldModel
 from dco_core.toy_world.references import write_toy_references
 from dco_core.training.config import AUTOMATIC_BETA, KEPT, OBJECTIVE_NAMES
-from dco_core.training.optimizers import OPTIMIZERS, SCHEDULES
+from dco_core.training.optimizers import LR_SCHEDULERS, OPTIMIZERS
 from devtools.environment import ROOT
 
 STEPS = 60  # enough that a signal within 0.1 s of the first checkpoint comes in the middle
@@ -210,7 +210,7 @@ def test_gradient_checkpointing_and_a_log_do_not_change_what_is_learned(whole, d
 
 
 def test_scores_and_the_kept_adapter_are_reported(data, tmp_path, capsys):
-    options = ["--score-every", "2", "--keep", "best", "--ema", "0.9"]
+    options = ["--validation-steps", "2", "--keep", "best", "--ema-decay", "0.9"]
     assert main([*command(data, tmp_path / "toy.safetensors", steps=4)[3:], *options]) == 0
     assert re.search(r"Held-out margin: best -?[\d.]+ at step [24], last ", capsys.readouterr().out)
 
@@ -245,7 +245,7 @@ def test_help_names_every_option():
     ):
         assert option in text
     for choice in (
-        *OPTIMIZERS, *SCHEDULES, *WEIGHTINGS, *REDUCTIONS, *LAYERS, *OBJECTIVE_NAMES, *KEPT, *AUTOMATIC_BETA,
+        *OPTIMIZERS, *LR_SCHEDULERS, *WEIGHTINGS, *REDUCTIONS, *LAYERS, *OBJECTIVE_NAMES, *KEPT, *AUTOMATIC_BETA,
     ):  # fmt: skip
         assert choice.replace("-", "") in re.sub(r"[-\s]+", " ", text.replace("-", "")), choice
     described = re.split(r"^  (?=-)", text, flags=re.MULTILINE)[1:]

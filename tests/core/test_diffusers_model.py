@@ -10,7 +10,7 @@ import torch
 from tiny_pipelines import sd15, sdxl
 
 from dco_core.cli import commands
-from dco_core.data.buckets import Fitted
+from dco_core.data.buckets import BucketedImage
 from dco_core.errors import DCOError
 from dco_core.lora import read_lora
 from dco_core.models.diffusers_model import load
@@ -43,7 +43,7 @@ def draws(n=2):
 
 
 def conditioning(model):
-    fitted = Fitted(torch.zeros(32, 48, 3), None, (60, 90), (2, 5))
+    fitted = BucketedImage(torch.zeros(32, 48, 3), None, (60, 90), (2, 5))
     (text,) = model.encode_captions(["a dog"])
     return model.with_size(text, fitted)
 

@@ -28,7 +28,7 @@ def curve(folder, name):
 
 
 def test_every_step_and_every_score_is_in_the_log(tmp_path):
-    run = training(steps=6, score_every=3)
+    run = training(steps=6, validation_steps=3)
     log = EventLog(tmp_path, run)
     run.run(log)
     log.close()

@@ -28,7 +28,7 @@ STUDY = SMALL | {
     "prompts": 2, "pictures": 1, "ceiling": True, "pictures_at_once": 3, "distance_prompts": 2, "side_by_side": 2,
     "w_rg_at": [2, "stopped"], "w_rg_methods": ["DreamBooth"],
     "own_methods": {
-        "DreamBooth": {"training": {"objective": "dreambooth", "score_every": 2}},
+        "DreamBooth": {"training": {"objective": "dreambooth", "validation_steps": 2}},
         "DCO": {"training": {"weighting": "epsilon"}, "bases": ["two"]},
     },
     "contrasts": [{"claim": "sooner or later", "family": "primary", "tests": [

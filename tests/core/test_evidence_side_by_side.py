@@ -39,13 +39,14 @@ def examples_of(model, seed, prior=False):
 CASES = {
     "plain": {"objective": "dreambooth"},
     "plain, clipped hard, decayed, warmed up": {
-        "objective": "dreambooth", "clip_norm": 0.01, "weight_decay": 0.5, "rate_schedule": "cosine", "warmup": 2,
+        "objective": "dreambooth", "max_grad_norm": 0.01, "weight_decay": 0.5, "lr_scheduler": "cosine",
+        "lr_warmup_steps": 2,
     },
     "DCO": {"beta": 0.02},
     "DCO, epsilon weighting": {"beta": 1.0, "weighting": "epsilon"},
     "prior": {"objective": "dreambooth-prior", "prior_weight": 0.7},
     "DCO, prior": {"objective": "dco-prior", "beta": 0.02, "prior_weight": 0.7, "weighting": "min-snr"},
-    "scored": {"objective": "dreambooth", "score_every": 2},
+    "scored": {"objective": "dreambooth", "validation_steps": 2},
 }  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def test_each_run_ends_as_it_does_alone(model, case):
     together.run(seen.append)
     assert seen == [1, 2, 3, 4, 5]
     for i, seed in enumerate(SEEDS):
-        keep = {"keep": "best"} if config.score_every else {}
+        keep = {"keep": "best"} if config.validation_steps else {}
         alone = Training(
             model.denoiser(adapters[i]), examples[i], dataclasses.replace(config, seed=seed, **keep)
         )
@@ -75,7 +76,7 @@ def test_each_run_ends_as_it_does_alone(model, case):
                     b - (starts[i][name].down if b is layer.down else 0)
                 ).norm() + 1e-6
             assert found[name].scale == layer.scale
-        if config.score_every:
+        if config.validation_steps:
             assert alone.best is not None and together.stopped_at[i] == alone.best.step
             with alone.result():
                 best = alone.denoiser.lora()
@@ -98,7 +99,8 @@ def test_runs_differ_from_one_another(model):
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"ema": 0.9}, "ema"), ({"accumulation": 2}, "accumulation"), ({"reduction": "batch-mean"}, "reduction"),
+    [({"ema_decay": 0.9}, "ema_decay"), ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps"),
+     ({"reduction": "batch-mean"}, "reduction"),
      ({"beta": None}, "found on the images")],
 )  # fmt: skip
 def test_what_only_a_run_alone_can_do_is_refused(model, changes, said):

@@ -182,7 +182,7 @@ def test_the_end_of_a_training_with_a_moving_average_is_the_average(tmp_path):
     training = {"steps": 3, "learning_rate": 0.01, "beta": 0.04}
     ups = {}
     for ema in (0.0, 0.9):
-        study = small(training=training | {"ema": ema})
+        study = small(training=training | {"ema_decay": ema})
         bench = Bench(study, setting_for(study, tmp_path / "references", None), tmp_path / str(ema))
         job = Job("DreamBooth", "toy", None, 0)
         bench.do(job)
@@ -303,7 +303,7 @@ def test_memory_that_runs_out_ends_one_job_and_not_the_study(monkeypatch, tmp_pa
     study = dataclasses.replace(load_study("toy-world-quick"), seeds=(0, 1))
     done = []
 
-    def do(self, job, tick=lambda: None):
+    def do(self, job, callback=lambda: None):
         if job.method == "DCO" and job.seed == 0:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         done.append(job)

@@ -68,7 +68,7 @@ def test_the_optimizer_states_are_counted(examples):
     plain = estimate(denoiser, examples, TrainingConfig())
     assert plain.training == 4 * weights  # itself, its gradient, two averages
     assert plain.total == plain.activations + plain.training
-    averaged = estimate(denoiser, examples, TrainingConfig(ema=0.9, optimizer="adafactor"))
+    averaged = estimate(denoiser, examples, TrainingConfig(ema_decay=0.9, optimizer="adafactor"))
     assert averaged.training == pytest.approx(3.2 * weights, rel=1e-3)
     assert "beside the model" in str(plain)
 

@@ -197,13 +197,13 @@ def test_every_step_can_be_interrupted_and_leaves_the_adapter_on():
     denoiser, (own, base, empty) = small(), texts()
     calls = []
 
-    def tick():
+    def callback():
         calls.append(1)
         if len(calls) == 3:
             raise Stop
 
     with pytest.raises(Stop):
-        sample(denoiser, own, base, empty, noise(), w_rg=3.0, w_text=7.5, steps=9, tick=tick)
+        sample(denoiser, own, base, empty, noise(), w_rg=3.0, w_text=7.5, steps=9, callback=callback)
     assert not any(layer._disable_adapters for _, layer in lora_layers(denoiser.network))
     assert torch.is_grad_enabled()
 
@@ -246,8 +246,8 @@ def test_nothing_that_training_depends_on_changes():
 CONFIGURATIONS = {
     "dco": {},
     "dropout": {"dropout": 0.5},
-    "look ahead, batch 2, accumulated": {"look_ahead": 4, "batch_size": 2, "accumulation": 2},
-    "ema and best": {"ema": 0.9, "score_every": 2, "keep": "best"},
+    "look ahead, batch 2, accumulated": {"look_ahead": 4, "batch_size": 2, "gradient_accumulation_steps": 2},
+    "ema and best": {"ema_decay": 0.9, "validation_steps": 2, "keep": "best"},
     "tokens": {"tokens": True},
 }
 
@@ -328,7 +328,7 @@ def test_the_base_is_sampled_once_unless_it_reads_tokens_in_training():
         "tokens": PreviewPrompt("a", lambda: own, None, empty),
     }.items():
         denoiser, ticks = small(), []
-        shots = Previews(denoiser, [prompt], (6, 2, 2), 0, steps=4, tick=lambda ticks=ticks: ticks.append(1))
+        shots = Previews(denoiser, [prompt], (6, 2, 2), 0, steps=4, callback=lambda ticks=ticks: ticks.append(1))
         shots.take(), shots.take()
         counts[name] = len(ticks)
     assert counts == {"fixed": 20, "same": 20, "tokens": 24}

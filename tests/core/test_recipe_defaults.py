@@ -26,14 +26,14 @@ def test_defaults_are_the_papers_and_its_authors():
         "per-sample",
     )
     assert (config.learning_rate, config.token_learning_rate) == (5e-5, 5e-4)
-    assert (config.optimizer, config.weight_decay, config.clip_norm) == ("adamw", 1e-4, 1.0)
-    assert (config.rate_schedule, config.warmup, config.batch_size, config.accumulation) == (
+    assert (config.optimizer, config.weight_decay, config.max_grad_norm) == ("adamw", 1e-4, 1.0)
+    assert (config.lr_scheduler, config.lr_warmup_steps, config.batch_size, config.gradient_accumulation_steps) == (
         "constant",
         0,
         1,
         1,
     )
-    assert (config.offset_noise, config.caption_dropout, config.weighting, config.ema) == (
+    assert (config.offset_noise, config.caption_dropout, config.weighting, config.ema_decay) == (
         0.0,
         0.0,
         "uniform",

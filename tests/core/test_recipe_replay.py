@@ -72,7 +72,7 @@ def world():
 
 def recorded(examples, schedule, config):
     stream = random_draws(examples, len(schedule), config)
-    return [[next(stream) for _ in range(config.accumulation)] for _ in range(STEPS)]
+    return [[next(stream) for _ in range(config.gradient_accumulation_steps)] for _ in range(STEPS)]
 
 
 def replay(world, draws, config, start, start_rows, n_prior, masked, class_ids):
@@ -178,7 +178,7 @@ def replay(world, draws, config, start, start_rows, n_prior, masked, class_ids):
                     grads[i] = new if grads[i] is None else grads[i] + new
             total += loss.item()
         norm = torch.sqrt(sum((g**2).sum() for g in grads if g is not None)).item()
-        clip = min(1.0, config.clip_norm / (norm + 1e-6))
+        clip = min(1.0, config.max_grad_norm / (norm + 1e-6))
         flat = iter(grads)
         with torch.no_grad():
             for group, rate in groups:
@@ -214,7 +214,7 @@ CASES = {
     ),
     "batch of 2, a gate for each": (SUBJECT | {"batch_size": 2}, False, False),
     "batch of 2, one gate": (SUBJECT | {"batch_size": 2, "reduction": "batch-mean"}, False, False),
-    "gradient accumulation with tokens": (SUBJECT | {"batch_size": 2, "accumulation": 3}, True, False),
+    "gradient accumulation with tokens": (SUBJECT | {"batch_size": 2, "gradient_accumulation_steps": 3}, True, False),
     "plain loss with min-SNR": ({"objective": "dreambooth", "weighting": "min-snr", "batch_size": 2}, False, False),
     "plain loss with tokens": ({"objective": "dreambooth", "token_learning_rate": 5e-3}, True, False),
     "prior preservation": ({"objective": "dreambooth-prior", "prior_weight": 0.7, "batch_size": 2}, True, False),
@@ -226,13 +226,13 @@ CASES = {
     ),
     "DCO with prior, min-SNR and one gate": (
         {"objective": "dco-prior", "beta": 0.05, "weighting": "min-snr", "prior_weight": 30.0, "batch_size": 2,
-         "reduction": "batch-mean", "accumulation": 2}, False, False
+         "reduction": "batch-mean", "gradient_accumulation_steps": 2}, False, False
     ),
     "MaPO": ({"objective": "mapo", "mapo_beta": 0.2, "batch_size": 2}, False, False),
     "output preservation": (
         {"objective": "output-preservation", "preservation_weight": 2.0, "batch_size": 2}, True, False
     ),
-    "other clip and decay": (SUBJECT | {"clip_norm": 0.2, "weight_decay": 5.0}, True, False),
+    "other clip and decay": (SUBJECT | {"max_grad_norm": 0.2, "weight_decay": 5.0}, True, False),
     "plain loss with another gamma": (
         {"objective": "dreambooth", "weighting": "min-snr", "snr_gamma": 1.0, "batch_size": 2}, False, False
     ),

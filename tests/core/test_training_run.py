@@ -21,10 +21,10 @@ from tests.small_runs import STEPS, Run, Stop, assert_same
 CONFIGURATIONS = {
     "dco": {},
     "naive": {"look_ahead": 1},
-    "window 4, batch 2, accumulated": {"look_ahead": 4, "batch_size": 2, "accumulation": 2},
-    "dreambooth, cosine, warmup": {"objective": "dreambooth", "rate_schedule": "cosine", "warmup": 3},
+    "window 4, batch 2, accumulated": {"look_ahead": 4, "batch_size": 2, "gradient_accumulation_steps": 2},
+    "dreambooth, cosine, warmup": {"objective": "dreambooth", "lr_scheduler": "cosine", "lr_warmup_steps": 3},
     "adafactor": {"optimizer": "adafactor"},
-    "ema and best": {"ema": 0.9, "score_every": 2, "keep": "best"},
+    "ema and best": {"ema_decay": 0.9, "validation_steps": 2, "keep": "best"},
     "dropout": {"dropout": 0.5},
     "tokens": {"tokens": True},
     "DCO with prior": {"objective": "dco-prior", "prior": True, "look_ahead": 4, "batch_size": 2},
@@ -48,7 +48,7 @@ def test_any_split_is_the_run_in_one_go(tmp_path, options, stops):
 LIBRARIES = {"adamw-8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 
 
-@pytest.mark.parametrize("kept", [{}, {"score_every": 2, "keep": "best"}], ids=["last", "best"])
+@pytest.mark.parametrize("kept", [{}, {"validation_steps": 2, "keep": "best"}], ids=["last", "best"])
 @pytest.mark.parametrize("rows", [{"zoo": 1, "cat": 1}, {"zoo": 1, "cat": 2}], ids=str)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_tokens_whose_names_sort_otherwise_resume_with_their_average_and_states(tmp_path, optimizer, rows, kept):
@@ -56,8 +56,8 @@ def test_tokens_whose_names_sort_otherwise_resume_with_their_average_and_states(
     if optimizer in LIBRARIES:
         pytest.importorskip(LIBRARIES[optimizer])
     rate = 1.0 if optimizer == "prodigy" else 1e-2
-    options = {"tokens": rows, "optimizer": optimizer, "learning_rate": rate, "token_learning_rate": rate, "ema": 0.8}
-    options |= kept
+    options = {"tokens": rows, "optimizer": optimizer, "learning_rate": rate, "token_learning_rate": rate}
+    options |= {"ema_decay": 0.8} | kept
     whole = Run(**options).run()
     for stop in (2, 5):
         Run(tmp_path, **options).run(until=stop)
@@ -70,7 +70,7 @@ def test_tokens_whose_names_sort_otherwise_resume_with_their_average_and_states(
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 def test_a_checkpoint_finds_its_parameters_by_name_in_whatever_order_they_come(tmp_path, optimizer):
-    options = {"optimizer": optimizer, "ema": 0.8}
+    options = {"optimizer": optimizer, "ema_decay": 0.8}
     Run(tmp_path, tokens={"zoo": 1, "cat": 1}, **options).run(until=5)
     turned = Run(tmp_path, tokens={"cat": 1, "zoo": 1}, **options)
     assert turned.training.step == 5
@@ -100,7 +100,7 @@ def test_a_finished_run_is_there_at_once_and_goes_on_to_more_steps(tmp_path):
         ({"seed": 8}, "seed 7 (now 8)"),
         ({"beta": 2.0}, "beta 1.0 (now 2.0)"),
         ({"content": "other pictures"}, "other pictures"),
-        ({"rate_schedule": "linear"}, "rate_schedule constant (now linear)"),
+        ({"lr_scheduler": "linear"}, "lr_scheduler constant (now linear)"),
         ({"schedule": Schedule.stable_diffusion("v")}, "another start or another noise schedule"),
     ],
 )
@@ -114,9 +114,9 @@ def test_another_configuration_starts_anew_and_says_so(tmp_path, change, words):
 
 
 def test_the_length_matters_where_the_rate_depends_on_it(tmp_path):
-    Run(tmp_path, rate_schedule="linear").run(until=5)
-    assert Run(tmp_path, rate_schedule="linear").training.step == 5
-    assert Run(tmp_path, rate_schedule="linear", steps=2 * STEPS).training.step == 0
+    Run(tmp_path, lr_scheduler="linear").run(until=5)
+    assert Run(tmp_path, lr_scheduler="linear").training.step == 5
+    assert Run(tmp_path, lr_scheduler="linear", steps=2 * STEPS).training.step == 0
 
 
 def test_checkpoints_are_few(tmp_path):

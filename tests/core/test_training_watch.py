@@ -28,7 +28,7 @@ from tests.small_runs import STEPS, Run
 
 @pytest.mark.parametrize("window", [2, 5, 16])
 @pytest.mark.parametrize(
-    "batch", [{}, {"batch_size": 2, "reduction": "batch-mean"}, {"accumulation": 2}], ids=str
+    "batch", [{}, {"batch_size": 2, "reduction": "batch-mean"}, {"gradient_accumulation_steps": 2}], ids=str
 )
 def test_looking_ahead_changes_nothing_but_the_number_of_calls(window, batch):
     naive, ahead = Run(look_ahead=1, **batch), Run(look_ahead=window, **batch)
@@ -37,7 +37,7 @@ def test_looking_ahead_changes_nothing_but_the_number_of_calls(window, batch):
     ahead.denoiser.predict = lambda *args, adapter: calls.append(adapter) or predict(*args, adapter=adapter)
     naive.run()
     ahead.run()
-    steps = STEPS * batch.get("accumulation", 1)
+    steps = STEPS * batch.get("gradient_accumulation_steps", 1)
     assert calls.count(True) == steps
     assert calls.count(False) == math.ceil(steps / window)
     for a, b in zip(naive.training.history, ahead.training.history, strict=True):
@@ -143,13 +143,13 @@ def test_a_base_that_reads_the_learned_tokens_is_asked_anew_in_every_step():
 )
 def test_rates(schedule, warmup, expected):
     assert [rate_factor(schedule, warmup, 4)(i) for i in range(4)] == pytest.approx(expected)
-    run = Run(steps=4, rate_schedule=schedule, warmup=warmup, learning_rate=1e-2).run()
+    run = Run(steps=4, lr_scheduler=schedule, lr_warmup_steps=warmup, learning_rate=1e-2).run()
     assert [r.learning_rate for r in run.training.history] == pytest.approx([1e-2 * e for e in expected])
 
 
 def test_the_moving_average_is_the_mean_of_the_path():
-    """ema is the share of what was, as everywhere: 0.8 remembers about five steps."""
-    run = Run(ema=0.8, steps=3)
+    """ema_decay is the share of what was, as everywhere: 0.8 remembers about five steps."""
+    run = Run(ema_decay=0.8, steps=3)
     path = [run.training._copied()]
     run.training.run(lambda report: path.append(run.training._copied()))
     for name, p in run.denoiser.trainable().items():
@@ -160,7 +160,7 @@ def test_the_moving_average_is_the_mean_of_the_path():
 
 
 def test_scores_are_margin_and_distance_on_draws_that_training_has_not_seen():
-    run = Run(score_every=3).run()
+    run = Run(validation_steps=3).run()
     assert [s.step for s in run.training.scores] == [3, 6, 9]
     assert run.training._held_out.score(9) == run.training.scores[-1]
     held_out = run.training._held_out
@@ -181,12 +181,12 @@ def test_scores_are_margin_and_distance_on_draws_that_training_has_not_seen():
 
 
 def test_scoring_changes_nothing_that_is_trained():
-    plain, scored = Run(dropout=0.3).run(), Run(dropout=0.3, score_every=2).run()
+    plain, scored = Run(dropout=0.3).run(), Run(dropout=0.3, validation_steps=2).run()
     assert plain.made()[1] == scored.made()[1]
 
 
 def test_the_best_is_kept():
-    run = Run(score_every=1, keep="best", learning_rate=0.3, steps=25)  # too fast: it gets worse again
+    run = Run(validation_steps=1, keep="best", learning_rate=0.3, steps=25)  # too fast: it gets worse again
     seen = {0: None}
     run.training.run(lambda report: seen.update({report.step: run.training._copied()}))
     best = run.training.best
@@ -263,16 +263,16 @@ def test_a_lora_that_explodes_is_named_as_the_cause():
 def test_steps_that_become_many_times_slower_stop_the_run():
     watch = SpeedWatch()
     for _ in range(40):
-        watch.tick(0.5)
-    watch.tick(60.0)  # once is no trouble
+        watch.callback(0.5)
+    watch.callback(60.0)  # once is no trouble
     for _ in range(10):
-        watch.tick(0.5)
+        watch.callback(0.5)
     with pytest.raises(DCOError, match="Steps now take 6.0 s, 12 times as long.*kept"):
         for _ in range(5):
-            watch.tick(6.0)
+            watch.callback(6.0)
     fast = SpeedWatch()
     for seconds in [0.01] * 20 + [0.5] * 20:  # fifty times slower and still nothing to fear
-        fast.tick(seconds)
+        fast.callback(seconds)
 
 
 def test_a_run_that_crawls_stops_and_goes_on_later(tmp_path, monkeypatch):
@@ -298,10 +298,10 @@ def test_a_run_that_crawls_stops_and_goes_on_later(tmp_path, monkeypatch):
     ("change", "words"),
     [
         ({"optimizer": "sgd"}, "optimizer 'sgd' is unknown"),
-        ({"rate_schedule": "steps"}, "rate_schedule 'steps' is unknown"),
-        ({"warmup": -1}, "warmup is -1"),
-        ({"ema": 1.0}, "ema is 1"),
-        ({"keep": "best"}, "set score_every"),
+        ({"lr_scheduler": "steps"}, "lr_scheduler 'steps' is unknown"),
+        ({"lr_warmup_steps": -1}, "lr_warmup_steps is -1"),
+        ({"ema_decay": 1.0}, "ema_decay is 1"),
+        ({"keep": "best"}, "set validation_steps"),
         ({"look_ahead": -2}, "look_ahead is -2"),
     ],
 )

@@ -164,7 +164,7 @@ def test_two_tokens_at_once_from_a_phrase_and_with_more_vectors_than_words(host,
         one = g.add("ImageFromBatch", image=[picture, 0], batch_index=0, length=1)
         trainer = g.trainer(
             base, [one, 0], "a photo of a <rex> and a <bo> on a beach", resolution=64, rank=2, batch_size=1,
-            steps=1, score_every=0, filename_prefix="loras/pair",
+            steps=1, validation_steps=0, filename_prefix="loras/pair",
             **TOKENS | {"learned_tokens__token_learning_rate": rate,
                         "learned_tokens__initializers": "<rex> = golden retriever\n<bo> = dog, 3"},
         )  # fmt: skip
@@ -226,7 +226,8 @@ def test_tokens_train_with_every_objective_beside_masks_dropout_and_accumulation
         g = Graph()
         mask = g.add("SolidMask", value=1.0, width=64, height=64)
         trainer = token_trainer(
-            g, g.toy(), "toy", filename_prefix="loras/objectives", objective=objective, batch_size=2, accumulation=2,
+            g, g.toy(), "toy", filename_prefix="loras/objectives", objective=objective, batch_size=2,
+            gradient_accumulation_steps=2,
             masks=[mask, 0], caption_dropout=0.3, steps=2, learned_tokens__token_learning_rate=rate, **generation,
         )  # fmt: skip
         outputs = host.client.run(g.prompt)

@@ -29,7 +29,7 @@ def test_neither_success_nor_interrupt_nor_an_error_leaves_anything(host):
     at_rest = left_over(host, 0)
     assert at_rest.get("adapted layers", 0) == at_rest.get("optimizers", 0) == 0
 
-    trained(host, "left_success", steps=4, score_every=2, keep="best", ema=0.9, resume=True, preview_every=2)
+    trained(host, "left_success", steps=4, validation_steps=2, keep="best", ema_decay=0.9, resume=True, preview_every=2)
     assert left_over(host, 1) == at_rest
 
     pressed = threading.Event()

@@ -93,12 +93,12 @@ DCO = {"objective__beta": 0.03}
         (DCO, {"offset_noise": 0.3}),
         (DCO, {"caption_dropout": 0.6}),
         (DCO, {"dropout": 0.5}),
-        (DCO, {"accumulation": 2}),
+        (DCO, {"gradient_accumulation_steps": 2}),
         (DCO, {"seed": 6}),
         (DCO, {"optimizer": "adafactor"}),
-        (DCO, {"rate_schedule": "cosine"}),
-        (DCO, {"warmup": 3}),
-        (DCO, {"ema": 0.5}),
+        (DCO, {"lr_scheduler": "cosine"}),
+        (DCO, {"lr_warmup_steps": 3}),
+        (DCO, {"ema_decay": 0.5}),
         (DCO, {"precision": "bf16"}),
     ],
 )
@@ -214,7 +214,7 @@ def test_buckets_and_real_sizes_reach_sdxl(host, sdxl, photos):
 
 
 def test_pictures_of_several_buckets_share_a_batch(host, sd15, photos):
-    tensors, _, _ = run(host, "sd15", steps=2, batch_size=2, accumulation=2)
+    tensors, _, _ = run(host, "sd15", steps=2, batch_size=2, gradient_accumulation_steps=2)
     assert any(t.abs().max() > 0 for key, t in tensors.items() if "lora_up" in key)
 
 

@@ -91,18 +91,18 @@ def test_cancelled_and_run_again_it_ends_as_if_it_had_never_stopped(host, change
 
 
 def test_a_run_that_was_finished_is_not_trained_again_but_goes_on_to_more_steps(host):
-    g, trainer = toy(filename_prefix="loras/again", steps=10, score_every=0)
+    g, trainer = toy(filename_prefix="loras/again", steps=10, validation_steps=0)
     first = tensors(host, host.client.run(g.prompt), trainer)
-    g, trainer = toy(filename_prefix="loras/again", steps=10, score_every=0)
+    g, trainer = toy(filename_prefix="loras/again", steps=10, validation_steps=0)
     g.prompt["unused"] = g.prompt[trainer] | {"inputs": g.prompt[trainer]["inputs"] | {"look_ahead": 0}}
     outputs = host.client.run({k: v for k, v in g.prompt.items() if k != trainer})
     assert "Found the checkpoint of step 10: finished" in outputs["unused"]["text"][0]
     again = tensors(host, outputs, "unused")
     assert all(torch.equal(first[key], again[key]) for key in first)
-    g, trainer = toy(filename_prefix="loras/again", steps=14, score_every=0)
+    g, trainer = toy(filename_prefix="loras/again", steps=14, validation_steps=0)
     outputs = host.client.run(g.prompt)
     assert "Found the checkpoint of step 10: going on" in outputs[trainer]["text"][0]
-    g, trainer = toy(filename_prefix="loras/straight", steps=14, score_every=0, resume=False)
+    g, trainer = toy(filename_prefix="loras/straight", steps=14, validation_steps=0, resume=False)
     straight, longer = tensors(host, host.client.run(g.prompt), trainer), tensors(host, outputs, trainer)
     assert all(torch.equal(straight[key], longer[key]) for key in longer)
 
@@ -153,7 +153,7 @@ def test_what_hangs_on_the_models_tells_runs_apart_and_is_found_again(host, lora
         for found in (False, True):
             g = Graph()
             trainer = g.toy_trainer(patched(g, what), steps=4, resume=True, filename_prefix="loras/hung",
-                                    look_ahead=int(found), score_every=0)  # fmt: skip
+                                    look_ahead=int(found), validation_steps=0)  # fmt: skip
             text = host.client.run(g.prompt)[trainer]["text"][0]
             assert ("Found the checkpoint of step 4: finished" in text) == found, (what, text)
             assert ("Starting anew" in text) == (not found and what != "nothing"), (what, text)
@@ -178,7 +178,7 @@ def test_a_checkpoint_folder_that_cannot_be_written_is_an_error_and_the_lora_is_
 
 
 def test_the_report_says_how_it_scored(host):
-    g, trainer = toy(filename_prefix="loras/scored", steps=20, score_every=10, keep="best", resume=False)
+    g, trainer = toy(filename_prefix="loras/scored", steps=20, validation_steps=10, keep="best", resume=False)
     text = host.client.run(g.prompt)[trainer]["text"][0]
     assert "Held-out margin: best " in text
     assert "distance to the base " in text

@@ -2,7 +2,7 @@
 
 Forward hooks carry the parts (adapter_parts.py): unlike replaced `forward` methods they come off in any order. No
 weight is written. What sits on a parameter that is no layer's (position tables, modulations) cannot be told apart by
-rows: then the LoRA's rows run in a call of their own, with that parameter exchanged for its duration.
+rows: then the LoRA's rows run in a call of their own, with that parameter swapped for its duration.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Reserve:
 
 
 @dataclass
-class Rows:
+class BatchRows:
     """Which rows of the current batch get the LoRA: of `chunks` equal chunks, those in `chosen` are personalised,
     each with a strength of its own."""
 
@@ -76,7 +76,7 @@ class Rows:
         self.chosen, self.strengths = (), ()
 
 
-def _hook(name: str, parts: Sequence[Part], rows: Rows):
+def _hook(name: str, parts: Sequence[Part], rows: BatchRows):
     def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         if not rows.chosen:
             return None
@@ -107,12 +107,12 @@ def _hook(name: str, parts: Sequence[Part], rows: Rows):
 
 
 @contextmanager
-def attached(model, patches: Sequence[Patch]) -> Iterator[Rows]:
-    """Hook the patches to the MODEL's modules; yields the Rows that switch them. Everything comes off again in
+def attached(model, patches: Sequence[Patch]) -> Iterator[BatchRows]:
+    """Hook the patches to the MODEL's modules; yields the BatchRows that switch them. Everything comes off again in
     reverse order, whatever happened, and the copies made for the run are returned."""
     modules = dict(model.model.named_modules())
     by_module: dict[str, list[Patch]] = {}
-    rows, handles, slow = Rows(dtype=model.model.get_dtype_inference()), [], []
+    rows, handles, slow = BatchRows(dtype=model.model.get_dtype_inference()), [], []
     for p in patches:
         if separable(p, modules):
             by_module.setdefault(p.module, []).append(p)
@@ -140,7 +140,7 @@ def attached(model, patches: Sequence[Patch]) -> Iterator[Rows]:
 
 
 @contextmanager
-def exchanged(model, patches: Sequence[Patch], strength: float) -> Iterator[None]:
+def swapped(model, patches: Sequence[Patch], strength: float) -> Iterator[None]:
     """While this lasts, parameters that rows cannot tell apart are replaced by patched copies. The originals are not
     written: the same objects come back."""
     modules = dict(model.model.named_modules())

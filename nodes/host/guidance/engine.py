@@ -33,7 +33,7 @@ _Wrappers = comfy.patcher_extension.WrappersMP
 
 
 @dataclass(frozen=True)
-class Method:
+class GuidanceMethod:
     """How LoRA rows enter a step. kind: "reward" (scale is w_rg), "auto" (AutoGuidance, scale is w), "personalization"
     (Steering Guidance, scale is the LoRA's share in the weak model) or "negative" (LoRA on the negative only, as
     Diffusion-NPO, Wang et al., arXiv 2505.11245, samples).
@@ -57,7 +57,7 @@ class _Guidance:
     """The wrappers that make up the patch. `patches` are resolved when the patch is made; they are hooked to modules
     only while a run lasts."""
 
-    def __init__(self, patches: Sequence[Patch], method: Method, personalized: list | None):
+    def __init__(self, patches: Sequence[Patch], method: GuidanceMethod, personalized: list | None):
         self.patches, self.method = patches, method
         self.personalized = personalized  # CONDITIONING
         self.off = method.off or (not patches and personalized is None)
@@ -184,7 +184,7 @@ def is_guided(model) -> bool:
     return bool(model.get_wrappers(_Wrappers.OUTER_SAMPLE, _KEY))
 
 
-def patch(model, patches: Sequence[Patch], method: Method, personalized: list | None = None):
+def patch(model, patches: Sequence[Patch], method: GuidanceMethod, personalized: list | None = None):
     """A clone of MODEL with guidance; the one given is not changed. A second patch replaces the first.
     personalized: the CONDITIONING that theta reads, where it is not the sampler's positive one."""
     guidance = _Guidance(patches, method, personalized)

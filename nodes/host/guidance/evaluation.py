@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adapter_hooks import Rows, RowsNotSeparable, exchanged
+from .adapter_hooks import BatchRows, RowsNotSeparable, swapped
 from .adapter_parts import Patch
 from .known_rows import KnownRows, host_indices, shown_to_wrappers
 from .notices import say_once
@@ -41,7 +41,7 @@ class Run:
     carry the LoRA and how strongly; `visible` turns the host's indices into what third parties should see."""
 
     guider: Any  # the host's CFGGuider or one like it
-    rows: Rows
+    rows: BatchRows
     patches: Sequence[Patch]
     low_memory: bool
     unchecked: bool  # the self-check is still to come
@@ -220,7 +220,7 @@ class _Evaluation:
     def _alone(self, conds: list, wanted: Sequence[int], strength: float, watched: bool = True) -> list[Tensor]:
         """One call that has the LoRA on all rows, or on none at strength 0."""
         on = dict.fromkeys(wanted, strength) if strength != 0 else {}
-        with exchanged(self.run.guider.model_patcher, self.run.patches, strength) if on else nullcontext():
+        with swapped(self.run.guider.model_patcher, self.run.patches, strength) if on else nullcontext():
             return self._call(conds, wanted, on, watched)
 
     def _call(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ....dco_core.errors import DCOError
-from .adapter_hooks import Rows
+from .adapter_hooks import BatchRows
 
 # The same kernels on the same shapes: what differs more than rounding of the input is a leak.
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -31,7 +31,7 @@ def prediction_differs(a: Tensor, b: Tensor, x: Tensor, dtype: torch.dtype) -> b
 
 
 def base_rows_leak(
-    rows: Rows,
+    rows: BatchRows,
     call: Callable[[Mapping[int, float]], list[Tensor]],
     strengths: Mapping[int, float],
     pairs: Sequence[tuple[Tensor, Tensor]],

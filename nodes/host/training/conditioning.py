@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....dco_core.data.buckets import Fitted
+from ....dco_core.data.buckets import BucketedImage
 from ....dco_core.errors import DCOError
 from ....dco_core.files.content_key import content_keys
 from ..progress import raise_if_interrupted
@@ -37,7 +37,7 @@ def with_size(conditioning: Conditioning, sizes: Mapping[str, Any]) -> Condition
     return [[tensor, {**options, **sizes}] for tensor, options in conditioning]
 
 
-def real_sizes(fitted: Fitted) -> dict[str, int]:
+def real_sizes(fitted: BucketedImage) -> dict[str, int]:
     """Size and crop conditioning as SDXL was trained: the picture as it was, what was cut off, what is left."""
     (height, width), (top, left), (to_height, to_width) = (
         fitted.original_size,

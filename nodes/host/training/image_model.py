@@ -10,9 +10,9 @@ import comfy.model_base
 import torch
 from torch import Tensor
 
-from ....dco_core.data.buckets import Fitted
+from ....dco_core.data.buckets import BucketedImage
 from ....dco_core.errors import DCOError
-from ....dco_core.models.image_model import Rows, TokenReader
+from ....dco_core.models.image_model import TokenReader, TokenRows
 from ....dco_core.network.lora_layers import AdapterConfig
 from ....dco_core.suggested_scales import suggested_scales
 from ....dco_core.training.learned_tokens import LearnedTokens, TokenSpec
@@ -76,10 +76,10 @@ class HostImageModel:
     def encode_captions(self, captions: Sequence[str]) -> list[Any]:
         return conditioning.encode_captions(self._clip, captions)
 
-    def with_size(self, text: Any, fitted: Fitted) -> Any:
+    def with_size(self, text: Any, fitted: BucketedImage) -> Any:
         return conditioning.with_size(text, conditioning.real_sizes(fitted))
 
-    def shown_beside(self, fitted: Fitted, latent: Tensor) -> Any:
+    def shown_beside(self, fitted: BucketedImage, latent: Tensor) -> Any:
         if fitted.mask is None or not inpainting.takes_mask(self._model, latent):
             return None
         return inpainting.entries(self._vae, fitted.image, fitted.mask)
@@ -131,10 +131,10 @@ class _Tokens:
     def __init__(self, clip):
         self._clip = clip
 
-    def start(self, specs: Sequence[TokenSpec], seed: int, known: Rows) -> LearnedTokens:
+    def start(self, specs: Sequence[TokenSpec], seed: int, known: TokenRows) -> LearnedTokens:
         return learned_tokens.start(self._clip, specs, seed, known)
 
-    def encode(self, captions: Sequence[str], rows: Rows, initializers: Mapping[str, str]) -> list[Any]:
+    def encode(self, captions: Sequence[str], rows: TokenRows, initializers: Mapping[str, str]) -> list[Any]:
         reader = learned_tokens.PromptReader(self._clip, rows, initializers)
         read = {text: reader.encode(text, disable_weights=True) for text in dict.fromkeys(captions)}
         return [read[text] for text in captions]

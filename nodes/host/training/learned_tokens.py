@@ -29,7 +29,7 @@ from .shared_weights import network_on_same_storage
 # The encoders whose rows mean the same wherever the token stands: CLIP's, and the Toy World's.
 _ENCODERS = ("clip_l", "clip_g", "clip_h", "toy_world")
 
-Rows = Mapping[str, Mapping[str, Tensor]]  # {token name: {encoder: [n, width]}}
+TokenRows = Mapping[str, Mapping[str, Tensor]]  # {token name: {encoder: [n, width]}}
 Tokens = dict[str, list]  # the host's: {encoder's key: [[(id or vector, weight), ...], ...]}
 
 
@@ -105,7 +105,7 @@ def _ids(tokenizer, text: str) -> list[int]:
     return tokenizer.tokenizer(text)["input_ids"][tokenizer.tokens_start : end]
 
 
-def start(clip, specs: Sequence[TokenSpec], seed: int, known: Rows | None = None) -> LearnedTokens:
+def start(clip, specs: Sequence[TokenSpec], seed: int, known: TokenRows | None = None) -> LearnedTokens:
     """The rows of new tokens: those of their initialisers in the CLIP's own tables, or the ones already `known`
     (a LoRA to go on from). Raises DCOError for words the encoder does not know and names that its vocabulary has
     already."""
@@ -159,7 +159,7 @@ class PromptReader:
     handed over as they are.
     """
 
-    def __init__(self, clip, rows: Rows, initializers: Mapping[str, str] | None = None):
+    def __init__(self, clip, rows: TokenRows, initializers: Mapping[str, str] | None = None):
         self.clip, self.rows, self.initializers = clip, rows, dict(initializers or {})
         self._keys = {name: f"dco-learned-{i}" for i, name in enumerate(rows)}
         self._tokenizer = copy.copy(clip.tokenizer)

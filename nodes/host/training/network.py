@@ -77,7 +77,7 @@ def _torch_attention(_chosen_by_host, *args, **kwargs):
 _ATTENTION = {"optimized_attention_override": _torch_attention}
 
 
-PRECISIONS = ("auto", "model's own", "bf16")
+TRAINING_PRECISIONS = ("auto", "model's own", "bf16")
 
 
 def _autocast_dtype(model, precision: str) -> torch.dtype | None:
@@ -94,7 +94,7 @@ def _autocast_dtype(model, precision: str) -> torch.dtype | None:
 
 class HostDenoiser(NetworkDenoiser):
     """One conditioning is the host's model conditions of one caption, {name: comfy.conds object}. precision: one of
-    PRECISIONS."""
+    TRAINING_PRECISIONS."""
 
     def __init__(self, model, config: AdapterConfig | None, precision: str = "auto"):
         base = model.model

@@ -14,11 +14,11 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 from torch import Tensor
 
-Picture = np.ndarray  # uint8 [H, W, 3]
+Pixels = np.ndarray  # uint8 [H, W, 3]
 NOTHING = ExecutionBlocker(None)  # an output that what follows it quietly waits for
 
 
-def live(model) -> Callable[[Tensor], Picture] | None:
+def live(model) -> Callable[[Tensor], Pixels] | None:
     """What turns a latent [C, ...] in MODEL's own scale into a picture while it trains, without a VAE in memory: the
     TAESD decoder if it lies in models/vae_approx, otherwise the latent format's linear estimate, enlarged to the size
     in pixels. None for a latent format that has neither.
@@ -36,7 +36,7 @@ def live(model) -> Callable[[Tensor], Picture] | None:
     if previewer is None:
         return None
 
-    def picture(latent: Tensor) -> Picture:
+    def picture(latent: Tensor) -> Pixels:
         with torch.no_grad():
             image = previewer.decode_latent_to_preview(latent[None].float().to(model.load_device))
         ratio = latent_format.spacial_downscale_ratio
@@ -56,7 +56,7 @@ def _method(latent_format) -> LatentPreviewMethod:
     return LatentPreviewMethod.TAESD if there else LatentPreviewMethod.Latent2RGB
 
 
-def show(bar: comfy.utils.ProgressBar, step: int, total: int, image: Picture) -> None:
+def show(bar: comfy.utils.ProgressBar, step: int, total: int, image: Pixels) -> None:
     """The picture on the running node, with its progress. It is sent as it is: the host's --preview-size is meant for
     one picture, not for a row of them."""
     bar.update_absolute(step, total, preview=("JPEG", Image.fromarray(image), None))
