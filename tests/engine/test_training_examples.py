@@ -47,7 +47,8 @@ def test_repeats_of_a_picture_are_fitted_and_read_once_and_do_not_count_as_pictu
     assert len(prepared) == 2
     assert len(examples) == 1501 and len({id(e) for e in examples}) == 2
     view = one[:, :, :64]  # begins at the same place in memory, and is another picture
-    _, prepared = prepare(model, clip, vae, references.gather([one, view], ["a", "a"], None), crop="square")
+    two_views = references.gather([one, view], ["a", "a"], None)
+    _, prepared = prepare(model, clip, vae, two_views, crop="square", resolution=256)
     assert [e.size.original_size for e in prepared._encoded] == [(64, 96), (64, 64)]
     assert len(references.distinct(references.gather([one, one.clone()], ["a", "a"], None))) == 1
     with pytest.raises(ValueError, match="1001 images"):

@@ -16,8 +16,8 @@ import torch
 
 def pack(module):
     """A module of the pack under test, whatever name the host loaded it by."""
-    name = next(n for n in sys.modules if n.endswith("ComfyUI-DCO.nodes.host.training"))
-    return importlib.import_module(name.removesuffix("nodes.host.training.network") + module)
+    prefix = next(name for name in sys.modules if name.endswith("ComfyUI-DCO.nodes")).removesuffix("nodes")
+    return importlib.import_module(prefix + module)
 
 
 def plain_tensors(network):

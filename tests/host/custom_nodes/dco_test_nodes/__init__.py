@@ -305,10 +305,11 @@ class HeldOutLoss:
             stream = core.random_draws(examples, len(denoiser.schedule), config)
             draws = [next(stream) for _ in range(24)]
             before = core.evaluate(denoiser, examples, config, draws)
-            names = training.kohya_names(model)
+            layer_names = pack("nodes.host.layer_names")
+            names = layer_names.kohya_names(model)
             for name, parameter in denoiser.trainable().items():
                 module, part = name.rsplit(".", 1)
-                key = f"{names[training.canonical(module)]}.lora_{part}.weight"
+                key = f"{names[layer_names.canonical(module)]}.lora_{part}.weight"
                 parameter.data.copy_(lora[key])
             after = core.evaluate(denoiser, examples, config, draws)
         return {"ui": {"text": [json.dumps({"before": before, "after": after})]}}
@@ -490,7 +491,7 @@ class CompileEagerly:
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
 
     def run(self, model):
-        compiling = importlib.import_module(".compiling", pack("dco_core").__name__)
+        compiling = importlib.import_module(".network.compiling", pack("dco_core").__name__)
         compiling.compile_blocks.__defaults__ = ("eager",)
         return (model,)
 

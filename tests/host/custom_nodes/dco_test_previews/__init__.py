@@ -42,6 +42,7 @@ class Pictures:
         ours = pack("nodes.host.training.image_model").HostImageModel(model, None, vae)
         (decoded,) = pack("dco_core.pipeline.previews").as_pixels(ours.decode_latents([x0.cpu()]))
         expected = vae.decode(latent[None]).reshape(-1, *decoded.shape)[0].float().cpu().numpy() * 255
+        scales = pack("dco_core.suggested_scales").suggested_scales(ours.family, ours.prediction)
         asked, pictures, kept = args.preview_method, [], []
         try:
             for args.preview_method in LatentPreviewMethod:
@@ -67,7 +68,7 @@ class Pictures:
             "decoded": _difference(decoded, expected),
             "decoded_dtype": str(decoded.dtype),
             "taesd": with_taesd,
-            "scales": preview.scales(model),
+            "scales": [scales.w_rg, scales.w_text],
         }
         return {"ui": {"text": [json.dumps(facts)]}}
 
