@@ -70,7 +70,7 @@ DCO = {"objective__beta": 0.03}
         (DCO, {"objective__beta": 0.3}),
         (DCO, {"objective__reduction": "batch-mean"}),
         (DCO, {"objective__weighting": "min-snr"}),
-        ({"objective__beta": 0.0}, {"objective__open_gates": 0.1}),
+        ({"objective__beta": 0.0}, {"objective__target_gate": 0.1}),
         (DCO, {"objective": "DreamBooth"}),
         ({"objective": "DreamBooth"}, {"objective__weighting": "min-snr"}),
         (PRIOR, {"objective__prior_weight": 3.0}),
@@ -257,7 +257,7 @@ def test_prior_preservation_and_mapo_generate_with_an_epsilon_model_too(host, sd
 
 def test_an_old_prompt_without_the_new_inputs_still_trains(host):
     tensors, _, report = run(
-        host, learned_tokens=None, crop=None, objective__weighting=None, objective__open_gates=None,
+        host, learned_tokens=None, crop=None, objective__weighting=None, objective__target_gate=None,
     )  # fmt: skip
     assert tensors and "Captions: no complaints (4 captions)." in report
 
