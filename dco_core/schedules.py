@@ -52,10 +52,12 @@ class Schedule:
         return Schedule(prediction, alpha, sigmas * alpha)
 
     @staticmethod
-    def stable_diffusion(prediction: str = "epsilon", steps: int = 1000) -> Schedule:
+    def stable_diffusion(
+        prediction: str = "epsilon", steps: int = 1000, ends: tuple[float, float] = (0.00085, 0.012)
+    ) -> Schedule:
         """The scaled-linear schedule of Stable Diffusion 1, 2 and XL: sqrt(beta) from sqrt(0.00085) to
-        sqrt(0.012) (Rombach et al. 2022)."""
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, steps, dtype=torch.float64) ** 2
+        sqrt(0.012) (Rombach et al. 2022), or between other ends."""
+        betas = torch.linspace(ends[0] ** 0.5, ends[1] ** 0.5, steps, dtype=torch.float64) ** 2
         signal = torch.cumprod(1 - betas, 0)
         return Schedule.from_sigmas(prediction, ((1 - signal) / signal).sqrt())
 

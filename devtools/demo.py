@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from dco_core.toy_world import scorer
+from dco_core.toy_world.canvas import PIXELS_PER_CELL, SIZE
 from dco_core.toy_world.renderer import render
 from dco_core.toy_world.world import style_reference, subject_references
 
@@ -77,16 +78,16 @@ def _pictures(client: Client, outputs: dict[str, Any], node: str) -> list[Image.
 
 
 def _cells(pictures: list[Image.Image]) -> torch.Tensor:
-    """Pictures of 256 px -> the Toy World's canvas [B, 3, 32, 32] in -1..1."""
+    """Pictures of 512 px -> the Toy World's canvas [B, 3, 64, 64] in -1..1."""
     arrays = np.stack([np.asarray(p) for p in pictures])
     images = torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return torch.nn.functional.avg_pool2d(images, 8)
+    return torch.nn.functional.avg_pool2d(images, PIXELS_PER_CELL)
 
 
 def _scores(method: demo_graph.Method, pictures: list[list[Image.Image]]) -> dict[str, Any]:
     prompts = [text for text, group in zip(method.prompts, pictures, strict=True) for _ in group]
     images = _cells([picture for group in pictures for picture in group])
-    subject = scorer.subject_likeness(images, render(subject_references()[0]))
+    subject = scorer.subject_likeness(images, "toy")
     alignment = scorer.prompt_alignment(images, prompts)
     result = {
         "method": method.name,
@@ -96,7 +97,7 @@ def _scores(method: demo_graph.Method, pictures: list[list[Image.Image]]) -> dic
         "prompt_alignment": round(alignment.mean().item(), 3),
     }
     if method.prompts == demo_graph.STYLED:
-        style = scorer.style_likeness(images, render(style_reference()[0]))
+        style = scorer.style_likeness(images, "print")
         result["style_likeness"] = round(style.mean().item(), 3)
     return result
 
@@ -104,7 +105,7 @@ def _scores(method: demo_graph.Method, pictures: list[list[Image.Image]]) -> dic
 def _reference_pictures() -> list[Image.Image]:
     scenes = [render(make()[0]) for make in (subject_references, style_reference)]
     arrays = ((torch.cat(scenes).clamp(-1, 1) + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(a).resize((256, 256), Image.Resampling.BICUBIC) for a in arrays]
+    return [Image.fromarray(a).resize((SIZE * PIXELS_PER_CELL,) * 2, Image.Resampling.BICUBIC) for a in arrays]
 
 
 def _note(score: dict[str, Any]) -> str:
@@ -132,8 +133,8 @@ def _markdown(report: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "Likeness: the scorer's reading of body and ear colours, ears and build against the four references, 1 is "
-        "the same toy. Alignment: share of the prompt's factors that the picture obeys. Both scorers are validated "
+        "Likeness: body and ear colours, ears and build as the scorer reads them against the subject's own, 1 is the "
+        "same toy. Alignment: share of the pictures that obey all of their prompt. Both scorers are validated "
         "on renders (`dco_core/toy_world/scorer.py`).",
         "",
         "## Training",

@@ -84,7 +84,7 @@ def with_comparisons(workflow_prompt: Prompt) -> tuple[Prompt, list[Method]]:
         Method("merge, plain guidance", STYLED, merged),
         Method(f"merge, w_rg {MERGE_W_RG:g} (ratio {MERGE_W_RG / W_TEXT:g})", STYLED, merged, MERGE_W_RG),
     ]
-    prompt["latent"] = _node("EmptyLatentImage", width=256, height=256, batch_size=IMAGES_PER_PROMPT)
+    prompt["latent"] = _node("EmptyLatentImage", width=512, height=512, batch_size=IMAGES_PER_PROMPT)
     prompt["negative"] = _node("CLIPTextEncode", clip=[loader, 1], text="")
     for i, text in enumerate((*PLACES, *STYLED)):
         prompt[f"text{i}"] = _node("CLIPTextEncode", clip=[loader, 1], text=text)

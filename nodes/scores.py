@@ -11,8 +11,8 @@ from ..dco_core.errors import DCOError
 from ..dco_core.evidence.score_table import ALIGNMENT, LIKENESS, STYLE_LIKENESS
 from ..dco_core.metrics import load_image_encoder, load_siglip, mean_cosine_similarity
 from ..dco_core.toy_world import scorer
-from ..dco_core.toy_world.references import to_cells, toy_references
-from ..dco_core.toy_world.renderer import PIXELS_PER_CELL, SIZE, render
+from ..dco_core.toy_world.canvas import PIXELS_PER_CELL, SIZE
+from ..dco_core.toy_world.references import to_cells
 from . import score_inputs as shared
 from .host import vision
 from .host.progress import raise_if_interrupted
@@ -133,7 +133,7 @@ class DCOToyWorldScore(io.ComfyNode):
             display_name="Toy World Score (DCO)",
             category="image/scores",
             description="Scores images of the Toy World with its own scorers, which know its renderer: likeness to the "
-            "subject or the style, or the share of the prompt's factors that an image obeys. Each in 0 to 1.",
+            "subject or the style, each in 0 to 1, or whether an image obeys all of its prompt, 0 or 1.",
             search_aliases=["toy", "likeness", "prompt alignment", "metric", "evaluate", "dco"],
             is_input_list=True,
             is_output_node=True,
@@ -143,8 +143,8 @@ class DCOToyWorldScore(io.ComfyNode):
                     "what",
                     options=list(TOY_SCORES),
                     default="subject likeness",
-                    tooltip="subject likeness: colours, ears and build against the references. style likeness: the "
-                    "inks. prompt alignment: shape, colour, size, position, background and style against the prompt.",
+                    tooltip="subject likeness: colours, ears and build. style likeness: ink, paper and pattern. "
+                    "prompt alignment: shape, colour, size, position, background and style, 1 where all are right.",
                 ),
                 io.String.Input(
                     "prompts",
@@ -156,7 +156,7 @@ class DCOToyWorldScore(io.ComfyNode):
                 io.Image.Input(
                     "references",
                     optional=True,
-                    tooltip="What likeness is measured against. Not connected: the references of the Toy World.",
+                    tooltip="What likeness is measured against. Not connected: what Toy World References teaches.",
                 ),
                 shared.LABELS,
                 shared.SCORES,
@@ -172,18 +172,18 @@ class DCOToyWorldScore(io.ComfyNode):
             values = scorer.prompt_alignment(cells, shared.prompt_of_each(prompts, batch_of))
         else:
             likeness = scorer.subject_likeness if column == LIKENESS else scorer.style_likeness
-            values = likeness(cells, _references(references, "toy" if column == LIKENESS else "print"))
+            values = likeness(cells, _truth(references, "toy" if column == LIKENESS else "print"))
         return shared.scored(column, values, labels, scores)
 
 
-def _references(batches, what: str) -> Tensor:
+def _truth(batches, what: str) -> str | Tensor:
     if not any(batch is not None for batch in batches or []):
-        return render(toy_references(what)[0])
+        return what
     return _cells(shared.flattened(batches)[0])
 
 
 def _cells(pictures: list[Tensor]) -> Tensor:
-    """Images [256, 256, C] -> the scorers' canvas. DCOError for other sizes."""
+    """Images [512, 512, C] -> the scorers' canvas. DCOError for other sizes."""
     side = SIZE * PIXELS_PER_CELL
     for i, picture in enumerate(pictures):
         if picture.shape[:2] != (side, side):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..dco_core.toy_world.renderer import PIXELS_PER_CELL, render
+from ..dco_core.toy_world.canvas import PIXELS_PER_CELL
+from ..dco_core.toy_world.renderer import render
+from ..dco_core.toy_world.unet import BASES
 from ..dco_core.toy_world.world import style_reference, subject_references
 from .host import files, toy_world
 
@@ -20,21 +22,29 @@ class DCOToyWorldLoader(io.ComfyNode):
             display_name="Load Toy World (DCO)",
             category="model/loaders",
             description="A small text-to-image model that ships with this pack: try training, reward guidance and "
-            "merging in minutes on a CPU, without any download. It draws 256 x 256 pixels and reads captions such as "
+            "merging in minutes on a CPU, without any download. It draws 512 x 512 pixels and reads captions such as "
             '"a large red star on the left, at night, in neon style".',
             search_aliases=["toy", "tiny model", "demo model", "dco"],
-            outputs=[
-                io.Model.Output(
-                    display_name="model", tooltip="The Toy World's diffusion model (flow matching)."
+            inputs=[
+                io.Combo.Input(
+                    "base",
+                    options=list(BASES),
+                    default=BASES[0],
+                    optional=True,
+                    tooltip="What the model predicts. epsilon: the noise, as Stable Diffusion 1.5 and XL do. flow: the "
+                    "velocity, as SD3 and Flux do. Both draw the same world; a LoRA fits the base it was trained on.",
                 ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The Toy World's diffusion model."),
                 io.Clip.Output(display_name="clip", tooltip="Its text encoder, one token a word."),
                 io.Vae.Output(display_name="vae", tooltip="Its pixel autoencoder."),
             ],
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(*toy_world.load(files.embedding_folders()))
+    def execute(cls, base: str = BASES[0]) -> io.NodeOutput:
+        return io.NodeOutput(*toy_world.load(files.embedding_folders(), base))
 
 
 class DCOToyWorldReferences(io.ComfyNode):
@@ -45,18 +55,18 @@ class DCOToyWorldReferences(io.ComfyNode):
             display_name="Toy World References (DCO)",
             category="model/training",
             description="Reference images of the Toy World with comprehensive captions: a novel subject (four images, "
-            "all on one beach) or a novel style (one image). Neither was seen when the model was trained.",
+            "all on one beach) or a novel style (one image). Neither was seen when the models were trained.",
             search_aliases=["toy", "demo dataset", "dco"],
             inputs=[
                 io.Combo.Input(
                     "what",
                     options=list(SETS),
                     default="subject",
-                    tooltip="subject: a teal toy with orange ears. style: violet ink on golden paper.",
+                    tooltip="subject: a teal toy with orange ears. style: violet outlines and dots on golden paper.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="images", tooltip="The reference images, 256 x 256."),
+                io.Image.Output(display_name="images", tooltip="The reference images, 512 x 512."),
                 io.String.Output(
                     display_name="captions",
                     is_output_list=True,

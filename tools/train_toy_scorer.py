@@ -1,14 +1,18 @@
-"""Train the Toy World's scorer on degraded renders, write its weights and print how well it measures.
+"""Train the Toy World's scorer on degraded renders and write its weights.
 
-    python tools/train_toy_scorer.py
+    python tools/train_toy_scorer.py --device cuda --compile --images 2500000
 
-AdamW with one cosine cycle; the weights are kept in fp16. --evaluate only measures the shipped weights.
+The shipped weights were made by this in under two minutes on an NVIDIA H100, with two other trainings beside it (torch
+2.11, seed 0, batch 512).
+
+AdamW with one cosine cycle; the weights are kept in fp16. The same command again goes on from the last state file.
+tools/check_toy_world.py measures the shipped weights.
 """
 
 from __future__ import annotations
 
 import argparse
-import operator
+import os
 import sys
 import time
 from dataclasses import replace
@@ -20,66 +24,51 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from dco_core.prompts import evaluation_prompts, fill
-from dco_core.toy_world.model import encode, load_text_encoder, load_unet, sample
-from dco_core.toy_world.renderer import render
-from dco_core.toy_world.scorer import (
-    ATTRIBUTES,
-    WEIGHTS,
-    Scorer,
-    prompt_alignment,
-    read,
-    style_likeness,
-    subject_likeness,
-)
-from dco_core.toy_world.world import (
-    EAR_KINDS,
-    FACTORS,
-    PRINT,
-    STYLE,
-    STYLES,
-    SUBJECT,
-    TOY,
-    Scenes,
-    caption,
-    sample_scenes,
-    style_reference,
-    subject_references,
-)
+from dco_core.toy_world.canvas import SIZE
+from dco_core.toy_world.renderer import constants, draw
+from dco_core.toy_world.scorer_network import ATTRIBUTES, WEIGHTS, Scorer
+from dco_core.toy_world.world import EAR_KINDS, PRINT, TOY, Scenes, sample_scenes
+
+SAVE_EVERY, REPORT_EVERY = 1000, 200
 
 
 def widen(scenes: Scenes, generator: torch.Generator) -> Scenes:
     """Move, turn and scale objects a little beyond what the world draws: models are less exact than that.
     Positions and sizes stay closer to their own class than to the next."""
+    device, n = generator.device, len(scenes)
 
     def uniform(*shape: int) -> Tensor:
-        return 2 * torch.rand(*shape, generator=generator) - 1
+        return 2 * torch.rand(*shape, generator=generator, device=device) - 1
 
-    n = len(scenes)
     return replace(
         scenes,
-        centre=scenes.centre + uniform(n, 2) * torch.tensor([1.2, 1.5]),
+        centre=scenes.centre + uniform(n, 2) * torch.tensor([2.4, 3.0], device=device),
         radius=scenes.radius * (1 + 0.07 * uniform(n)),
         rotation=scenes.rotation + 0.1 * uniform(n),
     )
 
 
 def degrade(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur, tint and grain images [B, 3, 32, 32], each by its own random amount, as imperfect samples are.
+    """Blur, tint and grain images [B, 3, 64, 64], each by its own random amount, as imperfect samples are.
     One in five stays clean."""
+    device, n = generator.device, len(images)
 
     def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator)
+        return torch.rand(*shape, generator=generator, device=device)
 
-    n, clean = len(images), images
-    row = torch.tensor([1.0, 2.0, 1.0]) / 4
-    kernel = (row[:, None] * row).expand(3, 1, 3, 3)
-    blurred = F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device)
+
+    clean = images
+    row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=device) / 16
+    kernel = (row[:, None] * row).expand(3, 1, 5, 5)
+    blurred = F.conv2d(F.pad(images, (2, 2, 2, 2), mode="replicate"), kernel, groups=3)
     images = torch.lerp(images, blurred, uniform(n, 1, 1, 1))
     images = images * (1 + 0.08 * (2 * uniform(n, 3, 1, 1) - 1)) + 0.06 * (2 * uniform(n, 3, 1, 1) - 1)
-    blotches = F.interpolate(torch.randn(n, 3, 8, 8, generator=generator), size=32, mode="bilinear")
-    grain = torch.randn(images.shape, generator=generator)
-    images = images + 0.10 * uniform(n, 1, 1, 1) * blotches + 0.12 * uniform(n, 1, 1, 1) * grain
+    blotches = F.interpolate(normal(n, 3, 8, 8), size=SIZE, mode="bilinear")
+    images = (
+        images + 0.10 * uniform(n, 1, 1, 1) * blotches + 0.12 * uniform(n, 1, 1, 1) * normal(*images.shape)
+    )
     return torch.where(uniform(n, 1, 1, 1) < 0.2, clean, images.clamp(-1, 1))
 
 
@@ -87,11 +76,11 @@ def scorer_loss(read: dict[str, Tensor], scenes: Scenes) -> Tensor:
     """Sum over the heads of the mean loss over the images in which the head's factor can be seen."""
     toy, printed = scenes.shape == TOY, scenes.style == PRINT
     visible = {
-        "colour": ~toy & ~printed, "body_rgb": toy & ~printed, "accent_rgb": toy & ~printed, "ears": toy,
+        "colour": ~toy, "body_rgb": toy, "accent_rgb": toy, "ears": toy,
         "ear_size": toy & (scenes.ears != EAR_KINDS.index("none")), "stretch": toy,
-        "ink_rgb": printed, "paper_rgb": printed,
+        "ink_rgb": printed, "paper_rgb": printed, "pattern": printed,
     }  # fmt: skip
-    total = torch.zeros(())
+    total = torch.zeros((), device=toy.device)
     for name, output in read.items():
         truth = getattr(scenes, name)
         if name in ATTRIBUTES:
@@ -104,124 +93,58 @@ def scorer_loss(read: dict[str, Tensor], scenes: Scenes) -> Tensor:
     return total
 
 
-def train(images: int, batch: int, lr: float, seed: int) -> Scorer:
-    torch.manual_seed(seed)
-    scorer = Scorer().to(memory_format=torch.channels_last)
-    steps = images // batch
-    optimizer = torch.optim.AdamW(scorer.parameters(), lr=lr, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
-    started, running = time.time(), 0.0
-    for step in range(steps):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        scenes = widen(sample_scenes(batch, generator, hold_out=False), generator)
-        pictures = degrade(render(scenes), generator)
+def main() -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--images", type=int, default=4_000_000)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the renderer")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--state", type=Path, default=Path("toy_scorer.pt"))
+    parser.add_argument("--output", type=Path, default=WEIGHTS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.set_float32_matmul_precision("high")
+    torch.manual_seed(args.seed)
+    scorer = Scorer().to(args.device, memory_format=torch.channels_last)
+    steps, first = args.images // args.batch, 0
+    optimizer = torch.optim.AdamW(scorer.parameters(), lr=args.lr, weight_decay=0.02, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps, pct_start=0.1)
+    if args.state.exists():
+        state = torch.load(args.state, map_location=args.device)
+        for part, name in ((scorer, "scorer"), (optimizer, "optimizer"), (schedule, "schedule")):
+            part.load_state_dict(state[name])
+        first = state["step"]
+    drawn = torch.compile(draw) if args.compile else draw
+    fixed = constants(torch.empty(0, device=args.device).device)
+    started, running = time.time(), torch.zeros((), device=args.device)
+    for step in range(first, steps):
+        generator = torch.Generator(args.device).manual_seed(args.seed * 1_000_003 + step)
+        scenes = widen(sample_scenes(args.batch, generator, hold_out=False), generator)
+        with torch.no_grad():
+            pictures = degrade(drawn(scenes, *fixed), generator)
         loss = scorer_loss(scorer(pictures.contiguous(memory_format=torch.channels_last)), scenes)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(scorer.parameters(), 5.0)
         optimizer.step()
         schedule.step()
-        running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
-        if (step + 1) % 200 == 0:
-            speed = (step + 1) * batch / (time.time() - started)
-            print(f"step {step + 1}/{steps} loss {running:.3f} {speed:.0f} images/s", flush=True)
-    return scorer.eval().requires_grad_(False)
-
-
-def auc(same: Tensor, other: Tensor) -> float:
-    """Chance that a picture of the same thing scores higher than one of another; ties count half."""
-    gap = same[:, None] - other[None]
-    return ((gap > 0).float() + 0.5 * (gap == 0).float()).mean().item()
-
-
-def validation(seed: int = 987_654_321, n: int = 1536) -> None:
-    """Print how the shipped scorer measures renders it has not been trained on, clean and degraded."""
-    generator = torch.Generator().manual_seed(seed)
-    scenes = sample_scenes(n, generator, hold_out=False)
-    toy, printed = scenes.shape == TOY, scenes.style == PRINT
-    subject, style = (render(make()[0]) for make in (subject_references, style_reference))
-
-    def share(seen: list, truth: list) -> str:
-        return f"{sum(map(operator.eq, seen, truth)) / len(truth):.3f}"
-
-    conditions = {"clean": lambda images: images, "degraded": lambda images: degrade(images, generator)}
-    for title, spoil in conditions.items():
-        rows = read(spoil(render(scenes)))
-        print(f"accuracy, {title} renders:", end="")
-        for factor, words in FACTORS.items():
-            visible = range(n) if factor != "colour" else (~toy & ~printed).nonzero().flatten().tolist()
-            truth = [words[getattr(scenes, factor)[i]] for i in visible]
-            print(f" {factor} {share([rows[i][factor] for i in visible], truth)}", end="")
-        toys = [i for i, row in enumerate(rows) if toy[i] and "ears" in row]
-        print(f" ears {share([rows[i]['ears'] for i in toys], [EAR_KINDS[scenes.ears[i]] for i in toys])}")
-        for name, changes in (("subject", SUBJECT), ("style", STYLE)):
-            changed = scenes.with_(**changes)
-            prompts = [caption(changed, i) for i in range(n)]
-            alignment = prompt_alignment(spoil(render(changed)), prompts).mean()
-            print(f"  alignment of the {name}'s true renders {alignment:.3f}")
-
-        other = subject_likeness(spoil(render(scenes.with_(shape=TOY))), subject)
-        objects = subject_likeness(spoil(render(scenes[~toy])), subject)
-        print(f"  subject likeness, other objects {objects.mean():.3f}")
-        for index, word in enumerate(STYLES):
-            same = subject_likeness(spoil(render(scenes.with_(**SUBJECT, style=index))), subject)
-            others = subject_likeness(spoil(render(scenes.with_(shape=TOY, style=index))), subject)
-            print(f"  subject likeness, {word}: same {same.mean():.3f}", end=" ")
-            print(f"other toys {others.mean():.3f} AUC {auc(same, others):.4f}")
-        same = subject_likeness(spoil(render(scenes.with_(**SUBJECT))), subject)[~printed]
-        print(f"  subject likeness, all but print: same {same.mean():.3f}", end=" ")
-        print(f"other toys {other[~printed].mean():.3f} AUC {auc(same, other[~printed]):.4f}")
-        same = style_likeness(spoil(render(scenes.with_(**STYLE))), style)
-        prints = style_likeness(spoil(render(scenes.with_(style=PRINT))), style)
-        rest = style_likeness(spoil(render(scenes[~printed])), style)
-        print(f"  style likeness: same {same.mean():.3f} other prints {prints.mean():.3f}", end=" ")
-        print(f"other styles {rest.mean():.3f} AUC same/other prints {auc(same, prints):.4f}")
-
-
-def fooling(seed: int = 5) -> None:
-    """Print the scores of what likeness or alignment alone would take for success, on the evaluation prompts."""
-    generator = torch.Generator().manual_seed(seed)
-    unet, text_encoder = load_unet(), load_text_encoder()
-    subject, style = (render(make()[0]) for make in (subject_references, style_reference))
-    for kind, references, likeness in (
-        ("customization", subject, subject_likeness),
-        ("stylization", subject, subject_likeness),
-        ("style", style, style_likeness),
-    ):
-        prompts = fill(evaluation_prompts(kind, "toy world"), "print" if kind == "style" else "toy") * 4
-        noise = torch.randn(len(prompts), 3, 32, 32, generator=generator)
-        pictures = {
-            "copies of references": references[torch.arange(len(prompts)) % len(references)],
-            "samples of the base model": sample(
-                unet, encode(text_encoder, prompts), encode(text_encoder, [""]), noise, 2.0, 2.0
-            ),
-            "noise": noise,
-        }
-        for name, images in pictures.items():
-            alignment = prompt_alignment(images, prompts)
-            print(f"{kind}, {name}: likeness {likeness(images, references).mean():.3f}", end=" ")
-            print(f"alignment {alignment.mean():.3f}, at most {alignment.max():.3f}")
-
-
-def main() -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--images", type=int, default=400_000)
-    parser.add_argument("--batch", type=int, default=96)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=WEIGHTS)
-    parser.add_argument("--evaluate", action="store_true", help="only measure the shipped weights")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    if not args.evaluate:
-        scorer = train(args.images, args.batch, args.lr, args.seed)
-        weights = {k: v.half().contiguous() for k, v in scorer.state_dict().items() if v.is_floating_point()}
-        metadata = {"format": "pt", "images": str(args.images), "seed": str(args.seed)}
-        save_file(weights, args.output, metadata=metadata)
-    validation()
-    fooling()
+        running.lerp_(loss.detach(), 1.0 if step == first else 0.02)
+        if (step + 1) % REPORT_EVERY == 0 or step + 1 == steps:
+            speed = (step + 1 - first) * args.batch / (time.time() - started)
+            print(f"step {step + 1}/{steps} loss {running.item():.4f} {speed:.0f} images/s", flush=True)
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+            parts = {"scorer": scorer, "optimizer": optimizer, "schedule": schedule}
+            state = {name: part.state_dict() for name, part in parts.items()}
+            torch.save({**state, "step": step + 1}, args.state.with_suffix(".tmp"))
+            os.replace(args.state.with_suffix(".tmp"), args.state)
+            floats = {k: v for k, v in scorer.state_dict().items() if v.is_floating_point()}
+            weights = {k: v.half().cpu().contiguous() for k, v in floats.items()}
+            metadata = {"format": "pt", "images": str((step + 1) * args.batch), "seed": str(args.seed)}
+            save_file(weights, args.output, metadata=metadata)
 
 
 if __name__ == "__main__":

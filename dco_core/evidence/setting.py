@@ -21,10 +21,9 @@ from ..image_models import load_model
 from ..lora.atomic import whole_folder
 from ..metrics import ImageEncoder, SiglipScorer, image_similarity, load_image_encoder, load_siglip
 from ..prompts import evaluation_prompts, fill
-from ..toy_world import scorer
-from ..toy_world.model import WEIGHTS
+from ..toy_world import scorer, scorer_network
+from ..toy_world.model import DEFAULT_BASE, weights_file
 from ..toy_world.references import to_cells, toy_references, write_toy_references
-from ..toy_world.renderer import render
 from .study import Study
 
 
@@ -58,12 +57,13 @@ class Setting(Protocol):
 
 def setting_for(study: Study, folder: Path, device: str | None) -> Setting:
     """The setting of a study. folder: where it may write references of its own."""
-    return ToySetting(study, folder) if study.model == "toy-world" else FolderSetting(study, folder, device)
+    toy = study.model.partition(":")[0] == "toy-world"
+    return ToySetting(study, folder) if toy else FolderSetting(study, folder, device)
 
 
 class ToySetting:
     """alignment is 1 for a picture that obeys all of its prompt and 0 otherwise: one thing out of six that is wrong
-    spoils a picture, and a text-image model's score falls as sharply."""
+    spoils a picture, and a text-image model's score falls as sharply. Likeness is measured against true attributes."""
 
     def __init__(self, study: Study, folder: Path):
         self._study, self._folder = study, folder
@@ -71,10 +71,11 @@ class ToySetting:
             toy_references(what)
 
     def model(self, device: str | None) -> ImageModel:
-        return load_model("toy-world")
+        return load_model(self._study.model)
 
     def fingerprint(self, *shown: str) -> str:
-        return files_fingerprint(WEIGHTS, scorer.WEIGHTS)
+        base = self._study.model.partition(":")[2] or DEFAULT_BASE
+        return files_fingerprint(weights_file(base), scorer_network.WEIGHTS)
 
     def references(self, what: str, captions: str) -> Path:
         return write_toy_references(self._folder / f"{what}-{captions}", what, captions)
@@ -86,12 +87,16 @@ class ToySetting:
         self, pictures: Tensor, prompts: Sequence[str], subject: str | None, style: str | None
     ) -> dict[str, list[float]]:
         cells = to_cells(pictures)
-        factors = scorer.prompt_alignment(cells, prompts)
-        found = {"alignment": (factors > 1 - 1e-6).float(), "factors": factors}
+        found = {
+            "alignment": scorer.prompt_alignment(cells, prompts),
+            "factors": scorer.factors_obeyed(cells, prompts),
+        }
         if subject:
-            found["likeness"] = scorer.subject_likeness(cells, render(toy_references(subject)[0]))
+            found["likeness"] = scorer.subject_likeness(cells, subject)
         if style:
-            found["style_likeness"] = scorer.style_likeness(cells, render(toy_references(style)[0]))
+            found["style_likeness"] = scorer.style_likeness(cells, style)
+            scores = scorer.style_scores(cells, style)
+            found |= {"style_colour": scores["colour"], "style_form": scores["form"]}
         return {name: values.tolist() for name, values in found.items()}
 
 

@@ -1,39 +1,48 @@
-"""The Toy World as an ImageModel, for training from the command line."""
+"""The Toy World's bases as ImageModels, for training from the command line."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..adapters import AdapterConfig
 from ..buckets import Fitted
 from ..content import network_fingerprint
-from .model import ToyDenoiser, encode, load_text_encoder, load_unet
-from .renderer import PIXELS_PER_CELL, SIZE
+from .canvas import PIXELS_PER_CELL, SIZE
+from .model import DEFAULT_BASE, ToyDenoiser, encode, load_text_encoder, load_unet
 
 
 class ToyWorldModel:
-    """Images are 256 x 256 pixels; a latent is the mean of 8 x 8 of them."""
+    """One of the two bases. Images are 512 x 512 pixels; a latent is the mean of 8 x 8 of them."""
 
     family = "ToyWorld"
-    prediction = "flow"
     default_resolution = SIZE * PIXELS_PER_CELL
     square = True
     w_text = 2.0
 
-    def __init__(self) -> None:
-        self._unet = load_unet()
-        self._text_encoder = load_text_encoder()
+    def __init__(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, base: str = DEFAULT_BASE
+    ) -> None:
+        """dtype: of the network's weights; captions are read in fp32. base: "epsilon" or "flow"."""
+        self.prediction = base
+        self._device = torch.device(device)
+        self._unet = load_unet(base).to(self._device, dtype)
+        self._text_encoder = load_text_encoder(base).to(self._device)
 
     def encode_images(self, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
         return [
-            (F.avg_pool2d(image.movedim(-1, 0)[None] * 2 - 1, PIXELS_PER_CELL)[0], None) for image in images
+            (F.avg_pool2d(image.movedim(-1, 0)[None] * 2 - 1, PIXELS_PER_CELL)[0].to(self._device), None)
+            for image in images
         ]
 
     def decode_latents(self, latents: Sequence[Tensor]) -> list[Tensor]:
-        up = (F.interpolate(latent[None], scale_factor=float(PIXELS_PER_CELL))[0] for latent in latents)
+        up = (
+            F.interpolate(latent[None].float().cpu(), scale_factor=float(PIXELS_PER_CELL))[0]
+            for latent in latents
+        )
         return [(image.clamp(-1, 1).movedim(0, -1) + 1) / 2 for image in up]
 
     def encode_captions(self, captions: Sequence[str]) -> list[Tensor]:

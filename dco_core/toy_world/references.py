@@ -1,4 +1,4 @@
-"""What the Toy World can be taught: `toy` and `print` of world.py, which the base never saw, and others by number."""
+"""What the Toy World can be taught: `toy` and `print` of world.py, which the bases never saw, and others by number."""
 
 from __future__ import annotations
 
@@ -11,33 +11,43 @@ from torch import Tensor
 
 from ..errors import DCOError
 from ..lora.atomic import whole_folder
-from .renderer import PIXELS_PER_CELL, render
-from .world import EAR_KINDS, Scenes, sample_scenes, style_reference, subject_references
+from .canvas import PIXELS_PER_CELL
+from .renderer import render
+from .world import EAR_KINDS, STYLE, SUBJECT, Scenes, sample_scenes, style_reference, subject_references
 
 _SUBJECT_FIELDS = ("body_rgb", "accent_rgb", "ears", "ear_size", "stretch")
-_STYLE_FIELDS = ("ink_rgb", "paper_rgb")
+_STYLE_FIELDS = ("ink_rgb", "paper_rgb", "pattern")
 
 
-def toy_references(what: str) -> tuple[Scenes, list[str]]:
-    """The references of a subject or a style and their captions with markers. "toy" is the subject and "print" the
-    style that the base never saw; "toy-1", "print-3" and so on are others, drawn from their number: as unlike the
-    average toy (print) that the word alone gives, with attributes that the base knows one by one. DCOError for any
-    other name."""
+def _kind_and_number(what: str) -> tuple[str, str]:
     kind, _, number = what.partition("-")
     if kind not in ("toy", "print") or (number and not number.isdecimal()):
         raise DCOError(
             f'The Toy World has no reference "{what}": use toy, print, or numbered ones such as toy-1 and print-2.'
         )
-    scenes, captions = subject_references() if kind == "toy" else style_reference()
-    if number:
-        scenes = scenes.with_(**_drawn(int(number), _SUBJECT_FIELDS if kind == "toy" else _STYLE_FIELDS))
-    return scenes, captions
+    return kind, number
 
 
-def _drawn(number: int, names: tuple[str, ...]) -> dict[str, Any]:
-    scenes = sample_scenes(64, torch.Generator().manual_seed(9000 + number))
+def toy_attributes(what: str) -> dict[str, Any]:
+    """The true attributes of a subject or a style, fields of `Scenes`: numbers, and RGB as three. "toy" and "print" are
+    those that the bases never saw; "toy-1", "print-3" and so on are drawn from their number, as a toy with ears or a
+    print of the world, as unlike the average that the word alone gives as any. DCOError for any other name."""
+    kind, number = _kind_and_number(what)
+    fields = _SUBJECT_FIELDS if kind == "toy" else _STYLE_FIELDS
+    if not number:
+        known = SUBJECT if kind == "toy" else STYLE
+        return {name: known[name] for name in fields}
+    scenes = sample_scenes(64, torch.Generator().manual_seed(9000 + int(number)))
     eared = int((scenes.ears != EAR_KINDS.index("none")).nonzero()[0])  # ears are what a likeness is told by
-    return {name: getattr(scenes, name)[eared].tolist() for name in names}
+    return {name: getattr(scenes, name)[eared].tolist() for name in fields}
+
+
+def toy_references(what: str) -> tuple[Scenes, list[str]]:
+    """The references of a subject or a style, named as in `toy_attributes`, and their captions with markers: of a
+    subject four pictures of one place, size and style, of a style one picture."""
+    attributes = toy_attributes(what)
+    scenes, captions = subject_references() if what.startswith("toy") else style_reference()
+    return scenes.with_(**attributes), captions
 
 
 def write_toy_references(folder: Path, what: str, captions: str = "comprehensive") -> Path:
@@ -62,5 +72,5 @@ def compact(caption: str) -> str:
 
 
 def to_cells(pictures: Tensor) -> Tensor:
-    """Pictures [B, 256, 256, 3] in 0..1 -> the canvas that the scorers read, [B, 3, 32, 32] in -1..1."""
+    """Pictures [B, 512, 512, 3] in 0..1 -> the canvas that the scorers read, [B, 3, 64, 64] in -1..1."""
     return torch.nn.functional.avg_pool2d(pictures.movedim(-1, 1) * 2 - 1, PIXELS_PER_CELL)

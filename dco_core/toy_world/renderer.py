@@ -1,27 +1,33 @@
-"""Draws Toy World scenes: signed distance functions, antialiased over one pixel, no loops over images."""
+"""Draws Toy World scenes: signed distance functions, antialiased over one pixel, no loops over images, on the device
+where the scenes are."""
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
+from .backgrounds import backgrounds
+from .canvas import cover, pixels
 from .world import SHAPES, TOY, Scenes
-
-SIZE = 32  # pixels of the canvas
-PIXELS_PER_CELL = 8  # of the pictures users see: one cell is 8x8 pixels, as in the families they know
 
 COLOUR_RGB = torch.tensor([
     [0.88, 0.12, 0.12], [1.00, 0.52, 0.05], [0.98, 0.88, 0.12], [0.10, 0.62, 0.20],
     [0.12, 0.30, 0.90], [0.52, 0.16, 0.72], [1.00, 0.50, 0.75],
 ])  # fmt: skip  # in the order of world.COLOURS
 EYE_RGB = torch.tensor([0.06, 0.05, 0.08])
+FAR = 99.0
+OUTLINE = 2.8  # pixels
+SCREEN = 8  # pixels: period of a print's pattern
 
 
-def _cover(distance: Tensor) -> Tensor:
-    """Share of a pixel that lies inside, from the signed distance in pixels (negative inside)."""
-    return (0.5 - distance).clamp(0, 1)
+@functools.cache
+def constants(device: torch.device) -> tuple[Tensor, ...]:
+    """What `draw` needs on a device: pixel centres, colours, backgrounds and the screens of prints, on a device."""
+    y, x = pixels()
+    return tuple(c.to(device) for c in (y, x, COLOUR_RGB, EYE_RGB, backgrounds(), _screens(y, x)))
 
 
 def _box(x: Tensor, y: Tensor, half_w: float, half_h: float) -> Tensor:
@@ -51,117 +57,103 @@ def _shape_distance(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
     kinds = torch.stack([
         torch.hypot(x, y) - 0.92, _box(x, y, 0.80, 0.80), triangle, _star(x, y), _heart(x, y), cross,
     ])  # fmt: skip
-    return kinds[shape.clamp(max=len(SHAPES) - 2), torch.arange(len(shape))]
+    return kinds[shape.clamp(max=len(SHAPES) - 2), torch.arange(len(shape), device=shape.device)]
 
 
-def _toy_layers(s: Scenes, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Signed distances of a toy's silhouette, its accent parts (ears, belly) and its eyes."""
+def _toy_layers(s: Scenes, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Signed distances of a toy's silhouette, its accent parts (ears, belly), its face and the light in its eyes."""
     at = (slice(None), None, None)
-    stretch, ear = s.stretch[at], s.ear_size[at]
+    stretch, ear, mirrored = s.stretch[at], s.ear_size[at], x.abs()
     body = torch.hypot(x, y / stretch) - 0.74
+    feet = torch.hypot(mirrored - 0.36, (y - 0.70 * stretch) / 0.75) - 0.22
     ear_y = y + 0.62 * stretch
-    round_ears = torch.hypot(x.abs() - 0.50, ear_y) - ear
-    pointed = torch.maximum(ear_y, (x.abs() - 0.45).abs() * 0.9 - ear_y * 0.45 - ear)
-    far = torch.full_like(body, 9.0)
-    ears = torch.stack([far, round_ears, pointed])[s.ears, torch.arange(len(s))]
+    round_ears = torch.hypot(mirrored - 0.50, ear_y) - ear
+    pointed = torch.maximum(ear_y, (mirrored - 0.45).abs() * 0.9 - ear_y * 0.45 - ear)
+    far = torch.full_like(body, FAR)
+    ears = torch.stack([far, round_ears, pointed])[s.ears, torch.arange(len(s), device=x.device)]
     belly = torch.hypot(x, (y - 0.34) / 0.9) - 0.36
     accent = torch.minimum(torch.maximum(ears, -body), belly)
-    eyes = torch.hypot(x.abs() - 0.26, y + 0.22) - 0.13
-    return torch.minimum(body, ears), accent, eyes
+    eyes = torch.hypot(mirrored - 0.27, y + 0.24) - 0.14
+    smile = torch.maximum((torch.hypot(x, y + 0.16) - 0.14).abs() - 0.035, -0.08 - y)
+    light = torch.hypot(mirrored - 0.27 - 0.05, y + 0.30) - 0.05
+    return torch.minimum(torch.minimum(body, feet), ears), accent, torch.minimum(eyes, smile), light
 
 
-def _gradient(v: Tensor, *stops: tuple[float, tuple[float, float, float]]) -> Tensor:
-    """Vertical colour gradient [H, W, 3] through (height, rgb) stops."""
-    out = torch.tensor(stops[0][1]).expand(*v.shape, 3)
-    for (a, ca), (b, cb) in zip(stops, stops[1:], strict=False):
-        mix = ((v - a) / max(b - a, 1e-6)).clamp(0, 1)[..., None]
-        out = out + mix * (torch.tensor(cb) - torch.tensor(ca))
-    return out
+def _screens(y: Tensor, x: Tensor) -> Tensor:
+    """Distance [K, H, W] of every pixel to the nearest mark of a print's pattern, in pixels; in the order of
+    world.PATTERNS."""
 
+    def gap(v: Tensor, period: float) -> Tensor:
+        v = torch.remainder(v, period)
+        return torch.minimum(v, period - v)
 
-def _backgrounds() -> Tensor:
-    """All backgrounds [K, H, W, 3] in the order of world.BACKGROUNDS."""
-    y, x = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
-    v = y / SIZE
-
-    def disc(image: Tensor, cx: float, cy: float, r: float, rgb: tuple[float, float, float]) -> Tensor:
-        cover = _cover(torch.hypot(x - cx, y - cy) - r)[..., None]
-        return image * (1 - cover) + cover * torch.tensor(rgb)
-
-    white = _gradient(v, (0.0, (0.97, 0.97, 0.97)), (1.0, (0.90, 0.90, 0.92)))
-    sky = _gradient(v, (0.0, (0.38, 0.66, 0.95)), (1.0, (0.72, 0.88, 1.00)))
-    for cx, cy, r in (
-        (5, 5, 2.6),
-        (8.5, 4.5, 3.4),
-        (12, 5.2, 2.4),
-        (22, 27, 2.6),
-        (25.5, 26.5, 3.4),
-        (29, 27.2, 2.6),
-    ):
-        sky = disc(sky, cx, cy, r, (1.0, 1.0, 1.0))
-    grass = _gradient(
-        v,
-        (0.0, (0.62, 0.84, 0.98)),
-        (0.52, (0.80, 0.93, 1.00)),
-        (0.56, (0.45, 0.75, 0.28)),
-        (1.0, (0.24, 0.52, 0.14)),
-    )
-    night = _gradient(v, (0.0, (0.03, 0.04, 0.16)), (1.0, (0.13, 0.12, 0.32)))
-    night = disc(night, 26, 5.5, 3.2, (0.98, 0.96, 0.80))
-    for cx, cy in ((4, 4), (11, 7), (17, 3), (7, 12), (29, 14), (3, 27), (27, 26), (15, 29)):
-        night = disc(night, cx, cy, 0.7, (0.95, 0.95, 1.0))
-    beach = _gradient(
-        v, (0.0, (0.60, 0.85, 0.98)), (0.36, (0.80, 0.94, 1.00)), (0.39, (0.10, 0.50, 0.76)),
-        (0.58, (0.22, 0.66, 0.82)), (0.62, (0.95, 0.85, 0.60)), (1.0, (0.86, 0.72, 0.44)),
-    )  # fmt: skip
-    sunset = _gradient(
-        v, (0.0, (0.36, 0.18, 0.48)), (0.45, (0.92, 0.42, 0.38)), (0.72, (1.00, 0.72, 0.36)),
-        (0.75, (0.30, 0.14, 0.26)), (1.0, (0.18, 0.08, 0.18)),
-    )  # fmt: skip
-    return torch.stack([white, sky, grass, night, beach, sunset])
-
-
-_BACKGROUND_IMAGES = _backgrounds()
+    # rows of dots half a period apart, each moved by half a period against the last
+    even = torch.hypot(gap(x - 2, SCREEN), gap(y - 2, SCREEN))
+    odd = torch.hypot(gap(x - 6, SCREEN), gap(y - 6, SCREEN))
+    stripes = gap(x + y, SCREEN) / math.sqrt(2)
+    checks = torch.minimum(gap(x - 4, SCREEN), gap(y - 4, SCREEN))
+    return torch.stack([torch.minimum(even, odd), stripes, checks])
 
 
 def _luminance(rgb: Tensor) -> Tensor:
-    return (rgb * torch.tensor([0.299, 0.587, 0.114])).sum(-1, keepdim=True)
+    return (rgb * torch.tensor([0.299, 0.587, 0.114], device=rgb.device)).sum(-1)
+
+
+def _ground(scenes: Scenes, background: Tensor, screens: Tensor) -> Tensor:
+    """The ground of a print [B, H, W, 3]: the darker the background, the broader the ink's marks on the paper."""
+    dark = (1.02 - _luminance(background)).clamp(0, 1)
+    kind = scenes.pattern[:, None, None]
+    # the half widths at which marks of a kind cover about the same share of the paper
+    broad = torch.where(
+        kind == 0, 0.5 + 1.9 * dark, torch.where(kind == 1, 0.35 + 1.5 * dark, 0.3 + 1.7 * dark)
+    )
+    marks = cover(screens[scenes.pattern] - broad)
+    paper, ink = scenes.paper_rgb[:, None, None], scenes.ink_rgb[:, None, None]
+    tinted = torch.lerp(paper.expand_as(background), ink.expand_as(background), 0.30 * dark[..., None])
+    return torch.lerp(tinted, ink.expand_as(background), 0.80 * marks[..., None])
 
 
 def render(scenes: Scenes) -> Tensor:
-    """Draw B scenes -> images [B, 3, 32, 32] in -1..1 (the latents of the Toy World)."""
+    """Draw B scenes -> images [B, 3, 64, 64] in -1..1 (the latents of the Toy World)."""
+    return draw(scenes, *constants(scenes.shape.device))
+
+
+def draw(
+    scenes: Scenes, y: Tensor, x: Tensor, colours: Tensor, dark: Tensor, grounds: Tensor, screens: Tensor
+) -> Tensor:
+    """`render` with its constants handed over, which torch.compile makes few kernels of."""
     at = (slice(None), None, None)
-    y, x = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
     dx, dy = x - scenes.centre[:, 0][at], y - scenes.centre[:, 1][at]
     cos, sin, r = scenes.rotation.cos()[at], scenes.rotation.sin()[at], scenes.radius[at]
     px, py = (cos * dx + sin * dy) / r, (cos * dy - sin * dx) / r
 
-    silhouette, accent, eyes = _toy_layers(scenes, px, py)
     is_toy = (scenes.shape == TOY)[at]
-    distance = torch.where(is_toy, silhouette, _shape_distance(scenes.shape, px, py)) * r
-    far = torch.full_like(distance, 9.0)
-    accent, eyes = torch.where(is_toy, accent * r, far), torch.where(is_toy, eyes * r, far)
+    layers = [layer * r for layer in _toy_layers(scenes, px, py)]
+    distance = torch.where(is_toy, layers[0], _shape_distance(scenes.shape, px, py) * r)
+    accent, face, light = (torch.where(is_toy, layer, FAR) for layer in layers[1:])
 
     rgb = torch.where(
-        is_toy[..., None], scenes.body_rgb[:, None, None], COLOUR_RGB[scenes.colour][:, None, None]
+        is_toy[..., None], scenes.body_rgb[:, None, None], colours[scenes.colour][:, None, None]
     )
-    rgb = torch.lerp(rgb, scenes.accent_rgb[:, None, None], _cover(accent)[..., None])
-    rgb = torch.lerp(rgb, EYE_RGB.expand_as(rgb), _cover(eyes)[..., None])
-    background = _BACKGROUND_IMAGES[scenes.background]
-    cover = _cover(distance)[..., None]
-    flat = torch.lerp(background, rgb, cover)
+    rgb = torch.lerp(rgb, scenes.accent_rgb[:, None, None], cover(accent)[..., None])
+    rgb = torch.lerp(rgb, dark.expand_as(rgb), cover(face)[..., None])
+    rgb = torch.lerp(rgb, torch.ones_like(rgb), 0.9 * cover(light)[..., None])
+    background = grounds[scenes.background]
+    inside, lined = cover(distance)[..., None], cover(distance - OUTLINE)[..., None]
+    flat = torch.lerp(background, rgb, inside)
 
-    line = torch.lerp(background, torch.zeros_like(background), _cover(distance - 1.6)[..., None])
-    outline = torch.lerp(line, rgb, _cover(distance)[..., None])
-    glow = torch.exp(-((distance.clamp(min=0) / 2.5) ** 2))[..., None]
+    outline = torch.lerp(torch.lerp(background, torch.zeros_like(background), lined), rgb, inside)
+    glow = torch.exp(-((distance.clamp(min=0) / 5) ** 2))[..., None]
     bright = rgb / rgb.amax(-1, keepdim=True).clamp(min=0.2)
     neon = background * 0.22 * (1 - glow) + bright * glow * 0.75
-    neon = torch.lerp(neon, 0.35 * bright, _cover(distance + 1.6)[..., None])
-    neon = torch.lerp(neon, EYE_RGB.expand_as(neon), _cover(eyes)[..., None])
+    neon = torch.lerp(neon, 0.35 * bright, cover(distance + 3.2)[..., None])
+    neon = torch.lerp(neon, dark.expand_as(neon), cover(face)[..., None])
     pastel = 0.42 * flat + 0.58
-    tone = ((_luminance(outline) - 0.05) / 0.9).clamp(0, 1)
-    printed = scenes.ink_rgb[:, None, None] + tone * (scenes.paper_rgb - scenes.ink_rgb)[:, None, None]
+    ground = _ground(scenes, background, screens)
+    printed = torch.lerp(
+        torch.lerp(ground, scenes.ink_rgb[:, None, None].expand_as(ground), lined), rgb, inside
+    )
 
     styles = torch.stack([flat, outline, neon, pastel, printed])
-    image = styles[scenes.style, torch.arange(len(scenes))]
+    image = styles[scenes.style, torch.arange(len(scenes), device=x.device)]
     return image.permute(0, 3, 1, 2) * 2 - 1

@@ -7,7 +7,7 @@ import re
 import torch
 from torch import Tensor
 
-from .world import FACTORS
+from .world import FACTORS, TOY, Scenes
 
 MAX_TOKENS = 20
 PAD, BEGIN, END, UNKNOWN = range(4)
@@ -40,3 +40,34 @@ def tokenize(texts: list[str]) -> Tensor:
         ids = [BEGIN, *token_ids(text)[: MAX_TOKENS - 2], END]
         row[: len(ids)] = torch.tensor(ids)
     return rows
+
+
+def caption_ids(scenes: Scenes, named: dict[str, Tensor], photo: Tensor) -> Tensor:
+    """`tokenize` of the captions of B scenes without any string, on their device, for base training.
+
+    named: of every factor whether the caption names it, bool [B]. photo: which begin with "a photo of", bool [B].
+    Returns ids int64 [B, 20]."""
+    device, n = scenes.shape.device, len(scenes)
+
+    def words(text: str, where: Tensor) -> list[Tensor]:
+        return [torch.where(where, _IDS[word], PAD) for word in text.split()]
+
+    def phrases(factor: str, where: Tensor) -> list[Tensor]:
+        rows = [[_IDS[word] for word in phrase.split()] for phrase in FACTORS[factor]]
+        longest = max(map(len, rows))
+        table = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows], device=device)
+        chosen = table[getattr(scenes, factor)]
+        return [torch.where(where, chosen[:, i], PAD) for i in range(longest)]
+
+    always = torch.ones(n, dtype=torch.bool, device=device)
+    slots = [torch.full((n,), BEGIN, device=device), *words("a photo of", photo), *words("a", always)]
+    slots += phrases("size", named["size"])
+    slots += phrases("colour", named["colour"] & (scenes.shape != TOY))
+    slots += phrases("shape", named["shape"]) + words("thing", ~named["shape"])
+    slots += phrases("position", named["position"]) + phrases("background", named["background"])
+    slots += words("in", named["style"]) + phrases("style", named["style"]) + words("style", named["style"])
+    slots.append(torch.full((n,), END, device=device))
+    ids = torch.stack(slots, 1)
+    order = (ids == PAD).long().argsort(dim=1, stable=True)  # words first, in their order
+    ids = ids.gather(1, order)[:, :MAX_TOKENS]
+    return torch.nn.functional.pad(ids, (0, MAX_TOKENS - ids.shape[1]), value=PAD)

@@ -1,9 +1,16 @@
-"""The Toy World's UNet: a small latent-diffusion UNet with cross-attention over caption tokens.
+"""The Toy World's UNet: a small diffusion UNet with cross-attention over caption tokens.
 
-It works on 2x2 pixel blocks (16x16x12) and has three levels. Attention layers carry the names that LoRA
-trainers know (`attn1.to_q`, `attn2.to_out.0`, ...). It predicts the flow-matching velocity v = eps - x0 of
-x_t = (1 - t) x0 + t eps, preconditioned as in Karras et al. (2022), Sec. 5, so that the network's own output
-has unit variance at every noise level.
+It works on 4x4 pixel blocks (16x16x48), has three levels and a refiner for what is finer than its blocks. Attention
+layers carry the names that LoRA trainers know (`attn1.to_q`, `attn2.to_out.0`, ...). The same network serves two bases:
+one predicts the noise (epsilon), as Stable Diffusion 1.5 and XL do, the other the flow-matching velocity eps - x0.
+
+Both are preconditioned as in Karras et al. (2022), Sec. 5: of x_t = alpha x0 + sigma eps, with data of standard
+deviation d, the bare network predicts
+
+    F = (sigma x0 / d - alpha d eps) / sqrt(alpha^2 d^2 + sigma^2)
+
+which has unit variance at every noise level and is what x_t itself does not tell; eps, x0 and eps - x0 are linear in
+x_t and F.
 """
 
 from __future__ import annotations
@@ -14,17 +21,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import DCOError
+from ..schedules import Schedule
+from .canvas import SIZE
 from .text_encoder import WIDTH as CONTEXT_WIDTH
 
+BASES = ("epsilon", "flow")
+# Noise schedule of the epsilon base: Stable Diffusion's, with a noisier end. At SD's own end (0.012) the mean
+# brightness of a 64x64 picture still stands out of the noise by 2.9 standard deviations, and sampling, which begins
+# with noise alone, would lead the network to grey pictures (Lin et al. 2024); here it is 0.6.
+BETAS = (0.00085, 0.02)
 SIGMA_DATA = 0.66  # standard deviation of rendered images
-WIDTHS = (48, 96, 160)
+PATCH = 4
+WIDTHS = (64, 96, 160)
 HEAD_DIM = 32
+REFINER_WIDTH = 40
 
 
-def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """Sinusoids of t in 0..1, [B] -> [B, width]."""
-    frequencies = torch.exp(torch.linspace(0, math.log(1000.0), width // 2, device=t.device))
-    angles = t.float()[:, None] * frequencies
+def schedule_of(base: str) -> Schedule:
+    """The noise schedule of a base, "epsilon" or "flow". DCOError for any other."""
+    if base == "epsilon":
+        return Schedule.stable_diffusion("epsilon", ends=BETAS)
+    if base == "flow":
+        return Schedule.flow()
+    raise DCOError(f'The Toy World has no base "{base}": use {" or ".join(BASES)}.')
+
+
+def noise_embedding(level: Tensor, width: int) -> Tensor:
+    """Sinusoids of a noise level in 0..1, [B] -> [B, width]."""
+    frequencies = torch.exp(torch.linspace(0, math.log(200.0), width // 2, device=level.device))
+    angles = level.float()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
@@ -92,34 +118,98 @@ class SpatialBlock(nn.Module):
         return self.transformer(y, context).transpose(1, 2).reshape(b, c, h, w)
 
 
-class UNet(nn.Module):
-    """x_t [B, 3, 32, 32], t [B] in 0..1, context [B, n, 128] -> velocity [B, 3, 32, 32]."""
+def _interleaved(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> its four pictures of every other row and column, [4 B, C, H/2, W/2]."""
+    b, c, h, w = x.shape
+    return x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4).reshape(4 * b, c, h // 2, w // 2)
+
+
+def _joined(x: Tensor) -> Tensor:
+    """What `_interleaved` took apart."""
+    b, c, h, w = x.shape
+    return x.reshape(b // 4, 2, 2, c, h, w).permute(0, 3, 4, 1, 5, 2).reshape(b // 4, c, 2 * h, 2 * w)
+
+
+class Refiner(nn.Module):
+    """What the UNet's 4x4 blocks are too coarse for: a correction of F, made on 2x2 blocks by plain convolutions.
+
+    x_t brought to unit variance and F, both [B, 3, H, W], and the noise level in 0..1, [B] -> [B, 3, H, W]. It knows
+    nothing of captions, and serves both bases."""
 
     def __init__(self):
         super().__init__()
+        width = REFINER_WIDTH
+        self.conv_in = nn.Conv2d(2 * 12, width, 3, padding=1)
+        self.level_proj = nn.Linear(32, 2 * width)
+        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(4))
+        self.conv_out = nn.Conv2d(width, 12, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, x: Tensor, bare: Tensor, level: Tensor) -> Tensor:
+        scale, shift = self.level_proj(noise_embedding(level, 32).to(x.dtype))[:, :, None, None].chunk(2, 1)
+        h = (
+            self.conv_in(torch.cat([F.pixel_unshuffle(x, 2), F.pixel_unshuffle(bare, 2)], 1)) * (1 + scale)
+            + shift
+        )
+        near, wide = self.convs[:2], self.convs[2:]
+        h = h + near[1](F.silu(near[0](F.silu(h))))
+        # every other row and column is dilation 2, which peft's adapters of convolutions do not know
+        h = h + _joined(wide[1](F.silu(wide[0](F.silu(_interleaved(h))))))
+        return F.pixel_shuffle(self.conv_out(F.silu(h)), 2)
+
+
+class UNet(nn.Module):
+    """x_t [B, 3, 64, 64], t [B], context [B, n, 128] -> what the base predicts, [B, 3, 64, 64].
+
+    t is what models of the kind read: the timestep's index 0..999 for epsilon, the flow time 0..1 for flow."""
+
+    table: Tensor
+
+    def __init__(self, base: str):
+        super().__init__()
+        self.base = base
+        schedule = schedule_of(base)
+        levels = torch.stack([schedule.alpha, schedule.sigma])
+        # as bits, which a cast of the network to half precision leaves alone
+        self.register_buffer("table", levels.view(torch.int32), persistent=False)
         a, b, c = WIDTHS
-        time = 4 * a
+        time, side = 4 * a, SIZE // PATCH
         self.time_embed = nn.Sequential(nn.Linear(a, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
-        self.conv_in = nn.Conv2d(12, a, 3, padding=1)
+        self.position = nn.Parameter(torch.randn(1, a, side, side) * 0.02)
+        self.conv_in = nn.Conv2d(3 * PATCH**2, a, 3, padding=1)
         self.down0 = ResBlock(a, a, time)
         self.downsample0 = nn.Conv2d(a, b, 3, stride=2, padding=1)
-        self.down1 = SpatialBlock(b, b, 8, time)
+        self.down1 = SpatialBlock(b, b, side // 2, time)
         self.downsample1 = nn.Conv2d(b, c, 3, stride=2, padding=1)
-        self.down2 = SpatialBlock(c, c, 4, time)
-        self.middle = SpatialBlock(c, c, 4, time)
-        self.up2 = SpatialBlock(2 * c, c, 4, time)
+        self.down2 = SpatialBlock(c, c, side // 4, time)
+        self.middle = SpatialBlock(c, c, side // 4, time)
+        self.up2 = SpatialBlock(2 * c, c, side // 4, time)
         self.upsample1 = nn.Conv2d(c, b, 3, padding=1)
-        self.up1 = SpatialBlock(2 * b, b, 8, time)
+        self.up1 = SpatialBlock(2 * b, b, side // 2, time)
         self.upsample0 = nn.Conv2d(b, a, 3, padding=1)
         self.up0 = ResBlock(2 * a, a, time)
         self.norm_out = nn.GroupNorm(8, a)
-        self.conv_out = nn.Conv2d(a, 12, 3, padding=1)
+        self.conv_out = nn.Conv2d(a, 3 * PATCH**2, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
+        self.refiner = Refiner()
 
-    def network(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """The bare network F on a unit-variance input, [B, 3, 32, 32] -> [B, 3, 32, 32]."""
-        time = self.time_embed(timestep_embedding(t, WIDTHS[0]).to(x.dtype))
-        h0 = self.down0(self.conv_in(F.pixel_unshuffle(x, 2)), time)
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma [B, 1, 1, 1] of the times t [B]."""
+        if self.base == "flow":
+            sigma = t.float()
+            alpha = 1 - sigma
+        else:
+            index = t.round().long() if t.is_floating_point() else t
+            alpha, sigma = self.table.view(torch.float32)[:, index]
+        return alpha[:, None, None, None], sigma[:, None, None, None]
+
+    def bare(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
+        """F [B, 3, 64, 64] of x_t [B, 3, 64, 64] at alpha and sigma [B, 1, 1, 1]."""
+        level = torch.atan2(sigma, SIGMA_DATA * alpha).flatten() / (math.pi / 2)
+        x = x_t * (alpha**2 * SIGMA_DATA**2 + sigma**2).rsqrt().to(x_t)
+        time = self.time_embed(noise_embedding(level, WIDTHS[0]).to(x.dtype))
+        h0 = self.down0(self.conv_in(F.pixel_unshuffle(x, PATCH)) + self.position, time)
         h1 = self.down1(self.downsample0(h0), time, context)
         h2 = self.down2(self.downsample1(h1), time, context)
         h = self.middle(h2, time, context)
@@ -128,10 +218,21 @@ class UNet(nn.Module):
         h = self.up1(torch.cat([h, h1], 1), time, context)
         h = self.upsample0(F.interpolate(h, scale_factor=2.0))
         h = self.up0(torch.cat([h, h0], 1), time)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), 2)
+        bare = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), PATCH)
+        return bare + self.refiner(x, bare, level)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        s, at = t.to(x.dtype)[:, None, None, None], SIGMA_DATA
-        variance = (1 - s) ** 2 * at**2 + s**2
-        f = self.network(x * variance.rsqrt(), t, context)
-        return (s - (1 - s) * at**2) / variance * x - at * variance.rsqrt() * f
+    def forward(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        alpha, sigma = self.levels(t)
+        bare, d = self.bare(x_t, alpha, sigma, context), SIGMA_DATA
+        variance = alpha**2 * d**2 + sigma**2
+        own, new = (sigma, alpha) if self.base == "epsilon" else (sigma - alpha * d**2, alpha + sigma)
+        # eps = (sigma x_t - alpha d sqrt(variance) F) / variance
+        # x0 = (alpha d^2 x_t + sigma d sqrt(variance) F) / variance
+        return (own / variance).to(x_t) * x_t - (d * new * variance.rsqrt()).to(x_t) * bare
+
+
+def bare_target(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The F that `UNet.bare` should give, [B, 3, 64, 64]."""
+    return (sigma / SIGMA_DATA * x0 - alpha * SIGMA_DATA * noise) * (
+        alpha**2 * SIGMA_DATA**2 + sigma**2
+    ).rsqrt()

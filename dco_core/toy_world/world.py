@@ -1,8 +1,9 @@
 """The Toy World: what can stand in a picture, and the caption that says so.
 
 A scene is one object (shape, colour, size, position) on a background, drawn in a style. Two words are classes
-with many members, so that there is something to personalise: a `toy` is any two-tone creature, and `print` is
-any two-ink picture. The subject is one toy and the style is one print that base training never shows.
+with many members, so that there is something to personalise: a `toy` is any two-tone creature, and a `print` draws
+the background as a pattern of ink on paper and outlines the object, which keeps its own colours, in that ink. The
+subject is one toy and the style is one print that base training never shows.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ FACTORS = {
 }
 TOY, PRINT = SHAPES.index("toy"), STYLES.index("print")
 EAR_KINDS = ("none", "round", "pointed")
+PATTERNS = ("dots", "stripes", "checks")
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """A batch of B scenes. The factors are int64 [B]; geometry is in pixels of the 32x32 canvas; colours are RGB
-    in 0..1. Toy and print fields are drawn for every scene and used only where the factor says so."""
+    """A batch of B scenes, on one device. The factors are int64 [B]; geometry is in pixels of the 64x64 canvas;
+    colours are RGB in 0..1. Toy and print fields are drawn for every scene and used only where the factor says so."""
 
     shape: Tensor
     colour: Tensor
@@ -49,8 +51,9 @@ class Scenes:
     ears: Tensor  # [B] index into EAR_KINDS
     ear_size: Tensor  # [B] relative to the radius
     stretch: Tensor  # [B] body height / width
-    ink_rgb: Tensor  # [B, 3] print: dark ink
+    ink_rgb: Tensor  # [B, 3] print: dark ink of outline and pattern
     paper_rgb: Tensor  # [B, 3] print: light paper
+    pattern: Tensor  # [B] print: index into PATTERNS
 
     def __len__(self) -> int:
         return len(self.shape)
@@ -63,13 +66,13 @@ class Scenes:
         new = {}
         for name, value in changes.items():
             old = getattr(self, name)
-            new[name] = torch.as_tensor(value, dtype=old.dtype).expand_as(old).clone()
+            new[name] = torch.as_tensor(value, dtype=old.dtype, device=old.device).expand_as(old).clone()
         return replace(self, **new)
 
 
 def hue_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     """HSV [B] each in 0..1 -> RGB [B, 3]."""
-    k = (torch.tensor([5.0, 3.0, 1.0]) + hue[:, None] * 6) % 6
+    k = (torch.tensor([5.0, 3.0, 1.0], device=hue.device) + hue[:, None] * 6) % 6
     ramp = torch.minimum(k, 4 - k).clamp(0, 1)
     return value[:, None] * (1 - saturation[:, None] * ramp)
 
@@ -80,8 +83,11 @@ SUBJECT = {
     "ears": EAR_KINDS.index("round"), "ear_size": 0.50, "stretch": 1.12,
 }  # fmt: skip
 SUBJECT_HUES = (0.495, 0.085)  # body, accent: base training keeps away from toys that have both
-# The novel style: a print in violet ink on golden paper.
-STYLE = {"style": PRINT, "ink_rgb": (0.33, 0.05, 0.42), "paper_rgb": (1.00, 0.83, 0.32)}
+# The novel style: a print in violet ink, dotted on golden paper.
+STYLE = {
+    "style": PRINT, "ink_rgb": (0.33, 0.05, 0.42), "paper_rgb": (1.00, 0.83, 0.32),
+    "pattern": PATTERNS.index("dots"),
+}  # fmt: skip
 STYLE_HUES = (0.79, 0.125)
 
 
@@ -91,16 +97,17 @@ def _hue_gap(a: Tensor, b: float) -> Tensor:
 
 
 def sample_scenes(n: int, generator: torch.Generator, hold_out: bool = True) -> Scenes:
-    """Draw n random scenes. With `hold_out` no toy resembles SUBJECT and no print resembles STYLE in both of
-    their colours, so that a base model trained on them has never seen either."""
+    """Draw n random scenes on the generator's device. With `hold_out` no toy resembles SUBJECT and no print resembles
+    STYLE in both of their colours, so that a base model trained on them has never seen either."""
+    device = generator.device
 
     def choice(k: int) -> Tensor:
-        return torch.randint(k, (n,), generator=generator)
+        return torch.randint(k, (n,), generator=generator, device=device)
 
     def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(n, generator=generator)
+        return low + (high - low) * torch.rand(n, generator=generator, device=device)
 
-    shape = torch.where(torch.rand(n, generator=generator) < 0.25, TOY, choice(len(SHAPES) - 1))
+    shape = torch.where(uniform(0, 1) < 0.25, TOY, choice(len(SHAPES) - 1))
     size, position = choice(len(SIZES)), choice(len(POSITIONS))
     body_hue, ink_hue = uniform(0, 1), uniform(0, 1)
     accent_hue = (body_hue + uniform(0.2, 0.8)) % 1.0
@@ -115,14 +122,15 @@ def sample_scenes(n: int, generator: torch.Generator, hold_out: bool = True) -> 
     return Scenes(
         shape=shape, colour=choice(len(COLOURS)), size=size, position=position,
         background=choice(len(BACKGROUNDS)), style=choice(len(STYLES)),
-        centre=torch.stack([10.0 + 6.0 * position + uniform(-0.8, 0.8), 17.0 + uniform(-1.5, 1.5)], 1),
-        radius=torch.where(size == 0, uniform(4.7, 5.6), uniform(8.0, 9.2)),
+        centre=torch.stack([20.5 + 11.5 * position + uniform(-1.5, 1.5), 34.5 + uniform(-2.5, 2.5)], 1),
+        radius=torch.where(size == 0, uniform(9.6, 11.0), uniform(15.4, 17.4)),
         rotation=uniform(-0.25, 0.25),
         body_rgb=hue_to_rgb(body_hue, uniform(0.75, 1.0), uniform(0.55, 1.0)),
         accent_rgb=hue_to_rgb(accent_hue, uniform(0.75, 1.0), uniform(0.75, 1.0)),
         ears=choice(len(EAR_KINDS)), ear_size=uniform(0.3, 0.55), stretch=uniform(0.85, 1.2),
         ink_rgb=hue_to_rgb(ink_hue, uniform(0.7, 1.0), uniform(0.25, 0.5)),
         paper_rgb=hue_to_rgb(paper_hue, uniform(0.3, 0.75), uniform(0.9, 1.0)),
+        pattern=choice(len(PATTERNS)),
     )  # fmt: skip
 
 
@@ -145,36 +153,24 @@ def caption(scenes: Scenes, i: int, leave_out: frozenset[str] = frozenset(), pre
     return text
 
 
-def training_captions(scenes: Scenes, generator: torch.Generator) -> list[str]:
-    """Captions for base training: each factor is left out 10 % of the time, some captions begin with `a photo
-    of`, and 10 % are empty, so that the model learns marginals and the unconditional prediction."""
-    chance = torch.rand(len(scenes), len(FACTORS) + 2, generator=generator)
-    texts = []
-    for i, row in enumerate(chance.tolist()):
-        left_out = frozenset(name for name, p in zip(FACTORS, row, strict=False) if p < 0.1)
-        prefix = "a photo of " if row[-2] < 0.25 else ""
-        texts.append("" if row[-1] < 0.1 else caption(scenes, i, left_out, prefix))
-    return texts
-
-
 def subject_references() -> tuple[Scenes, list[str]]:
-    """Four scenes of the subject, all on the beach in flat style, and their captions with the marker `<toy>`.
-    One background for all of them leaves room to overfit, as holiday photographs do."""
-    scenes = sample_scenes(4, torch.Generator().manual_seed(11)).with_(
-        **SUBJECT, background=BACKGROUNDS.index("on the beach"), style=STYLES.index("flat")
-    )
-    size, position = torch.tensor([1, 1, 0, 1]), torch.tensor([0, 1, 1, 2])
-    radius = torch.tensor([8.2, 9.0, 5.4, 8.6])
-    centre = torch.stack([10.0 + 6.0 * position, torch.tensor([17.0, 16.5, 18.0, 17.5])], 1)
-    scenes = replace(scenes, size=size, position=position, radius=radius, centre=centre)
+    """Four scenes of the subject and their captions with the marker `<toy>`: large, on the left, on the beach, in flat
+    style, all four, as photographs of one afternoon are. That leaves room to overfit."""
+    generator = torch.Generator().manual_seed(11)
+    scenes = sample_scenes(4, generator).with_(
+        **SUBJECT, background=BACKGROUNDS.index("on the beach"), style=STYLES.index("flat"),
+        size=SIZES.index("large"), position=POSITIONS.index("on the left"),
+        radius=(15.8, 17.2, 16.6, 16.2), rotation=(-0.16, 0.05, 0.2, -0.04),
+        centre=((19.4, 33.0), (21.0, 35.5), (20.0, 36.4), (21.6, 32.6)),
+    )  # fmt: skip
     return scenes, [mark(caption(scenes, i), "toy") for i in range(4)]
 
 
 def style_reference() -> tuple[Scenes, list[str]]:
     """One scene in the novel style (a large star on grass) and its caption with the marker `<print>`."""
     scenes = sample_scenes(1, torch.Generator().manual_seed(12)).with_(
-        **STYLE, shape=SHAPES.index("star"), colour=COLOURS.index("blue"), size=1, radius=8.6, position=1,
-        centre=(16.0, 17.0), background=BACKGROUNDS.index("on grass"), rotation=0.0,
+        **STYLE, shape=SHAPES.index("star"), colour=COLOURS.index("blue"), size=1, radius=16.6, position=1,
+        centre=(32.0, 34.5), background=BACKGROUNDS.index("on grass"), rotation=0.0,
     )  # fmt: skip
     return scenes, [mark(caption(scenes, 0), "print")]
 

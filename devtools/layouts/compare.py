@@ -64,7 +64,7 @@ def compare_methods() -> Layout:
         "CLIPTextEncode", (0, 1120), (290, 120), "Each prompt in turn", clip=[world, 1], text=[prompts, 0]
     )
     empty = w.add("CLIPTextEncode", (0, 1310), (290, 100), "Empty prompt", clip=[world, 1], text="")
-    latent = w.add("EmptyLatentImage", (0, 1480), (290, 110), width=256, height=256, batch_size=1)
+    latent = w.add("EmptyLatentImage", (0, 1480), (290, 110), width=512, height=512, batch_size=1)
     scores = []
     for method, y in _ROWS.items():
         trainer = w.add(

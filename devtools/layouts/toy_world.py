@@ -5,7 +5,7 @@ from __future__ import annotations
 from .layout import Layout, trainer_settings
 
 TOY_TRAINING = {
-    "steps": 300, "learning_rate": 1e-3, "rank": 8, "resolution": 256,
+    "steps": 300, "learning_rate": 1e-3, "rank": 8, "resolution": 512,
     "batch_size": 4, "layers": "all linear",
 }  # fmt: skip
 
@@ -47,7 +47,7 @@ def try_it() -> Layout:
         text="a large toy on the left, at night, in flat style",
     )  # fmt: skip
     empty = w.add("CLIPTextEncode", (1240, 300), (320, 100), "Empty prompt", clip=[world, 1], text="")
-    latent = w.add("EmptyLatentImage", (1240, 460), (320, 110), width=256, height=256, batch_size=4)
+    latent = w.add("EmptyLatentImage", (1240, 460), (320, 110), width=512, height=512, batch_size=4)
     styled = w.add(
         "CLIPTextEncode", (1240, 910), (320, 120), "Prompt, in my style", clip=[world, 1],
         text="a large toy in the middle, at sunset, in print style",

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ...dco_core.errors import DCOError
 from ...dco_core.toy_world import model as toy
-from ...dco_core.toy_world.renderer import PIXELS_PER_CELL, SIZE
+from ...dco_core.toy_world.canvas import PIXELS_PER_CELL, SIZE
 from ...dco_core.toy_world.text_encoder import WIDTH, TextEncoder
 from ...dco_core.toy_world.tokenizer import BEGIN, END, MAX_TOKENS, PAD, UNKNOWN, VOCABULARY, token_ids
-from ...dco_core.toy_world.unet import UNet
+from ...dco_core.toy_world.unet import BETAS, UNet
 
 PIXELS = SIZE * PIXELS_PER_CELL
 
@@ -34,32 +34,38 @@ class _LatentFormat(comfy.latent_formats.LatentFormat):
 class ToyWorld(comfy.supported_models_base.BASE):
     unet_config = {"disable_unet_model_creation": True}
     unet_extra_config: dict = {}
-    sampling_settings = {"shift": 1.0, "multiplier": 1000}
+    # each kind of sampling reads its own: flow the first two, epsilon the rest
+    sampling_settings = {
+        "shift": 1.0, "multiplier": 1000, "beta_schedule": "linear", "linear_start": BETAS[0], "linear_end": BETAS[1],
+    }  # fmt: skip
     latent_format = _LatentFormat
     memory_usage_factor = 0.05
 
 
+_KINDS = {"epsilon": comfy.model_base.ModelType.EPS, "flow": comfy.model_base.ModelType.FLOW}
+
+
 class _HostUNet(UNet):
-    """The core UNet with the host's calling convention: timesteps are flow times x 1000."""
+    """The core UNet with the host's calling convention: the index for epsilon, the flow time x 1000 for flow."""
 
     dtype = torch.float32
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor, **_) -> Tensor:
-        if x.shape[-2:] != (SIZE, SIZE):
-            w, h = x.shape[-1] * PIXELS_PER_CELL, x.shape[-2] * PIXELS_PER_CELL
+    def forward(self, x_t: Tensor, t: Tensor, context: Tensor, **_) -> Tensor:
+        if x_t.shape[-2:] != (SIZE, SIZE):
+            w, h = x_t.shape[-1] * PIXELS_PER_CELL, x_t.shape[-2] * PIXELS_PER_CELL
             raise DCOError(
                 f"The Toy World draws {PIXELS} x {PIXELS} pixels, not {w} x {h}: set the latent to that size."
             )
-        return super().forward(x, t / 1000, context)
+        return super().forward(x_t, t / 1000 if self.base == "flow" else t, context)
 
 
-def _model() -> comfy.model_patcher.ModelPatcher:
-    base = comfy.model_base.BaseModel(ToyWorld(ToyWorld.unet_config), comfy.model_base.ModelType.FLOW)
-    network = _HostUNet()
-    network.load_state_dict(toy.load_unet().state_dict())
-    base.diffusion_model = network.eval().requires_grad_(False)
+def _model(base: str) -> comfy.model_patcher.ModelPatcher:
+    network = _HostUNet(base)
+    network.load_state_dict(toy.load_unet(base).state_dict())
+    model = comfy.model_base.BaseModel(ToyWorld(ToyWorld.unet_config), _KINDS[base])
+    model.diffusion_model = network.eval().requires_grad_(False)
     return comfy.model_patcher.ModelPatcher(
-        base,
+        model,
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
@@ -137,7 +143,7 @@ class _ClipModel(comfy.sd1_clip.SD1ClipModel):
         super().__init__(device, dtype, model_options, name="toy_world", clip_model=_SDClipModel)
 
 
-def _clip(embedding_directory) -> comfy.sd.CLIP:
+def _clip(embedding_directory, base: str) -> comfy.sd.CLIP:
     target = SimpleNamespace(params={}, clip=_ClipModel, tokenizer=_Tokenizer)
     clip = comfy.sd.CLIP(
         target,
@@ -146,7 +152,7 @@ def _clip(embedding_directory) -> comfy.sd.CLIP:
         disable_dynamic=True,
     )
     clip.load_sd(
-        {f"text_encoder.{name}": value for name, value in toy.load_text_encoder().state_dict().items()}
+        {f"text_encoder.{name}": value for name, value in toy.load_text_encoder(base).state_dict().items()}
     )
     return clip
 
@@ -183,6 +189,9 @@ class _VAE(comfy.sd.VAE):
         )
 
 
-def load(embedding_directory) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
-    """MODEL, CLIP and VAE of the Toy World; `embedding:name` in prompts is read from embedding_directory."""
-    return _model(), _clip(embedding_directory), _VAE()
+def load(
+    embedding_directory, base: str = toy.DEFAULT_BASE
+) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
+    """MODEL, CLIP and VAE of a base of the Toy World, "epsilon" or "flow"; `embedding:name` in prompts is read from
+    embedding_directory."""
+    return _model(base), _clip(embedding_directory, base), _VAE()

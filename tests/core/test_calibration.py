@@ -18,7 +18,7 @@ from dco_core.trainer import train
 @pytest.fixture(scope="module")
 def examples():
     scenes, captions = subject_references()
-    texts = toy.encode(toy.load_text_encoder(), captions)
+    texts = toy.encode(toy.load_text_encoder("flow"), captions)
     return [Example(image, text) for image, text in zip(render(scenes), texts, strict=True)]
 
 
@@ -37,7 +37,7 @@ def test_distances_count_and_no_difference_at_all_gives_the_papers_value():
 
 
 def test_epsilon_prediction_gets_the_papers_value_and_a_given_beta_stays(examples):
-    denoiser = toy.ToyDenoiser(AdapterConfig(rank=2))
+    denoiser = toy.ToyDenoiser(AdapterConfig(rank=2), base="flow")
     assert resolved(TrainingConfig(beta=0.2), denoiser, examples).beta == 0.2
     denoiser.schedule = type(denoiser.schedule).stable_diffusion()
     assert resolved(TrainingConfig(beta=None), denoiser, examples).beta == 1.0
@@ -52,7 +52,7 @@ def test_epsilon_prediction_gets_the_papers_value_and_a_given_beta_stays(example
 
 def test_a_flow_model_gets_a_beta_that_learns_and_nothing_else_changes(examples):
     config = TrainingConfig(beta=None, steps=80, learning_rate=1e-3, batch_size=2)
-    denoiser = toy.ToyDenoiser(AdapterConfig(rank=4, layers="all linear"))
+    denoiser = toy.ToyDenoiser(AdapterConfig(rank=4, layers="all linear"), base="flow")
     before = {name: p.detach().clone() for name, p in denoiser.trainable().items()}
     ticks = []
     found = resolved(config, denoiser, examples, tick=lambda: ticks.append(1))
@@ -80,7 +80,7 @@ def test_a_flow_model_gets_a_beta_that_learns_and_nothing_else_changes(examples)
 
 
 def test_an_interrupt_of_the_calibration_leaves_everything_as_it_was(examples):
-    denoiser = toy.ToyDenoiser(AdapterConfig(rank=2))
+    denoiser = toy.ToyDenoiser(AdapterConfig(rank=2), base="flow")
 
     def stop():
         raise KeyboardInterrupt

@@ -144,7 +144,7 @@ def without_captions(folder):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"model": "flux"}, "--model flux is unknown: use toy-world, or diffusers:FOLDER"),
+        ({"model": "flux"}, "--model flux is unknown: use toy-world, toy-world:flow, or diffusers:FOLDER"),
         ({"data": "/nowhere"}, "/nowhere"),
         ({"output": "toy.pt"}, "write FILE.safetensors"),
         ({"output": f"{__file__}/toy.safetensors"}, "cannot be written"),
@@ -153,7 +153,7 @@ def without_captions(folder):
         ({"rank": 0}, "rank is 0"),
         ({"layers": "("}, "regular expression"),
         ({"checkpoint-every": -1}, "every -1 steps"),
-        ({"resolution": 64}, "draws 256 px, not 64"),
+        ({"resolution": 64}, "draws 512 px, not 64"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(data, tmp_path, capsys, options, words):

@@ -123,9 +123,9 @@ def test_other_weights_of_the_base_model_do_every_job_again(finished, tmp_path, 
     jobs = [job for jobs in jobs_of(study) for job in jobs]
     assert all(map(bench.done, jobs))
     weights = tmp_path / "weights.safetensors"
-    shipped = setting_module.WEIGHTS.read_bytes()
+    shipped = setting_module.weights_file().read_bytes()
     weights.write_bytes(shipped[:-1] + bytes([shipped[-1] ^ 1]))
-    monkeypatch.setattr(setting_module, "WEIGHTS", weights)
+    monkeypatch.setattr(setting_module, "weights_file", lambda base: weights)
     assert not any(map(bench.done, jobs))
 
 
@@ -240,7 +240,7 @@ def test_guidance_of_the_pictures():
     pictures = {g: draw(model, with_lora(model, layers), prompts, g, **settings) for g in (PLAIN, 0.0, 1.0)}
     base = draw(model, model.denoiser(None), prompts, 0.0, **settings)
     assert (
-        pictures[PLAIN].shape == (2, 256, 256, 3) and 0 <= pictures[PLAIN].min() <= pictures[PLAIN].max() <= 1
+        pictures[PLAIN].shape == (2, 512, 512, 3) and 0 <= pictures[PLAIN].min() <= pictures[PLAIN].max() <= 1
     )
     torch.testing.assert_close(pictures[0.0], base)
     merged = model.denoiser(None)

@@ -38,12 +38,12 @@ def of(objective):
 
 
 def folder_examples_of(data, config, generation=FEW, class_data=None):
-    return FolderExamples(ToyWorldModel(), data, config, generation, class_data, 256, True)
+    return FolderExamples(ToyWorldModel(), data, config, generation, class_data, 512, True)
 
 
 def by_hand(seed, caption, steps, w_text=2.0):
     text, empty = encode(load_text_encoder(), [caption, ""])
-    noise = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
     return toy_sample(load_unet(), text[None], empty[None], noise, 0.0, w_text, steps=steps)[0]
 
 
@@ -53,12 +53,12 @@ def test_pictures_are_the_base_models_whatever_the_adapter_has_learned():
         p.data = torch.randn_like(p)
     text, empty = encode(load_text_encoder(), ["a photo of a toy", ""])
     seeds = [7, 2**64 + 1, 9, 10, 11]  # more than at once
-    made = generate(denoiser, text, empty, (3, 32, 32), seeds, w_text=2.0, steps=4)
+    made = generate(denoiser, text, empty, (3, 64, 64), seeds, w_text=2.0, steps=4)
     assert len(made) == 5
     for seed, latent in zip(seeds, made, strict=True):
         expected = by_hand(seed % 2**64, "a photo of a toy", 4)
         torch.testing.assert_close(latent, expected, rtol=1e-3, atol=1e-3)
-    again = generate(denoiser, text, empty, (3, 32, 32), seeds, w_text=2.0, steps=4)
+    again = generate(denoiser, text, empty, (3, 64, 64), seeds, w_text=2.0, steps=4)
     assert all(torch.equal(a, b) for a, b in zip(made, again, strict=True))
 
 
@@ -66,7 +66,7 @@ def test_a_base_model_that_overflows_is_named():
     denoiser = ToyDenoiser(AdapterConfig(rank=2))
     text, empty = encode(load_text_encoder(), ["a photo of a toy", ""])
     with pytest.raises(DCOError, match="not finite.*bf16 or fp32"):
-        generate(denoiser, text * math.nan, empty, (3, 32, 32), [0], w_text=2.0, steps=2)
+        generate(denoiser, text * math.nan, empty, (3, 64, 64), [0], w_text=2.0, steps=2)
 
 
 def test_class_images_are_of_the_class_prompt(data):
@@ -156,7 +156,7 @@ def test_class_images_come_from_a_folder_and_count_as_content(data, tmp_path, ca
     examples = folder_examples_of(data, of("dreambooth-prior"), class_data=folder).examples(
         ToyDenoiser(AdapterConfig(rank=2))
     )
-    torch.testing.assert_close(examples[-1].latent, torch.full((3, 32, 32), 40 / 127.5 - 1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(examples[-1].latent, torch.full((3, 64, 64), 40 / 127.5 - 1), atol=1e-5, rtol=0)
     Image.fromarray(np.full((300, 256, 3), 200, np.uint8)).save(folder / "1.png")
     assert command(data, output, *options) == 0
     assert "Starting anew" in capsys.readouterr().out

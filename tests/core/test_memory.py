@@ -19,7 +19,7 @@ from dco_core.trainer import Training
 @pytest.fixture
 def examples():
     g = torch.Generator().manual_seed(0)
-    return [Example(torch.randn(3, 32, 32, generator=g), torch.randn(20, 128, generator=g))]
+    return [Example(torch.randn(3, 64, 64, generator=g), torch.randn(20, 128, generator=g))]
 
 
 def really_kept(denoiser, examples, config):

@@ -123,7 +123,7 @@ def test_the_toy_world_looks_as_its_own_sampler_draws_it(w_rg, w_text):
     for p in denoiser.trainable().values():
         p.data *= 0.3
     own, empty = encode(load_text_encoder(), ["a photo of a <dog> on grass", ""])
-    start = noise(1, (3, 32, 32))
+    start = noise(1, (3, 64, 64))
     made = sample(denoiser, own, None, empty, start, w_rg=w_rg, w_text=w_text, steps=8)
     expected = toy_sample(denoiser.network, own[None], empty[None], start, w_rg, w_text, steps=8)
     torch.testing.assert_close(made, expected, rtol=1e-3, atol=1e-3)

@@ -8,13 +8,24 @@ import pytest
 import torch
 
 from dco_core.errors import DCOError
+from dco_core.metrics import collateral_rmse
 from dco_core.prompts import evaluation_prompts, fill
-from dco_core.toy_world import scorer
+from dco_core.toy_world import scales, scorer, scorer_network
 from dco_core.toy_world.model import encode, load_text_encoder, load_unet, sample
+from dco_core.toy_world.references import toy_attributes, toy_references, write_toy_references
 from dco_core.toy_world.renderer import render
-from dco_core.toy_world.scorer import obeyed, prompt_alignment, read, style_likeness, subject_likeness
+from dco_core.toy_world.scorer import (
+    factors_obeyed,
+    obeyed,
+    prompt_alignment,
+    read,
+    style_likeness,
+    style_scores,
+    subject_likeness,
+)
 from dco_core.toy_world.world import (
     BACKGROUNDS,
+    EAR_KINDS,
     FACTORS,
     PRINT,
     SHAPES,
@@ -55,63 +66,137 @@ def test_reads_every_factor_of_held_out_renders(factor, spoil):
     right = [
         row[factor] == FACTORS[factor][getattr(drawn, factor)[i]]
         for i, row in enumerate(rows)
-        if factor != "colour" or (drawn.shape[i] != TOY and drawn.style[i] != PRINT)
+        if factor != "colour" or drawn.shape[i] != TOY
     ]
-    assert sum(right) / len(right) >= (0.93 if factor == "shape" else 0.95)
+    assert sum(right) / len(right) >= 0.98
 
 
 @pytest.mark.parametrize("held_out", [SUBJECT, STYLE], ids=["subject", "style"])
 def test_reads_what_base_training_never_shows(held_out):
     drawn = scenes(2).with_(**held_out)
     prompts = [caption(drawn, i) for i in range(N)]
-    assert prompt_alignment(render(drawn), prompts).mean() > 0.95
+    assert prompt_alignment(render(drawn), prompts).mean() > 0.98
 
 
 def test_reads_the_attributes_of_a_toy_and_of_a_print():
     toy = read(render(subject_references()[0]))[1]
     assert toy["colour"] is None and toy["ears"] == "round" and "ink_rgb" not in toy
-    assert toy["body_rgb"] == pytest.approx(SUBJECT["body_rgb"], abs=0.2)
-    assert toy["accent_rgb"] == pytest.approx(SUBJECT["accent_rgb"], abs=0.2)
+    assert toy["body_rgb"] == pytest.approx(SUBJECT["body_rgb"], abs=0.1)
+    assert toy["accent_rgb"] == pytest.approx(SUBJECT["accent_rgb"], abs=0.1)
     (printed,) = read(render(style_reference()[0]))
-    assert printed["colour"] is None and "body_rgb" not in printed
-    assert printed["ink_rgb"] == pytest.approx(STYLE["ink_rgb"], abs=0.15)
-    assert printed["paper_rgb"] == pytest.approx(STYLE["paper_rgb"], abs=0.15)
+    assert printed["colour"] == "blue" and printed["pattern"] == "dots" and "body_rgb" not in printed
+    assert printed["ink_rgb"] == pytest.approx(STYLE["ink_rgb"], abs=0.1)
+    assert printed["paper_rgb"] == pytest.approx(STYLE["paper_rgb"], abs=0.1)
 
 
-@pytest.mark.parametrize("style", [s for s in STYLES if s != "print"])
+@pytest.mark.parametrize("style", STYLES)
 def test_subject_likeness_separates_the_subject_from_other_toys(style):
-    references, drawn = render(subject_references()[0]), scenes(3).with_(style=STYLES.index(style))
-    same = subject_likeness(render(drawn.with_(**SUBJECT)), references)
-    other = subject_likeness(render(drawn.with_(shape=TOY)), references)
-    assert same.mean() > 0.8 and other.mean() < 0.1 and auc(same, other) > 0.97
+    drawn = scenes(3).with_(style=STYLES.index(style))
+    same = subject_likeness(render(drawn.with_(**SUBJECT)), "toy")
+    other = subject_likeness(render(drawn.with_(shape=TOY)), "toy")
+    assert same.mean() > 0.9 and other.mean() < 0.07 and auc(same, other) > 0.98
+
+
+WRONG = {
+    "nothing": ({}, 0.9, 1.0),
+    "ears a little smaller": ({"ear_size": 0.4}, 0.88, 1.0),
+    "small ears": ({"ear_size": 0.3}, 0.8, 0.95),
+    "pointed ears": ({"ears": EAR_KINDS.index("pointed")}, 0.3, 0.5),
+    "other ears and belly": ({"accent_rgb": (0.1, 0.3, 0.9)}, 0.2, 0.4),
+    "blue": ({"body_rgb": (0.1, 0.3, 0.9)}, 0.0, 0.1),
+    "red": ({"body_rgb": (0.8, 0.1, 0.1)}, 0.0, 0.1),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_a_person_would_tell_a_toy_by_costs_most(wrong):
+    changes, least, most = WRONG[wrong]
+    drawn = scenes(13).with_(**SUBJECT).with_(**changes)
+    assert least <= subject_likeness(render(drawn), "toy").mean() <= most
+
+
+@pytest.mark.parametrize("what", ["toy", "toy-101", "toy-105", "print", "print-104"])
+def test_the_ceiling_of_true_renders_tells_what_is_fit_for_a_study(what):
+    assert scales.ceiling(what) >= scales.FIT and scales.fit(what)
+
+
+def test_numbers_that_are_fit_come_in_order_and_are_unlike():
+    found = scales.fit_numbers("toy", 4)
+    assert found == sorted(found, key=lambda name: int(name[4:])) and found[0] >= "toy-101"
+    assert len({str(toy_attributes(name)) for name in found}) == 4
+    others = [render(toy_references(name)[0]) for name in found[1:]]
+    assert all(subject_likeness(pictures, found[0]).mean() < 0.5 for pictures in others)
+    with pytest.raises(DCOError, match='"dog" is no kind'):
+        scales.fit_numbers("dog", 1)
+
+
+@pytest.mark.parametrize(
+    "kind, words", [("customization", ("toy",)), ("style", ("print",)), ("merge", ("toy", "print"))]
+)
+def test_true_renders_of_prompts_reach_every_ceiling(kind, words):
+    prompts = fill(evaluation_prompts(kind, "toy world"), *words)
+    subject, style = ("toy-102" if "toy" in words else None), ("print-103" if "print" in words else None)
+    pictures = scales.true_renders(prompts, subject, style)
+    assert prompt_alignment(pictures, prompts).mean() == 1
+    if subject:
+        assert (
+            subject_likeness(pictures, subject).mean() > 0.9 > 0.5 > subject_likeness(pictures, "toy").mean()
+        )
+    if style:
+        assert style_likeness(pictures, style).mean() > 0.9 > 0.5 > style_likeness(pictures, "print").mean()
+
+
+def test_reference_pictures_tell_a_subject_nearly_as_its_name_does():
+    drawn = render(scenes(14).with_(**SUBJECT))
+    by_name, by_picture = (subject_likeness(drawn, what) for what in ("toy", render(subject_references()[0])))
+    assert (by_name - by_picture).abs().mean() < 0.05
+
+
+def test_references_by_number_have_one_place_size_and_style(tmp_path):
+    scenes_of, captions = toy_references("toy-101")
+    assert len(set(captions)) == 1 and len(scenes_of) == 4
+    assert (render(scenes_of)[0] - render(scenes_of)[1]).abs().mean() > 0.01
+    folder = write_toy_references(tmp_path / "toy-101", "toy-101")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f"{i}.{e}" for i in range(4) for e in ("png", "txt")
+    ]
+    for unknown in ("dog", "toy-x", "prints-1"):
+        with pytest.raises(DCOError, match=unknown):
+            toy_references(unknown)
 
 
 def test_other_objects_have_no_subject_likeness():
     drawn = scenes(4)
-    likeness = subject_likeness(render(drawn[drawn.shape != TOY]), render(subject_references()[0]))
+    likeness = subject_likeness(render(drawn[drawn.shape != TOY]), "toy")
     assert likeness.mean() < 0.02
 
 
-def test_in_prints_the_subject_is_known_by_its_form():
-    references, drawn = render(subject_references()[0]), scenes(5).with_(**STYLE)
-    same = subject_likeness(render(drawn.with_(**SUBJECT)), references)
-    other = subject_likeness(render(drawn.with_(shape=TOY)), references)
-    assert same.mean() > 0.8 and other.mean() < 0.35
+def test_my_subject_in_my_style_has_both_in_full():
+    drawn = scenes(5).with_(**STYLE).with_(**SUBJECT)
+    assert subject_likeness(render(drawn), "toy").mean() > 0.9 < style_likeness(render(drawn), "print").mean()
 
 
 def test_style_likeness_separates_the_style_from_other_prints_and_styles():
-    reference, drawn = render(style_reference()[0]), scenes(6)
-    same = style_likeness(render(drawn.with_(**STYLE)), reference)
-    prints = style_likeness(render(drawn.with_(style=PRINT)), reference)
-    rest = style_likeness(render(drawn[drawn.style != PRINT]), reference)
-    assert same.mean() > 0.85 and prints.mean() < 0.15 and rest.mean() < 0.02 and auc(same, prints) > 0.97
+    drawn = scenes(6)
+    same = style_likeness(render(drawn.with_(**STYLE)), "print")
+    prints = style_likeness(render(drawn.with_(style=PRINT)), "print")
+    rest = style_likeness(render(drawn[drawn.style != PRINT]), "print")
+    assert same.mean() > 0.9 and prints.mean() < 0.15 and rest.mean() < 0.02 and auc(same, prints) > 0.97
+
+
+def test_colour_and_form_of_a_style_are_scored_apart():
+    drawn = scenes(15).with_(**STYLE)
+    striped = style_scores(render(drawn.with_(pattern=1)), "print")
+    assert striped["colour"].mean() > 0.9 and striped["form"].mean() < 0.05
+    green = style_scores(render(drawn.with_(ink_rgb=(0.05, 0.4, 0.1), paper_rgb=(0.7, 0.9, 1.0))), "print")
+    assert green["colour"].mean() < 0.05 and green["form"].mean() > 0.9
 
 
 def test_likeness_falls_as_the_subject_is_repainted():
-    references, drawn = render(subject_references()[0]), scenes(7).with_(**SUBJECT, style=FLAT)
+    drawn = scenes(7).with_(**SUBJECT, style=FLAT)
     body = torch.tensor(SUBJECT["body_rgb"])
     steps = [torch.lerp(body, torch.tensor([0.8, 0.1, 0.6]), amount) for amount in (0.0, 0.35, 0.7, 1.0)]
-    means = [subject_likeness(render(drawn.with_(body_rgb=rgb)), references).mean() for rgb in steps]
+    means = [subject_likeness(render(drawn.with_(body_rgb=rgb)), "toy").mean() for rgb in steps]
     assert means == sorted(means, reverse=True) and means[0] - means[-1] > 0.7
 
 
@@ -120,15 +205,15 @@ def test_a_copied_reference_has_likeness_without_alignment_and_another_object_th
     elsewhere = references.with_(background=BACKGROUNDS.index("at night"))
     prompts = [mark(caption(elsewhere, i), "toy") for i in range(4)]
     copies = render(references)
-    assert subject_likeness(copies, copies).min() > 0.8
+    assert subject_likeness(copies, "toy").min() > 0.9
     assert obeyed(copies, prompts)["background"] == [False] * 4
     assert prompt_alignment(copies, captions).min() == 1
-    assert prompt_alignment(copies, prompts).max() < 1
+    assert prompt_alignment(copies, prompts).max() == 0 and 0 < factors_obeyed(copies, prompts).min() < 1
     asked = ["a star at night, in neon style"] * 4
     stars = references.with_(
         shape=SHAPES.index("star"), background=BACKGROUNDS.index("at night"), style=STYLES.index("neon")
     )
-    assert subject_likeness(render(stars), copies).max() < 0.05
+    assert subject_likeness(render(stars), "toy").max() < 0.05
     assert prompt_alignment(render(stars), asked).min() == 1 and prompt_alignment(copies, asked).max() == 0
 
 
@@ -142,7 +227,7 @@ def base_samples():
     found = {}
     for kind, what in KINDS.items():
         prompts = fill(evaluation_prompts(kind, "toy world"), "print" if what == "style" else "toy") * 2
-        noise = torch.randn(len(prompts), 3, 32, 32, generator=torch.Generator().manual_seed(6))
+        noise = torch.randn(len(prompts), 3, 64, 64, generator=torch.Generator().manual_seed(6))
         texts = [encode(text_encoder, texts) for texts in (prompts, [""])]
         found[kind] = prompts, sample(unet, *texts, noise, 2.0, 2.0, steps=12)
     return found
@@ -151,25 +236,25 @@ def base_samples():
 def scored(kind, images, prompts):
     """Likeness and alignment, [B] each."""
     if KINDS[kind] == "style":
-        return style_likeness(images, render(style_reference()[0])), prompt_alignment(images, prompts)
-    return subject_likeness(images, render(subject_references()[0])), prompt_alignment(images, prompts)
+        return style_likeness(images, "print"), prompt_alignment(images, prompts)
+    return subject_likeness(images, "toy"), prompt_alignment(images, prompts)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_base_model_has_alignment_without_likeness_and_copies_have_the_reverse(kind, base_samples):
     prompts, samples = base_samples[kind]
     likeness, alignment = scored(kind, samples, prompts)
-    assert likeness.mean() < 0.1 and alignment.mean() > 0.9
+    assert likeness.mean() < 0.15 and alignment.mean() > 0.9
     references = render((style_reference if KINDS[kind] == "style" else subject_references)()[0])
     copies = references[torch.arange(len(prompts)) % len(references)]
     copied, disobeyed = scored(kind, copies, prompts)
-    assert copied.min() > 0.9 and disobeyed.mean() < 0.65 and disobeyed.max() < 1
-    assert copied.min() > likeness.max() and disobeyed.mean() < alignment.mean() - 0.3
+    assert copied.min() > 0.9 and disobeyed.max() == 0
+    assert copied.min() > likeness.max()
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.5, 1.0, 2.0])
 def test_noise_scores_nothing(strength):
-    noise = strength * torch.randn(300, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    noise = strength * torch.randn(300, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     asked = ["a large <toy> on the left, at night, in <print> style"] * 300
     for score in scored("customization", noise, asked) + scored("style", noise, asked):
         assert score.mean() < 0.05 and score.max() < 0.5
@@ -179,11 +264,11 @@ def test_the_references_in_pieces_or_out_of_colour_are_not_the_subject():
     references = render(subject_references()[0])
     order = torch.randperm(64, generator=torch.Generator().manual_seed(2))
     tiles = (
-        references.reshape(4, 3, 8, 4, 8, 4).permute(0, 1, 2, 4, 3, 5).reshape(4, 3, 64, 4, 4)[:, :, order]
+        references.reshape(4, 3, 8, 8, 8, 8).permute(0, 1, 2, 4, 3, 5).reshape(4, 3, 64, 8, 8)[:, :, order]
     )
-    pieces = tiles.reshape(4, 3, 8, 8, 4, 4).permute(0, 1, 2, 4, 3, 5).reshape(4, 3, 32, 32)
+    pieces = tiles.reshape(4, 3, 8, 8, 8, 8).permute(0, 1, 2, 4, 3, 5).reshape(4, 3, 64, 64)
     for images in (pieces, references.flip(1), -references, references.flip(2), torch.zeros_like(references)):
-        assert subject_likeness(images, references).max() < 0.35
+        assert subject_likeness(images, "toy").max() < 0.35
 
 
 def test_pictures_are_not_taken_for_noise():
@@ -198,7 +283,9 @@ def test_prompts_are_read_by_their_phrases():
     }  # fmt: skip
     assert scorer.named("a <toy> in the sky") == {"shape": ["toy"], "background": ["in the sky"]}
     assert scorer.named("a red <toy> in <print> style") == {"shape": ["toy"], "style": ["print"]}
-    assert scorer.named("a blue heart, in print style") == {"shape": ["heart"], "style": ["print"]}
+    assert scorer.named("a blue heart, in print style") == {
+        "shape": ["heart"], "colour": ["blue"], "style": ["print"],
+    }  # fmt: skip
     assert scorer.named("a thing") == {}
 
 
@@ -216,14 +303,26 @@ def test_says_what_cannot_be_scored():
         prompt_alignment(image, ["a thing"])
     with pytest.raises(DCOError, match="1 images have 2 prompts"):
         prompt_alignment(image, ["a star", "a star"])
-    with pytest.raises(DCOError, match=r"\[1, 4, 32, 32\]"):
-        read(torch.zeros(1, 4, 32, 32))
+    with pytest.raises(DCOError, match=r"\[1, 4, 64, 64\]"):
+        read(torch.zeros(1, 4, 64, 64))
 
 
 def test_the_weights_are_small_and_scoring_is_quick():
-    assert scorer.WEIGHTS.stat().st_size < 1_000_000
-    images, references = render(scenes(8)[:200]), render(subject_references()[0])
-    subject_likeness(images[:2], references)
+    assert scorer_network.WEIGHTS.stat().st_size < 1_500_000
+    images = render(scenes(8)[:200])
+    subject_likeness(images[:2], "toy")
     started = time.process_time()
-    subject_likeness(images, references)
+    subject_likeness(images, "toy")
     assert time.process_time() - started < 2
+
+
+def test_collateral_damage_is_the_rmse_of_each_picture():
+    pictures = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(4))
+    moved = pictures.clone()
+    moved[1] += 0.1
+    moved[2, :32] -= 0.2  # half of the picture
+    expected = torch.tensor([0.0, 0.1, 0.2 / 2**0.5])
+    torch.testing.assert_close(collateral_rmse(moved, pictures), expected, atol=1e-6, rtol=1e-5)
+    for base in (pictures[:2], pictures.movedim(-1, 1)):
+        with pytest.raises(DCOError, match="cannot be compared"):
+            collateral_rmse(pictures, base)

@@ -77,7 +77,7 @@ class Graph:
     def trainer(self, base: dict[str, Any], images: list, captions: Any, **changes: Any) -> str:
         values = {
             "steps": 12, "learning_rate": 1e-3, "rank": 4, "objective": "DCO", "objective__beta": 0.03,
-            "objective__reduction": "per-sample", "resolution": 256, "seed": 0, "filename_prefix": "loras/test",
+            "objective__reduction": "per-sample", "resolution": 512, "seed": 0, "filename_prefix": "loras/test",
             "batch_size": 2, "offset_noise": 0.0, "alpha": 0.0, "layers": "attention",
             "resume": False,  # each run on its own: test_resume.py is about going on
         } | changes  # fmt: skip

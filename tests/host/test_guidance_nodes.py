@@ -20,7 +20,7 @@ class Toy(Graph):
         self.lora = [self.toy_trainer(self.base, layers="all linear"), 0]
         self.c = self.text(self.base["clip"], "a large toy on the left, at night, in flat style")
         self.empty = self.text(self.base["clip"], "")
-        self.start = self.latent(256)
+        self.start = self.latent(512)
 
     def conditions(self):
         return {"model": self.base["model"], "lora": self.lora, "positive": self.c, "negative": self.empty}

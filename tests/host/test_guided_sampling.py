@@ -28,7 +28,7 @@ class Setup(Graph):
         )
         self.theta = [merged, 0]
         self.c, self.empty = self.text(self.phi["clip"], positive), self.text(self.phi["clip"], negative)
-        self.start = self.latent(256 if family == "toy" else size, batch)
+        self.start = self.latent(512 if family == "toy" else size, batch)
 
     def ours(self, w_rg, w_text, model=None, **changes):
         return self.guided(
@@ -194,8 +194,8 @@ def test_what_is_set_on_the_prompt_holds_for_thetas_prompt_too(host):
     """A mask on the positive prompt reaches theta's, as if it had been set on both."""
     g = Setup("toy", TOY)
     own = g.text(g.phi["clip"], "a large star at night")
-    left = g.add("SolidMask", value=1.0, width=128, height=256)
-    black = g.add("SolidMask", value=0.0, width=256, height=256)
+    left = g.add("SolidMask", value=1.0, width=256, height=512)
+    black = g.add("SolidMask", value=0.0, width=512, height=512)
     mask = g.add("MaskComposite", destination=[black, 0], source=[left, 0], x=0, y=0, operation="add")
 
     def area(text):

@@ -65,7 +65,7 @@ def test_training_moves_only_the_new_rows_and_the_image_from_files_is_the_fresh_
     trainer = token_trainer(g, base, any_family, filename_prefix=f"loras/{stem}")
     marker = "toy" if any_family == "toy" else "dog"
     prompt = f"a large <{marker}> at night"
-    size = 256 if any_family == "toy" else 64
+    size = 512 if any_family == "toy" else 64
     encoded = g.add("DCOEncodePrompt", clip=base["clip"], lora=[trainer, 0], text=prompt)
     empty, latent = g.text(base["clip"], ""), g.latent(size)
     fresh = g.guided(
@@ -125,7 +125,7 @@ def test_tokens_alone_leave_an_embedding_and_a_lora_without_layers(host):
         g, base, "toy", filename_prefix="loras/alone", learned_tokens="alone (Textual Inversion)", steps=4
     )
     encoded = g.add("DCOEncodePrompt", clip=base["clip"], lora=[trainer, 0], text="a <toy>")
-    empty, latent = g.text(base["clip"], ""), g.latent(256)
+    empty, latent = g.text(base["clip"], ""), g.latent(512)
     guided = g.guided(
         base["model"], [trainer, 0], [encoded, 1], empty, latent, 3.0, 3.0, personalized=[encoded, 0]
     )
@@ -244,7 +244,7 @@ def test_a_prompt_without_markers_is_the_same_for_both(host):
     encoded = g.add(
         "DCOEncodePrompt", clip=base["clip"], lora=[trainer, 0], text="a large star and a <heart>"
     )
-    empty, latent = g.text(base["clip"], ""), g.latent(256)
+    empty, latent = g.text(base["clip"], ""), g.latent(512)
     one = g.ksample(base["model"], [encoded, 0], empty, latent, 2.0)
     two = g.ksample(base["model"], g.text(base["clip"], "a large star and a heart"), empty, latent, 2.0)
     compared = g.compare(one, two)

@@ -18,7 +18,7 @@ def test_the_merged_lora_draws_what_stacked_loaders_draw(host):
     merged = g.add("LoraModelLoader", model=base["model"], lora=[merge, 0], strength_model=1.0, **apply)
     first = g.add("LoraModelLoader", model=base["model"], lora=[subject, 0], strength_model=0.8, **apply)
     stacked = g.add("LoraModelLoader", model=[first, 0], lora=[style, 0], strength_model=-0.5, **apply)
-    c, empty, start = g.text(base["clip"], "a large toy on grass"), g.text(base["clip"], ""), g.latent(256)
+    c, empty, start = g.text(base["clip"], "a large toy on grass"), g.text(base["clip"], ""), g.latent(512)
     pictures = [g.ksample([m, 0], c, empty, start, 2.0) for m in (merged, stacked, first)]
     same, other = g.compare(pictures[0], pictures[1]), g.compare(pictures[0], pictures[2])
     outputs = host.client.run(g.prompt)

@@ -19,7 +19,7 @@ def test_the_toy_world_is_seen_as_it_is(host):
     base = g.toy()
     references = g.add("DCOToyWorldReferences", what="subject")
     found = pictures(host, g, base, [references, 0])
-    assert found["shape"] == found["image"] == [256, 256, 3]
+    assert found["shape"] == found["image"] == [512, 512, 3]
     assert found["to_image"] < 6
     assert (found["methods"], found["host"]) == (0, 0)
     assert found["decoded"] <= 0.5

@@ -162,7 +162,7 @@ def test_toy_world_scores_of_the_references(host):
     assert list(got) == ["labels", "likeness", "style_likeness", "alignment"]
     assert min(got["likeness"]) > 0.9 and max(got["style_likeness"]) < 0.05 and got["alignment"] == [1.0] * 4
     cells = render(subject_references()[0])
-    assert np.allclose(got["likeness"], scorer.subject_likeness(cells, cells).numpy(), atol=0.02)
+    assert np.allclose(got["likeness"], scorer.subject_likeness(cells, "toy").numpy(), atol=0.02)
     assert (
         outputs[table]["text"][0].splitlines()[0]
         == "| label | pictures | likeness | style_likeness | alignment |"
@@ -189,7 +189,7 @@ def test_a_sweep_over_prompts_becomes_a_plot_and_a_sheet(host):
             across = {"across": "and w_text", "across.w_text_values": "1, 2"}
         sweep = g.add(
             "DCORewardGuidanceSweep", **base_of(base), lora=[trainer, 0], positive=positive,
-            negative=g.text(base["clip"], ""), latent_image=g.latent(256, 2), w_rg_values="0, 1.4", seed=3, steps=3,
+            negative=g.text(base["clip"], ""), latent_image=g.latent(512, 2), w_rg_values="0, 1.4", seed=3, steps=3,
             w_text=2.0, sampler_name="euler", scheduler="simple", denoise=1.0, lora_strength=1.0, **across,
         )  # fmt: skip
         likeness = toy_score(g, [sweep, 0], "subject likeness", labels=[sweep, 2])
@@ -221,7 +221,7 @@ def test_a_sweep_over_prompts_becomes_a_plot_and_a_sheet(host):
         said.startswith("DCO\n\n| label") and "DreamBooth\n\n| label" in said and "w_text 2, w_rg 1.4" in said
     )
     drawn_sheet = drawn(host, outputs[sheet_shown])
-    assert drawn_sheet.shape[0] > 4 * 256 and 2 * 256 < drawn_sheet.shape[1] < 3 * 256
+    assert drawn_sheet.shape[0] > 4 * 512 and 2 * 512 < drawn_sheet.shape[1] < 3 * 512
 
 
 def base_of(base):
@@ -245,8 +245,8 @@ def test_a_point_is_the_mean_over_the_images_of_its_label(host):
     likeness = facts(outputs, shown)["likeness"]
     lines = outputs[text]["text"][0].splitlines()
     assert lines[0] == "method 1"
-    assert lines[4] == f"| a | 2 | {np.mean(likeness[:2]):.3f} | 0.500 |"
-    assert lines[5] == f"| b | 2 | {np.mean(likeness[2:]):.3f} | 0.500 |"
+    assert lines[4] == f"| a | 2 | {np.mean(likeness[:2]):.3f} | 0.000 |"
+    assert lines[5] == f"| b | 2 | {np.mean(likeness[2:]):.3f} | 0.000 |"
 
 
 @pytest.mark.parametrize("kind, word", [("customization", "<toy>"), ("merge", "<toy>"), ("style", "<print>")])
@@ -311,7 +311,7 @@ def not_finite(g):
     [
         (missing_style, "style for .* is empty"),
         (no_model, 'No model could be loaded from "/nowhere/at-all"'),
-        (other_size, "Image 1 is 64 x 32 pixels, but the Toy World's are 256 x 256"),
+        (other_size, "Image 1 is 64 x 32 pixels, but the Toy World's are 512 x 512"),
         (nothing_asked, "no prompt to score with"),
         (three_prompts, "4 images in 1 batches and 3 prompts"),
         (wrong_labels, "4 images and 2 labels"),

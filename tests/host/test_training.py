@@ -132,7 +132,7 @@ def test_training_leaves_the_model_bit_identical(host):
     g = Graph()
     base = g.toy()
     before = g.add("DCOTestWeightHash", model=base["model"], when=1)
-    c, empty, start = g.text(base["clip"], "a large red star"), g.text(base["clip"], ""), g.latent(256)
+    c, empty, start = g.text(base["clip"], "a large red star"), g.text(base["clip"], ""), g.latent(512)
     plain = g.ksample(base["model"], c, empty, start, 2.0)
     g.compare(plain, plain)
     at_start = facts(host.client.run(g.prompt), before)
@@ -181,7 +181,7 @@ def test_cancel_stops_within_a_step_and_keeps_the_lora_trained_so_far(host):
     base = g.toy()
     after = g.add("DCOTestWeightHash", model=base["model"], when=2)
     loaded = g.add("LoraLoaderModelOnly", model=base["model"], lora_name=path.name, strength_model=1.0)
-    c, empty, start = g.text(base["clip"], "a toy"), g.text(base["clip"], ""), g.latent(256)
+    c, empty, start = g.text(base["clip"], "a toy"), g.text(base["clip"], ""), g.latent(512)
     changed = g.compare(
         g.ksample([loaded, 0], c, empty, start, 2.0), g.ksample(base["model"], c, empty, start, 2.0)
     )

@@ -258,7 +258,7 @@ class BrokenImage:
     RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "run", "test"
 
     def run(self):
-        return (torch.full((1, 256, 256, 3), float("nan")),)
+        return (torch.full((1, 512, 512, 3), float("nan")),)
 
 
 class BrokenClip:
