@@ -118,17 +118,17 @@ def test_memory_of_the_run_is_given_back():
     case.lora = {k: t.double() for k, t in case.lora.items()}  # so that a copy is needed
     adapters, seen = host.pack("nodes.host.guidance.adapter_hooks"), []
     model = guided(case.phi, case.lora)
-    genuine = adapters.Rows.indices
+    genuine = adapters.BatchRows.indices
 
     def indices(rows, batch):
         seen.extend(weakref.ref(t) for t in rows.moved.values())
         return genuine(rows, batch)
 
-    adapters.Rows.indices = indices
+    adapters.BatchRows.indices = indices
     try:
         sample(cfg(model, case.positive, case.negative, W_TEXT), case.start)
     finally:
-        adapters.Rows.indices = genuine
+        adapters.BatchRows.indices = genuine
     gc.collect()
     assert len(seen) > 10 and not any(ref() is not None for ref in seen)
 

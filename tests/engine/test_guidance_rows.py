@@ -200,13 +200,13 @@ def test_the_lora_on_the_negative_only():
 def test_the_self_check_names_the_module_that_leaks(monkeypatch):
     case = Case()
     adapters = host.pack("nodes.host.guidance.adapter_hooks")
-    genuine = adapters.Rows.indices
+    genuine = adapters.BatchRows.indices
 
     def leaking(rows, batch):
         """As if the hook wrote to the first row of the batch whatever row it is meant for."""
         return [slice(0, batch)] if rows.chunks > 1 else genuine(rows, batch)
 
-    monkeypatch.setattr(adapters.Rows, "indices", leaking)
+    monkeypatch.setattr(adapters.BatchRows, "indices", leaking)
     first = next(iter(lora_for(case.phi))).removesuffix(".lora_down.weight")
     with pytest.raises(Exception, match=f"leaks into the base model's rows at {first}"):
         case.ours()

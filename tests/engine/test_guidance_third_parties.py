@@ -220,9 +220,9 @@ def test_patches_that_draw_random_numbers_draw_the_same_ones(patch, options):
 
 def test_a_leak_names_both_remedies_and_what_to_do_about_random_numbers(monkeypatch):
     case, adapters = Case(), host.pack("nodes.host.guidance.adapter_hooks")
-    genuine = adapters.Rows.indices
+    genuine = adapters.BatchRows.indices
     monkeypatch.setattr(
-        adapters.Rows,
+        adapters.BatchRows,
         "indices",
         lambda rows, batch: [slice(0, batch)] if rows.chunks > 1 else genuine(rows, batch),
     )

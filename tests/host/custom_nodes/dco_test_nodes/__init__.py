@@ -225,14 +225,14 @@ class TwoCalls:
 
     def run(self, model, on):
         adapters = pack("nodes.host.guidance.adapter_hooks")
-        TwoCalls.original = original = TwoCalls.original or adapters.Rows.indices
+        TwoCalls.original = original = TwoCalls.original or adapters.BatchRows.indices
 
         def refuse(rows, batch):
             if rows.chunks > 1:
                 raise adapters.RowsNotSeparable
             return original(rows, batch)
 
-        adapters.Rows.indices = refuse if on else original
+        adapters.BatchRows.indices = refuse if on else original
         return (model.clone(),)
 
 
