@@ -34,7 +34,7 @@ class TrainingConfig:
     mapo_beta, mapo_snr: of MaPO, the values of its authors.
     optimizer, lr_scheduler, lr_warmup_steps: see optimizers.py.
     ema_decay: decay of an exponential moving average of what trains, which then is the result; 0 is none.
-    look_ahead: batches that phi looks at in one call (look_ahead.py): 1 is one a step, 0 as many as there is room
+    look_ahead: batches that phi looks at in one call (reference_pass.py): 1 is one a step, 0 as many as there is room
         for.
     validation_steps: score the adapter on held-out draws after this many steps, 0 for never. keep: "last", or "best"
         for the adapter with the highest held-out margin (at the steps that are scored).
