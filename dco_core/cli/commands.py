@@ -23,8 +23,10 @@ from ..models.loading import PRECISIONS, load_model, usable_device
 from ..network.lora_layers import LAYERS, AdapterConfig
 from ..pipeline.examples import SIZES
 from ..pipeline.generation import GenerationConfig
+from ..pipeline.output_files import check_replaceable, checkpoint_folder
 from ..pipeline.pictures import FolderPictures
-from ..pipeline.run import FolderTraining, check_replaceable, check_resolution, checkpoint_folder
+from ..pipeline.run import FolderTraining, check_resolution
+from ..pipeline.vocabulary import LEARNED_TOKENS, TokenConfig
 from ..training import validation
 from ..training.checkpoints import Checkpoints
 from ..training.config import OBJECTIVE_NAMES, TrainingConfig
@@ -34,7 +36,6 @@ from ..training.tensorboard import EventLog, summary_writer
 from . import evidence as evidence_command
 from . import lora_files
 
-_NO_TOKENS = ("token_learning_rate",)  # of learned tokens, which need the host's text encoders
 _HELP = {
     "steps": "training steps",
     "batch_size": "pictures in a batch",
@@ -154,9 +155,25 @@ def _parser() -> argparse.ArgumentParser:
     lora = train.add_argument_group("LoRA")
     _add_fields(lora, AdapterConfig, skip=("seed", "start"))
     recipe = train.add_argument_group("training")
-    _add_fields(recipe, TrainingConfig, skip=_NO_TOKENS, beta=None)
-    for name in _NO_TOKENS:
-        recipe.add_argument(f"--{name.replace('_', '-')}", dest=f"no_{name}", default=None, help=argparse.SUPPRESS)
+    _add_fields(recipe, TrainingConfig, skip=("token_learning_rate",), beta=None)
+    tokens = train.add_argument_group("learned tokens: what <dog> in the captions means")
+    tokens.add_argument(
+        "--learned-tokens", choices=LEARNED_TOKENS, default=LEARNED_TOKENS[0],
+        help="off: <dog> is read as the word dog (default); with-lora: a new token trains with the LoRA, as in the "
+        "paper for subjects; alone: the token trains without a LoRA (Textual Inversion)",
+    )  # fmt: skip
+    tokens.add_argument(
+        "--token-learning-rate", "--token-lr", type=float, default=None,
+        help=f"of the tokens ({TrainingConfig.token_learning_rate:g}, the paper's; the authors' code has 5e-6)",
+    )  # fmt: skip
+    tokens.add_argument(
+        "--initializer", action="append", default=[], metavar="LINE",
+        help='what a marker starts from where it is not its own words, such as "<my_dog> = dog", or "<my_dog> = dog, 2"'
+        " with two vectors; may be given several times",
+    )  # fmt: skip
+    tokens.add_argument(
+        "--vectors", type=int, default=0, help="vectors per token; 0: as many as the initializer has (0)"
+    )
     made = train.add_argument_group("images by the base model, for baselines that need them")
     made.add_argument(
         "--class-data", type=Path, default=None, help="folder of class images, for the objectives with prior"
@@ -196,8 +213,7 @@ def _train(values: dict[str, Any]) -> int:
     if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise DCOError(f"--output {output} cannot be written: choose a folder that can.")
     check_replaceable(output, values["overwrite"])
-    config = TrainingConfig(**_fields_of(TrainingConfig, values))
-    config.check()
+    config, tokens = _training_config(values)
     check_optimizer(config.optimizer)
     adapter = AdapterConfig(**_fields_of(AdapterConfig, values))
     adapter.check()
@@ -211,27 +227,39 @@ def _train(values: dict[str, Any]) -> int:
     run = FolderTraining(
         model, pictures, output, adapter, checkpoints, values["resolution"], values["square"], values["compile"],
         values["gradient_checkpointing"], values["size_conditioning"], values["overwrite"],
-        values["preview_every"], values["preview_prompt"], say=_say,
+        values["preview_every"], values["preview_prompt"], tokens, say=_say,
     )  # fmt: skip
     for note in run.notes:
         _say(note)
     _say(f"beta {run.training.config.beta:g}" if config.is_dco else config.objective)
     _run(run, values["log_dir"])
-    run.save()
+    written = run.save()
     if run.training.scores:
         _say(validation.summary(run.training.scores))
-    _say(f"Saved {output} after {run.training.step} steps. Peak memory: {run.memory}.")
+    for sentence in [*written, f"Peak memory: {run.memory}."]:
+        _say(sentence)
     return 0
+
+
+def _training_config(values: dict[str, Any]) -> tuple[TrainingConfig, TokenConfig]:
+    tokens = TokenConfig(values["learned_tokens"], "\n".join(values["initializer"]), values["vectors"])
+    tokens.check()
+    given = {name: values[name] for name in ("token_learning_rate", "initializer", "vectors") if values[name]}
+    if given and not tokens.on:
+        name = next(iter(given)).replace("_", "-")
+        raise DCOError(
+            f"--{name} is for learned tokens, and none are learned: leave it out, or add --learned-tokens with-lora."
+        )
+    fields = _fields_of(TrainingConfig, values)
+    if values["token_learning_rate"] is None:
+        del fields["token_learning_rate"]
+    config = TrainingConfig(**fields)
+    config.check()
+    return config, tokens
 
 
 def _check_options(values: dict[str, Any]) -> None:
     """Refuse what needs no model to be refused, and set the threads."""
-    for name in _NO_TOKENS:
-        if values[f"no_{name}"] is not None:
-            raise DCOError(
-                f"--{name.replace('_', '-')} is for learned tokens, which the command line does not train (<dog> is "
-                "read as the word dog): leave it out, or learn tokens with the trainer node in ComfyUI."
-            )
     if values["threads"] is not None:
         if values["threads"] < 1:
             raise DCOError(f"--threads is {values['threads']}: use at least 1, or leave it out.")

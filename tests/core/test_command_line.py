@@ -177,7 +177,7 @@ def without_captions(folder):
         ({"device": "foo"}, "--device foo is unknown: use cpu, cuda"),
         ({"device": "cuda:99"}, "--device cuda:99"),
         ({"device": "meta"}, "--device meta cannot be used"),
-        ({"token-learning-rate": 1e-3}, "--token-learning-rate is for learned tokens, which the command line does not"),
+        ({"token-learning-rate": 1e-3}, "--token-learning-rate is for learned tokens, and none are learned"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(data, tmp_path, capsys, options, words):
@@ -334,7 +334,7 @@ def test_objectives_without_a_margin_do_not_print_one(data, tmp_path, capsys):
 
 def test_markers_are_said_to_be_read_as_words(data, tmp_path, capsys):
     assert main(command(data, tmp_path / "toy.safetensors", steps=1)[3:]) == 0
-    assert 'reads <toy> as the word "toy": no new token is learned here' in capsys.readouterr().out
+    assert 'reads <toy> as the word "toy". To learn a new token for it, add --learned-tokens' in capsys.readouterr().out
 
 
 def test_large_pictures_are_said_to_be_made_smaller(data, tmp_path, capsys, monkeypatch):
