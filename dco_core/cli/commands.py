@@ -23,7 +23,7 @@ from ..models.loading import PRECISIONS, load_model, usable_device
 from ..network.lora_layers import LAYERS, AdapterConfig
 from ..pipeline.examples import SIZES
 from ..pipeline.generation import GenerationConfig
-from ..pipeline.output_files import check_replaceable, checkpoint_folder
+from ..pipeline.output_files import check_replaceable, checkpoint_folder, reference_folder
 from ..pipeline.pictures import FolderPictures
 from ..pipeline.run import FolderTraining, check_resolution
 from ..pipeline.vocabulary import LEARNED_TOKENS, TokenConfig
@@ -152,6 +152,12 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint-every", type=int, default=100, metavar="K", help="steps; 0: only at the end"
     )
     keep.add_argument("--checkpoint-minutes", type=float, default=10.0, metavar="M", help="minutes; 0: never")
+    keep.add_argument(
+        "--reference-cache", action=argparse.BooleanOptionalAction, default=True,
+        help="keep what the base model makes of the draws in dco_reference_cache beside FILE.safetensors: a further "
+        "run with another beta, rank, learning rate or number of steps then costs plain steps, and ends with the same "
+        "file as without (on)",
+    )  # fmt: skip
     lora = train.add_argument_group("LoRA")
     _add_fields(lora, AdapterConfig, skip=("seed", "start"))
     recipe = train.add_argument_group("training")
@@ -227,7 +233,8 @@ def _train(values: dict[str, Any]) -> int:
     run = FolderTraining(
         model, pictures, output, adapter, checkpoints, values["resolution"], values["square"], values["compile"],
         values["gradient_checkpointing"], values["size_conditioning"], values["overwrite"],
-        values["preview_every"], values["preview_prompt"], tokens, say=_say,
+        values["preview_every"], values["preview_prompt"], tokens,
+        reference_folder(output) if values["reference_cache"] else None, say=_say,
     )  # fmt: skip
     for note in run.notes:
         _say(note)

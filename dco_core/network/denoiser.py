@@ -41,6 +41,10 @@ class Denoiser(ABC):
         """How many samples of a latent [C, H, W] fit into one call without gradient; None where that is not known."""
         return None
 
+    def conditioning_content(self, conditioning: Any) -> Any:
+        """What a conditioning says, as tensors, numbers and texts in mappings and sequences (files/content_key.py)."""
+        return conditioning
+
     def network_tensors(self) -> Sequence[Tensor]:
         """What the network holds whether it trains or not: no part of a step's memory."""
         return ()

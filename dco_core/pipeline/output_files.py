@@ -55,3 +55,8 @@ def preview_folder(output: Path) -> Path:
 def checkpoint_folder(output: Path) -> Path:
     """Where the checkpoints of a run lie: beside the file it is to become."""
     return output.with_name(output.name + ".checkpoints")
+
+
+def reference_folder(output: Path) -> Path:
+    """Where the base model's errors lie, for all runs whose files are in this folder."""
+    return output.parent / "dco_reference_cache"

@@ -22,6 +22,7 @@ from ..training.calibration import identity
 from ..training.checkpoints import Checkpoints
 from ..training.memory import PeakMemory, estimate
 from ..training.previews import Preview
+from ..training.reference_cache import ReferenceCache
 from ..training.step_report import StepReport
 from ..training.trainer import Training
 from .examples import SIZES, Preparation, PreparedPictures
@@ -44,9 +45,9 @@ class FolderTraining:
     aspect-ratio buckets. compiled, gradient_checkpointing: of the network's blocks. size_conditioning: see
     Preparation. overwrite: whether `output` may be replaced where it is not of this run. preview_every: pictures in
     preview_folder(output) after this many steps and in the end, 0 for none; preview_prompts: of what, left out the
-    first caption. tokens: whether markers become tokens of their own. say: told what takes time before the run. notes:
-    what to tell the user before the run; memory: its peak, after it. Raises DCOError for what cannot be trained, before
-    anything is written.
+    first caption. tokens: whether markers become tokens of their own. reference_folder: where the base model's errors
+    are kept for further runs, None for nowhere. say: told what takes time before the run. notes: what to tell the user
+    before the run; memory: its peak, after it. Raises DCOError for what cannot be trained, before anything is written.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class FolderTraining:
         preview_every: int = 0,
         preview_prompts: Sequence[str] = (),
         tokens: TokenConfig = NO_TOKENS,
+        reference_folder: Path | None = None,
         say: Callable[[str], None] = lambda text: None,
     ):
         self._model, self._output, self._learning = model, output, tokens
@@ -112,6 +114,7 @@ class FolderTraining:
             self._words.tokens,
             checkpoints=checkpoints,
             content=content,
+            reference_cache=self._reference_cache(reference_folder, compiled),
             watch_speed=True,
         )
         self._previews = None
@@ -125,6 +128,9 @@ class FolderTraining:
             *([] if tokens.on else _markers_as_words(self._data.captions)),
             *self.training.notes,
         ]
+
+    def _reference_cache(self, folder: Path | None, compiled: bool) -> ReferenceCache | None:
+        return None if folder is None else ReferenceCache(folder, content_key(self._model.content(), compiled))
 
     def run(self, on_step: Callable[[StepReport], None]) -> None:
         """Train to the last step, with previews; see Training.run."""

@@ -30,6 +30,7 @@ from .examples import Example
 from .learned_tokens import LearnedTokens
 from .objectives import OBJECTIVES, Batch, Outcome, checked_examples
 from .optimizers import make_optimizer, rate_factor
+from .reference_cache import ReferenceCache
 from .run_state import RunState, differences, from_checkpoint, to_checkpoint
 from .step_report import StepReport
 from .step_time import SpeedWatch
@@ -65,6 +66,7 @@ class Training:
     checkpoints: where to keep the run. A checkpoint in it that was made of the same `content`, start and
         configuration is gone on from, bit for bit as if the run had never stopped.
     content: whatever else the run is made of (model, pictures, captions), as `content_key` gives it.
+    reference_cache: where phi's errors of earlier runs are, and those of this one go.
     callback: called now and then while the automatic beta is sought; whatever it raises ends that.
     watch_speed: stop when steps become many times slower.
 
@@ -82,6 +84,7 @@ class Training:
         draws: Iterator[Sequence[Draw]] | None = None,
         checkpoints: Checkpoints | None = None,
         content: str = "",
+        reference_cache: ReferenceCache | None = None,
         callback: Callable[[], None] = lambda: None,
         watch_speed: bool = False,
     ):
@@ -128,6 +131,7 @@ class Training:
         factor = rate_factor(self.config.lr_scheduler, self.config.lr_warmup_steps, self.config.steps)
         self._rates = torch.optim.lr_scheduler.LambdaLR(self._optimizer, factor, last_epoch=self.step - 1)
         self._held_out = HeldOut(denoiser, self.examples, self.config) if self.config.validation_steps else None
+        self._cache = self._opened(reference_cache)
 
     # --- the run
 
@@ -154,6 +158,9 @@ class Training:
             except BaseException:
                 self._save_while_stopping()
                 raise
+            finally:
+                if self._cache is not None:
+                    self._cache.write()
         if self.checkpoints is not None:
             self._save()
             self.checkpoints.finish()
@@ -219,9 +226,11 @@ class Training:
         window = config.look_ahead if config.is_dco else 1
         first = number // window * window
         stream = self._draws or random_draws(examples, len(self.denoiser.schedule), config, start=first)
-        if window == 1:
+        if window == 1 and self._cache is None:
             return (Batch(self.denoiser, examples, draws, config) for draws in stream)
-        pairs = reference_pass.with_reference(self.denoiser, examples, stream, window)
+        pairs = reference_pass.with_reference(
+            self.denoiser, examples, stream, window, self._cache, first // window
+        )
         return (
             Batch(self.denoiser, examples, draws, config, error_phi)
             for draws, error_phi in itertools.islice(pairs, number - first, None)
@@ -238,6 +247,18 @@ class Training:
         elif window == 0:
             window = reference_pass.automatic_window(self.denoiser, self.examples, config)
         return dataclasses.replace(config, look_ahead=window)
+
+    def _opened(self, cache: ReferenceCache | None) -> ReferenceCache | None:
+        """The cache, where phi's errors can be kept and found, and a note of what was found."""
+        if cache is None:
+            return None
+        note = reference_pass.not_cached(self.examples, self.config, self._draws is not None)
+        if self.config.is_dco and not note:
+            cache.open(self.denoiser, self.examples, self.config)
+            self.notes += [cache.note] * bool(cache.note)
+            return cache
+        self.notes += [note] * bool(note)
+        return None
 
     # --- what it has made
 
@@ -325,6 +346,8 @@ class Training:
         tensors, about = to_checkpoint(state, self._parameters, self._optimizer)
         about |= {"config": self.config.as_dict(), "asked": self._asked.as_dict(), "content": self._content}
         self.checkpoints.save(self.step, tensors, about)
+        if self._cache is not None:
+            self._cache.write()
         self._saved_step = self.step
 
     def _save_while_stopping(self) -> None:

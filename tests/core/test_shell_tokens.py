@@ -79,7 +79,7 @@ def test_the_gradient_is_that_of_central_differences_and_the_rest_is_untouched(m
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(flat(read()).shape, generator=generator)
     for name, parameter in tokens.parameters().items():
-        direction = torch.randn(parameter.shape, generator=generator)
+        direction = torch.randn(parameter.shape, generator=generator) * parameter.detach().std()
         (gradient,) = torch.autograd.grad((flat(read()) * weight).sum(), parameter)
         h, around = 1e-2, []
         with torch.no_grad():

@@ -136,6 +136,9 @@ class HostDenoiser(NetworkDenoiser):
         one = self._base.memory_required([1, *latent_shape])
         return max(1, int(self.free_memory() / 2 / max(1, one)))
 
+    def conditioning_content(self, conditioning: dict[str, Any]) -> dict[str, Any]:
+        return {name: (type(cond).__name__, cond.cond) for name, cond in conditioning.items()}
+
     def weights(self) -> LoraWeights:
         """The LoRA by canonical keys."""
         return LoraWeights({canonical(name): layer for name, layer in self.lora().items()})
