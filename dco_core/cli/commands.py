@@ -73,6 +73,8 @@ _HELP = {
     "look_ahead": "batches that the base model looks at in one call; 1 is one a step, 0 automatic",
     "keep": "which adapter to save: last, or best (by --validation-steps)",
     "layers": ", ".join(f'"{name}"' for name in LAYERS) + ", or a regular expression on module names",
+    "timestep_sampling": "which noise levels: uniform (the paper), logit-normal, for flow models also sigmoid or "
+    "shifted by size as the family samples, or family: what its trainers use",
     "alpha": "LoRA alpha; left out: the same as rank",
 }
 

@@ -171,7 +171,7 @@ class DiffusersModel:
         return conditioning
 
     def denoiser(self, config: AdapterConfig | None) -> NetworkDenoiser:
-        return _UNetDenoiser(self._pipeline.unet, self._schedule, config)
+        return _UNetDenoiser(self._pipeline.unet, self._schedule, config, self.family)
 
     def kohya_names(self) -> Mapping[str, str]:
         layers = self._pipeline.unet.config.layers_per_block
@@ -205,7 +205,8 @@ def _schedule(config: Any, prediction: str) -> Schedule:
 
 
 class _UNetDenoiser(NetworkDenoiser):
-    def __init__(self, unet: Any, schedule: Schedule, config: AdapterConfig | None):
+    def __init__(self, unet: Any, schedule: Schedule, config: AdapterConfig | None, family: str):
+        self.family = family
         shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
         network = copy.deepcopy(unet, shared)  # modules of its own on the same weights
         super().__init__(network.requires_grad_(False), schedule, config)

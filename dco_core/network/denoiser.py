@@ -18,10 +18,12 @@ from .lora_layers import AdapterConfig, adapter_off, add_adapter, dropout_on, re
 class Denoiser(ABC):
     """theta and phi in one: a frozen pretrained network phi with an adapter that can be switched off.
 
+    family: the base's name in a LoRA's header, "" where it is not known.
     checkpointed: whether theta's blocks are computed again in the backward pass, and so keep little. What a subclass
     knows of its memory it says by `rows_at_once` and `network_tensors`; nothing needs to be known."""
 
     schedule: Schedule
+    family: str = ""
     checkpointed: bool = False
 
     @abstractmethod

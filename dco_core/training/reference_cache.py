@@ -24,6 +24,7 @@ from ..files.content_key import content_key
 from ..network.denoiser import Denoiser
 from .config import TrainingConfig
 from .examples import Example, Prompt
+from .noise_levels import noise_levels
 
 KEPT_FILES = 64  # the latest, a few kilobytes each
 _FORMAT = 1
@@ -112,9 +113,10 @@ def reference_key(
     known: dict[int, str] = {}
     for example in examples:  # repeats are the same object
         known.setdefault(id(example), _example_key(denoiser, example, bool(config.caption_dropout)))
-    device = examples[0].latent.device
+    shown = [known[id(example)] for example in examples]
+    computing = _computing(examples[0].latent.device)
     return content_key(
-        _FORMAT, content, denoiser.schedule, recipe, [known[id(example)] for example in examples], _computing(device)
+        _FORMAT, content, denoiser.schedule, noise_levels(denoiser, config), recipe, shown, computing
     )
 
 

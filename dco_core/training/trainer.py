@@ -28,6 +28,7 @@ from .config import TrainingConfig
 from .draws import Draw, random_draws
 from .examples import Example
 from .learned_tokens import LearnedTokens
+from .noise_levels import noise_levels, note_of
 from .objectives import OBJECTIVES, Batch, Outcome, checked_examples
 from .optimizers import make_optimizer, rate_factor
 from .reference_cache import ReferenceCache
@@ -89,13 +90,14 @@ class Training:
         watch_speed: bool = False,
     ):
         config.check()
+        self._levels = noise_levels(denoiser, config)
         self.examples = checked_examples(examples, config, recorded=draws is not None)
         if draws is not None and checkpoints is not None:
             raise DCOError("A recorded run cannot be resumed: replay it without checkpoints.")
         self.denoiser, self.tokens, self.checkpoints = denoiser, tokens, checkpoints
         self.history: list[StepReport] = []
         self.scores: list[Score] = []
-        self.notes: list[str] = []
+        self.notes = [note] if (note := note_of(denoiser, config)) else []
         self.step = 0
         self._parameters: dict[str, torch.nn.Parameter] = dict(denoiser.trainable())
         if tokens is not None:
@@ -225,7 +227,7 @@ class Training:
         number = self.step * config.gradient_accumulation_steps
         window = config.look_ahead if config.is_dco else 1
         first = number // window * window
-        stream = self._draws or random_draws(examples, len(self.denoiser.schedule), config, start=first)
+        stream = self._draws or random_draws(examples, self._levels, config, start=first)
         if window == 1 and self._cache is None:
             return (Batch(self.denoiser, examples, draws, config) for draws in stream)
         pairs = reference_pass.with_reference(

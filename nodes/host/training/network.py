@@ -22,7 +22,7 @@ from ....dco_core.network.denoiser import NetworkDenoiser
 from ....dco_core.network.lora_layers import AdapterConfig
 from ....dco_core.network.out_of_place import KeptCopies, out_of_place
 from ....dco_core.schedules import Schedule
-from ..layer_names import canonical
+from ..layer_names import canonical, family
 from .frozen_layers import use_frozen_layers
 from .fused_rope import differentiable_rope
 from .shared_weights import network_on_same_storage
@@ -98,7 +98,7 @@ class HostDenoiser(NetworkDenoiser):
 
     def __init__(self, model, config: AdapterConfig | None, precision: str = "auto"):
         base = model.model
-        self.device = model.load_device
+        self.device, self.family = model.load_device, family(model)
         self._autocast = _autocast_dtype(model, precision)
         self._copies = KeptCopies()
         self._base = copy.copy(base)  # shallow: shares everything but what is replaced below
