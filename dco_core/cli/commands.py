@@ -19,6 +19,7 @@ import torch
 
 from ..errors import DCOError, printable, printable_lines
 from ..losses import REDUCTIONS, WEIGHTINGS
+from ..models.host_model import HostFiles
 from ..models.loading import PRECISIONS, load_model, usable_device
 from ..network.lora_layers import LAYERS, AdapterConfig
 from ..pipeline.examples import SIZES
@@ -115,8 +116,18 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train, stopped="Stopped. The same command goes on from the last checkpoint.")
     needed = train.add_argument_group("what")
     needed.add_argument(
-        "--model", required=True, help="toy-world, or diffusers:FOLDER for SD1.5 and SDXL on disk"
+        "--model", required=True,
+        help="toy-world; diffusers:FOLDER for SD1.5 and SDXL on disk; checkpoint:FILE or unet:FILE for every model "
+        "that the trainer node trains, where COMFYUI_PATH names a ComfyUI",
     )
+    needed.add_argument(
+        "--clip", action="append", default=[], metavar="FILE",
+        help="text encoder of a checkpoint: or unet: that has none; may be given several times",
+    )  # fmt: skip
+    needed.add_argument(
+        "--clip-type", default="", metavar="TYPE", help="what ComfyUI's CLIP loaders call it, such as flux or sd3"
+    )
+    needed.add_argument("--vae", default="", metavar="FILE", help="VAE of a checkpoint: or unet: that has none")
     needed.add_argument("--data", required=True, type=Path, help="folder of pictures with .txt captions")
     needed.add_argument("--output", required=True, type=Path, help="the LoRA file to write, FILE.safetensors")
     needed.add_argument(
@@ -132,8 +143,9 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--square", action="store_true", help="centred squares instead of aspect-ratio buckets")
     how.add_argument("--device", default=None, help="cuda or cpu; left out: the GPU if there is one")
     how.add_argument(
-        "--precision", choices=PRECISIONS, default="fp32", help="of the model's weights (fp32)"
-    )
+        "--precision", choices=PRECISIONS, default=None,
+        help="of the model's weights; left out: fp32, and of checkpoint: and unet: what ComfyUI chooses",
+    )  # fmt: skip
     how.add_argument("--threads", type=int, default=None, help="CPU threads; left out: torch's choice")
     how.add_argument(
         "--gradient-checkpointing", action="store_true", help="less memory, a third more time for a step"
@@ -231,7 +243,8 @@ def _train(values: dict[str, Any]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what systems send before they kill
     generation = GenerationConfig(**_fields_of(GenerationConfig, values))
     pictures = FolderPictures(values["data"], config, generation, values["class_data"])
-    model = load_model(values["model"], values["device"], values["precision"])
+    files = HostFiles(tuple(values["clip"]), values["clip_type"], values["vae"])
+    model = load_model(values["model"], values["device"], values["precision"], files)
     run = FolderTraining(
         model, pictures, output, adapter, checkpoints, values["resolution"], values["square"], values["compile"],
         values["gradient_checkpointing"], values["size_conditioning"], values["overwrite"],

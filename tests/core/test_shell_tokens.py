@@ -150,7 +150,10 @@ class Stopped(BaseException):
     pass
 
 
-@pytest.mark.parametrize("learn", ["with-lora", "alone"])
+@pytest.mark.parametrize(
+    ("family", "learn"),
+    [("toy", "with-lora"), ("toy", "alone"), ("sd15", "with-lora"), ("sdxl", "with-lora"), ("sdxl", "alone")],
+)
 def test_trained_stopped_and_resumed_the_files_are_the_same(family, places, data, tmp_path, monkeypatch, capsys, learn):
     whole, split = tmp_path / "whole" / "my.safetensors", tmp_path / "split" / "my.safetensors"
     assert train(places[family], data, whole, learn=learn) == 0
@@ -203,17 +206,17 @@ def test_initializers_vectors_and_rates_are_used(data, tmp_path):
     torch.testing.assert_close(plain.norm(dim=1), slow.norm(dim=1))
 
 
-@pytest.mark.parametrize("objective", ["dreambooth", "dco-prior", "mapo", "output-preservation"])
+@pytest.mark.parametrize("objective", ["mapo", "output-preservation"])
 def test_tokens_train_with_other_objectives_beside_dropout_and_previews(data, tmp_path, objective):
-    made = ("--class-images", "1", "--generation-steps", "2", "--objective", objective, "--caption-dropout", "0.3")
+    made = ("--generation-steps", "2", "--objective", objective, "--caption-dropout", "0.3")
     ends = []
     for rate in ("1e-7", "1e-2"):
         output = tmp_path / rate / "toy.safetensors"
-        previews = ("--preview-every", "3", "--preview-prompt", "a <toy> at night") if rate == "1e-2" else ()
+        previews = ("--preview-every", "4", "--preview-prompt", "a <toy> at night") if rate == "1e-2" else ()
         assert train("toy-world", data, output, *made, *previews, rate=rate) == 0
         ends.append(rows_of(output))
     assert (ends[1] - ends[0]).norm() > 0.01
-    assert len(list((tmp_path / "1e-2" / "toy.safetensors.previews").iterdir())) == 2
+    assert len(list((tmp_path / "1e-2" / "toy.safetensors.previews").iterdir())) == 1
 
 
 @pytest.mark.parametrize(
