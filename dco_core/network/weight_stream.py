@@ -136,7 +136,11 @@ def streamable(block: nn.Module) -> list[nn.Module]:
 
 
 def stream_blocks(
-    network: nn.Module, device: torch.device, resident: int = 0, ahead: int = AHEAD, copies: Copies | None = None
+    network: nn.Module,
+    device: torch.device,
+    resident: int = 0,
+    ahead: int = AHEAD,
+    copies: Copies | None = None,
 ) -> WeightStream | None:
     """Move `network`, which lies in main memory, to the device but for the weights of its blocks' frozen linear and
     convolution layers: these are streamed. In place; hand over a copy of your own, before or after LoRA layers were
@@ -223,8 +227,13 @@ def _is_frozen(layer: nn.Module) -> bool:
 
 def _move_own(module: nn.Module, device: torch.device) -> None:
     """Move what a module holds itself, without its children."""
-    for parameter in module.parameters(recurse=False):
-        parameter.data = parameter.data.to(device)
+    for name, parameter in module._parameters.items():
+        if parameter is None or parameter.device == device:
+            continue
+        if type(parameter.data) is Tensor:
+            parameter.data = parameter.data.to(device)  # what trains stays the same object
+        else:  # quantised
+            module._parameters[name] = nn.Parameter(parameter.to(device), parameter.requires_grad)
     for name, buffer in module._buffers.items():
         if buffer is not None:
             module._buffers[name] = buffer.to(device)

@@ -111,7 +111,9 @@ def same(a, b):
 )
 def test_a_streamed_run_learns_the_same_bits(checkpointed, resident, stored, compute):
     plain, streamed = Denoiser(network(stored), compute), Denoiser(network(stored), compute)
-    before = {name: value.clone() for name, value in streamed.network.state_dict().items() if "lora" not in name}
+    before = {
+        name: value.clone() for name, value in streamed.network.state_dict().items() if "lora" not in name
+    }
     copies = CountedCopies()
     stream = stream_blocks(streamed.network, torch.device("cpu"), resident, copies=copies)
     assert len(stream) == len(WIDTHS) - resident
