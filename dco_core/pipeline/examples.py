@@ -98,6 +98,12 @@ class PreparedPictures:
         """Of the subject's class; empty where the objective reads none."""
         return self._prompt
 
+    @property
+    def step_shape(self) -> tuple[int, ...]:
+        """[B, C, ...] of the largest latents that a step may see."""
+        latents = [e.latent for e in self._encoded] + [mean for _, (mean, _) in self._given]
+        return (self._config.batch_size, *max(latents, key=Tensor.numel).shape)
+
     def __len__(self) -> int:
         """How many pictures are learned from."""
         return len(self._encoded)

@@ -46,11 +46,13 @@ class HostImageModel:
 
     @contextmanager
     def training(
-        self, config: AdapterConfig | None, texts: bool, precision: str
-    ) -> Iterator[network.HostDenoiser]:
-        """A training session on MODEL, and on CLIP where texts are read anew in every step."""
+        self, config: AdapterConfig | None, texts: bool, precision: str, stream_weights: str = "auto",
+        step_shape: Sequence[int] = (),
+    ) -> Iterator[network.HostDenoiser]:  # fmt: skip
+        """A training session on MODEL, and on CLIP where texts are read anew in every step; see `training_session`."""
         clip = self._clip if texts else None
-        with network.training_session(self._model, config, clip, precision) as self._denoiser:
+        session = network.training_session(self._model, config, clip, precision, stream_weights, step_shape)
+        with session as self._denoiser:
             yield self._denoiser
 
     def denoiser(self, config: AdapterConfig | None) -> network.HostDenoiser:
