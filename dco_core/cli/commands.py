@@ -56,7 +56,7 @@ _HELP = {
     "lr_scheduler": f"of the learning rate: {', '.join(LR_SCHEDULERS)}",
     "lr_warmup_steps": "steps in which the learning rate grows from 0",
     "ema_decay": "decay of a moving average of the LoRA, which is saved in its place; 0 is none",
-    "validation_steps": "score on held-out draws after this many steps; 0: never",
+    "validation_steps": "score on validation draws after this many steps; 0: never",
     "rank": "of the LoRA; the paper has 32 for a subject, 64 for a style",
     "name_filter": "a regular expression that names of modules must match too; left out: all",
     "dropout": "of the LoRA's input",
@@ -211,16 +211,16 @@ def _train(values: dict[str, Any]) -> int:
     run = FolderTraining(
         model, pictures, output, adapter, checkpoints, values["resolution"], values["square"], values["compile"],
         values["gradient_checkpointing"], values["size_conditioning"], values["overwrite"],
-        values["preview_every"], values["preview_prompt"], say=_say,
+        values["preview_every"], values["preview_prompt"], on_message=_print_line,
     )  # fmt: skip
     for note in run.notes:
-        _say(note)
-    _say(f"beta {run.training.config.beta:g}" if config.is_dco else config.objective)
+        _print_line(note)
+    _print_line(f"beta {run.training.config.beta:g}" if config.is_dco else config.objective)
     _run(run, values["log_dir"])
     run.save()
     if run.training.scores:
-        _say(validation.summary(run.training.scores))
-    _say(f"Saved {output} after {run.training.step} steps. Peak memory: {run.memory}.")
+        _print_line(validation.summary(run.training.scores))
+    _print_line(f"Saved {output} after {run.training.step} steps. Peak memory: {run.memory}.")
     return 0
 
 
@@ -242,7 +242,7 @@ def _check_options(values: dict[str, Any]) -> None:
         summary_writer()
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     print(printable_lines(text), flush=True)
 
 

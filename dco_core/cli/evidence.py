@@ -39,11 +39,11 @@ def add_command(commands: Any) -> None:
 def _evidence(values: dict[str, Any]) -> int:
     import dataclasses
 
-    from ..evidence.bench import Bench
     from ..evidence.report import write_report
     from ..evidence.runner import devices, run
     from ..evidence.setting import setting_for
     from ..evidence.study import load_study
+    from ..evidence.workspace import Workspace
 
     output: Path = values["output"]
     study = load_study(values["study"])
@@ -51,14 +51,14 @@ def _evidence(values: dict[str, Any]) -> int:
         study = dataclasses.replace(study, seeds=tuple(values["seeds"]))
         study.check()
     found = devices(values["device"], values["workers"])
-    failed = [] if values["report_only"] else run(study, output, found, _say)
+    failed = [] if values["report_only"] else run(study, output, found, _print_line)
     setting = setting_for(study, output / "references", found[0])
     seeds = f" --seeds {' '.join(map(str, values['seeds']))}" if values["seeds"] else ""
     command = f"python -m dco_core evidence --study {values['study']}{seeds} --output {output.name}"
-    page = write_report(study, setting, Bench(study, setting, output), output, command, failed)
-    _say(f"Written {page}")
+    page = write_report(study, setting, Workspace(study, setting, output), output, command, failed)
+    _print_line(f"Written {page}")
     return 1 if failed else 0
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     print(printable_lines(text), flush=True)

@@ -40,8 +40,8 @@ class FolderTraining:
     aspect-ratio buckets. compiled, gradient_checkpointing: of the network's blocks. size_conditioning: see
     Preparation. overwrite: whether `output` may be replaced where it is not of this run. preview_every: pictures in
     preview_folder(output) after this many steps and in the end, 0 for none; preview_prompts: of what, left out the
-    first caption. say: told what takes time before the run. notes: what to tell the user before the run; memory: its
-    peak, after it. Raises DCOError for what cannot be trained, before anything is written.
+    first caption. on_message: told what takes time before the run. notes: what to tell the user before the run;
+    memory: its peak, after it. Raises DCOError for what cannot be trained, before anything is written.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class FolderTraining:
         overwrite: bool = False,
         preview_every: int = 0,
         preview_prompts: Sequence[str] = (),
-        say: Callable[[str], None] = lambda text: None,
+        on_message: Callable[[str], None] = lambda text: None,
     ):
         self._model, self._adapter, self._output = model, adapter, output
         config = folder.config
@@ -86,7 +86,7 @@ class FolderTraining:
         if compiled:
             denoiser.compile_blocks()
         kept = checkpoints.folder / GENERATED if checkpoints is not None else None
-        examples = self._data.examples(denoiser, kept, say)
+        examples = self._data.examples(denoiser, kept, on_message)
         self.memory = PeakMemory(examples[0].latent.device)
         if gradient_checkpointing:
             denoiser.checkpoint_blocks()

@@ -22,18 +22,18 @@ from ..losses import gate
 from ..network.denoiser import Denoiser
 from ..network.out_of_place import clear_refusal
 from . import calibration, reference_pass
-from .calibration import resolved
+from .calibration import with_beta
 from .checkpoints import Checkpoints, Saved
 from .config import TrainingConfig
 from .draws import Draw, random_draws
 from .examples import Example
 from .learned_tokens import LearnedTokens
-from .objectives import OBJECTIVES, Batch, Outcome, checked_examples
+from .objectives import OBJECTIVES, Batch, ObjectiveResult, checked_examples
 from .optimizers import make_optimizer, rate_factor
 from .run_state import RunState, differences, from_checkpoint, to_checkpoint
 from .step_report import StepReport
 from .step_time import SpeedWatch
-from .validation import HeldOut, Score
+from .validation import Score, Validation
 
 _FORMAT = 2  # of checkpoints: those of another are of another run
 MAX_SKIPPED = 5  # steps in a row without a finite loss, before training stops
@@ -69,7 +69,7 @@ class Training:
     watch_speed: stop when steps become many times slower.
 
     Raises DCOError for bad input. examples: those that are trained on. history: the reports of all steps so far;
-    scores: of the held-out draws; notes: sentences for the user about resuming.
+    scores: of the validation draws; notes: sentences for the user about resuming.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Training:
             self._restore(saved)
         factor = rate_factor(self.config.lr_scheduler, self.config.lr_warmup_steps, self.config.steps)
         self._rates = torch.optim.lr_scheduler.LambdaLR(self._optimizer, factor, last_epoch=self.step - 1)
-        self._held_out = HeldOut(denoiser, self.examples, self.config) if self.config.validation_steps else None
+        self._validation = Validation(denoiser, self.examples, self.config) if self.config.validation_steps else None
 
     # --- the run
 
@@ -179,7 +179,7 @@ class Training:
         self.step = step
         seconds = time.monotonic() - started
         self.history.append(_report(results, step, config, rate, norm, seconds, not finite))
-        if self._held_out is not None and (step % config.validation_steps == 0 or step == config.steps):
+        if self._validation is not None and (step % config.validation_steps == 0 or step == config.steps):
             self._score()
         self._whole = True
         if not finite:
@@ -189,7 +189,7 @@ class Training:
         self._optimizer._opt_called = True  # type: ignore[attr-defined]  # a first step may have been skipped
         self._rates.step()
 
-    def _give_up_if_hopeless(self, results: Sequence[Outcome]) -> None:
+    def _give_up_if_hopeless(self, results: Sequence[ObjectiveResult]) -> None:
         skipped = sum(1 for _ in itertools.takewhile(lambda report: report.skipped, reversed(self.history)))
         if skipped < min(MAX_SKIPPED, self.config.steps):
             return
@@ -231,7 +231,7 @@ class Training:
         """The configuration with numbers for what is automatic."""
         with _seeded_dropout(config.seed) as seed_step:
             seed_step(0)
-            config = resolved(config, self.denoiser, self.examples, self.tokens, callback)
+            config = with_beta(config, self.denoiser, self.examples, self.tokens, callback)
         window = config.look_ahead
         if not reference_pass.possible(self.examples) or not config.is_dco:
             window = 1
@@ -267,9 +267,9 @@ class Training:
         return max(self.scores, key=lambda score: score.margin, default=None)
 
     def _score(self) -> None:
-        assert self._held_out is not None
+        assert self._validation is not None
         with self._in_place(self._ema):
-            self.scores.append(self._held_out.score(self.step))
+            self.scores.append(self._validation.score(self.step))
             if self.config.keep == "best" and self.best is self.scores[-1]:
                 self._best = self._copied()
 
@@ -341,7 +341,7 @@ class Training:
         self.step = self._saved_step = saved.step
 
 
-def _backward(batch: Batch) -> Outcome:
+def _backward(batch: Batch) -> ObjectiveResult:
     """Add one micro-batch's gradient."""
     config = batch.config
     result = OBJECTIVES[config.objective](batch)
@@ -368,7 +368,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _report(
-    results: Sequence[Outcome], step: int, config: TrainingConfig, rate: float, norm: float, seconds: float,
+    results: Sequence[ObjectiveResult], step: int, config: TrainingConfig, rate: float, norm: float, seconds: float,
     skipped: bool,
 ) -> StepReport:  # fmt: skip
     margins = [o.margin for o in results if o.margin is not None]
@@ -391,7 +391,7 @@ def _report(
 def evaluate(
     denoiser: Denoiser, examples: Sequence[Example], config: TrainingConfig, draws: Sequence[Sequence[Draw]]
 ) -> float:
-    """The training loss averaged over fixed (held-out) batches of draws, without gradient."""
+    """The training loss averaged over fixed batches of draws, without gradient."""
     with torch.no_grad():
         batches = (Batch(denoiser, examples, batch, config) for batch in draws)
         return _mean([OBJECTIVES[config.objective](batch).loss.item() for batch in batches])
