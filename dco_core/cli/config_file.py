@@ -1,4 +1,4 @@
-"""The options of a command in a TOML file: read in their place, and written by every run so that it can be had again."""
+"""The options of a command in a TOML file: read in their place, and written by every run so that it can be repeated."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,19 @@ try:
 except ImportError:  # Python 3.10
     import tomli as tomllib  # type: ignore[no-redef, import-not-found]
 
-_NOT_KEPT = ("help", "config")
+_OF_THE_COMMAND = ("help", "config")  # make no sense in a file
+_NOT_WRITTEN = ("overwrite",)  # a file that is kept must not replace others years later
+HEAD = "# python -m dco_core"
+
+
+class Several(argparse.Action):
+    """An option that may be given several times. Given at all, it replaces what a file says."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        given = f"{self.dest} given"
+        before = getattr(namespace, self.dest) if hasattr(namespace, given) else []
+        setattr(namespace, given, True)
+        setattr(namespace, self.dest, [*before, values])
 
 
 def read_options(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
@@ -45,9 +57,16 @@ def read_options(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
 
 def write_options(path: Path, parser: argparse.ArgumentParser, values: Mapping[str, Any], command: str) -> None:
     """Write a file that read_options reads as these values, whole or not at all. Paths are written in full, so that it
-    works from every folder; options that were left out are left out."""
-    lines = [f"# python -m dco_core {command} --config {path.name}", ""]
-    written: set[str] = set()
+    works from every folder; options that were left out are left out. A file that somebody else has written stays."""
+    try:
+        if not path.read_text(encoding="utf-8").startswith(HEAD):
+            return
+    except UnicodeDecodeError:
+        return
+    except OSError:
+        pass
+    lines = [f"{HEAD} {command} --config {path.name}", ""]
+    written: set[str] = set(_NOT_WRITTEN)
     for name, action in _options(parser).items():
         value = values[action.dest]
         if action.dest in written or value is None or value == [] or value == "":
@@ -63,7 +82,7 @@ def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     return {
         text.removeprefix("--"): action
         for action in parser._actions
-        if action.dest not in _NOT_KEPT
+        if action.dest not in _OF_THE_COMMAND
         for text in action.option_strings
         if text.startswith("--") and not text.startswith("--no-")
     }
@@ -74,7 +93,7 @@ def _fitting(path: Path, name: str, value: Any, action: argparse.Action) -> Any:
         if not isinstance(value, bool):
             raise DCOError(f"{path}: {name} is {value!r}: write true or false.")
         return value
-    several = isinstance(action, argparse._AppendAction)
+    several = isinstance(action, Several)
     if several != isinstance(value, list):
         raise DCOError(f"{path}: {name} is {value!r}: write {'a list' if several else 'one value'}.")
     return [_one(path, name, v, action) for v in value] if several else _one(path, name, value, action)
@@ -116,10 +135,3 @@ def _toml(value: Any) -> str:
     if isinstance(value, float) and math.isinf(value):
         return "inf" if value > 0 else "-inf"
     return repr(value)
-
-
-def given_file(arguments: Sequence[str]) -> Path | None:
-    """The file that --config names, before the other options are read."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, default=None)
-    return parser.parse_known_args(list(arguments))[0].config

@@ -57,6 +57,11 @@ def checkpoint_folder(output: Path) -> Path:
     return output.with_name(output.name + ".checkpoints")
 
 
+def settings_file(output: Path) -> Path:
+    """Where the options of a run lie, for --config."""
+    return output.with_name(output.name + ".toml")
+
+
 def reference_folder(output: Path) -> Path:
     """Where the base model's errors lie, for all runs whose files are in this folder."""
     return output.parent / "dco_reference_cache"

@@ -22,6 +22,7 @@ from ..training.calibration import identity
 from ..training.checkpoints import Checkpoints
 from ..training.memory import PeakMemory, estimate
 from ..training.previews import Preview
+from ..training.processes import ALONE, Processes
 from ..training.reference_cache import ReferenceCache
 from ..training.step_report import StepReport
 from ..training.trainer import Training
@@ -46,8 +47,9 @@ class FolderTraining:
     Preparation. overwrite: whether `output` may be replaced where it is not of this run. preview_every: pictures in
     preview_folder(output) after this many steps and in the end, 0 for none; preview_prompts: of what, left out the
     first caption. tokens: whether markers become tokens of their own. reference_folder: where the base model's errors
-    are kept for further runs, None for nowhere. say: told what takes time before the run. notes: what to tell the user
-    before the run; memory: its peak, after it. Raises DCOError for what cannot be trained, before anything is written.
+    are kept for further runs, None for nowhere. processes: those that make this run together; the first alone writes.
+    on_message: told what takes time before the run. notes: what to tell the user before the run; memory: its peak,
+    after it. Raises DCOError for what cannot be trained, before anything is written.
     """
 
     def __init__(
@@ -67,10 +69,12 @@ class FolderTraining:
         preview_prompts: Sequence[str] = (),
         tokens: TokenConfig = NO_TOKENS,
         reference_folder: Path | None = None,
-        say: Callable[[str], None] = lambda text: None,
+        on_message: Callable[[str], None] = lambda text: None,
+        processes: Processes = ALONE,
     ):
         self._model, self._output, self._learning = model, output, tokens
         self._adapter = None if tokens.alone else adapter
+        self._processes = processes
         config = folder.config
         tokens.check()
         self._size_conditioning = size_conditioning
@@ -103,7 +107,7 @@ class FolderTraining:
         if compiled:
             denoiser.compile_blocks()
         kept = checkpoints.folder / GENERATED if checkpoints is not None else None
-        examples = self._data.examples(denoiser, kept, say)
+        examples = self._data.examples(denoiser, kept, on_message)
         self.memory = PeakMemory(examples[0].latent.device)
         if gradient_checkpointing:
             denoiser.checkpoint_blocks()
@@ -116,9 +120,10 @@ class FolderTraining:
             content=content,
             reference_cache=self._reference_cache(reference_folder, compiled),
             watch_speed=True,
+            processes=processes,
         )
         self._previews = None
-        if shown:
+        if shown and processes.is_first:
             previews = self._data.previews(denoiser, config.seed)
             self._previews = TrainingPreviews(self.training, previews, preview_every, self._write_sheet)
         self.notes = [

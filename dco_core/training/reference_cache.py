@@ -51,9 +51,12 @@ class ReferenceCache:
         self._errors: dict[int, Tensor] = {}
         self._unwritten, self._written = False, time.monotonic()
 
-    def open(self, denoiser: Denoiser, examples: Sequence[Example], config: TrainingConfig) -> None:
-        """Find the errors of this series of draws. config: with numbers for what was automatic."""
-        self._key = reference_key(self._content, denoiser, examples, config)
+    def open(
+        self, denoiser: Denoiser, examples: Sequence[Example], config: TrainingConfig, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        """Find the errors of this series of draws. config: with numbers for what was automatic. share: which of how
+        many processes takes every so many batches of it."""
+        self._key = reference_key(self._content, denoiser, examples, config, share)
         self._path = self.folder / f"{self._key[:32]}.safetensors"
         self._window = config.look_ahead
         there = self._path.exists()
@@ -106,7 +109,11 @@ class ReferenceCache:
 
 
 def reference_key(
-    content: str, denoiser: Denoiser, examples: Sequence[Example], config: TrainingConfig
+    content: str,
+    denoiser: Denoiser,
+    examples: Sequence[Example],
+    config: TrainingConfig,
+    share: tuple[int, int] = (0, 1),
 ) -> str:
     """SHA-256 (hex) over everything that phi's errors on a series of draws depend on."""
     recipe = {name: value for name, value in config.as_dict().items() if name not in _OF_THETA}
@@ -115,9 +122,8 @@ def reference_key(
         known.setdefault(id(example), _example_key(denoiser, example, bool(config.caption_dropout)))
     shown = [known[id(example)] for example in examples]
     computing = _computing(examples[0].latent.device)
-    return content_key(
-        _FORMAT, content, denoiser.schedule, noise_levels(denoiser, config), recipe, shown, computing
-    )
+    levels = noise_levels(denoiser, config)
+    return content_key(_FORMAT, content, denoiser.schedule, levels, recipe, shown, computing, share)
 
 
 def _example_key(denoiser: Denoiser, example: Example, dropout: bool) -> str:

@@ -12,6 +12,7 @@ from tiny_pipelines import sd15, sdxl
 
 from dco_core.captions.markers import base_caption
 from dco_core.cli import commands
+from dco_core.cli import train as train_command
 from dco_core.errors import DCOError
 from dco_core.lora import from_bundle, read_lora
 from dco_core.models.diffusers_model import load
@@ -165,7 +166,7 @@ def test_trained_stopped_and_resumed_the_files_are_the_same(family, places, data
         if report.step == 2:
             raise Stopped
 
-    monkeypatch.setattr(commands._Progress, "__call__", stop)
+    monkeypatch.setattr(train_command._Progress, "__call__", stop)
     with pytest.raises(Stopped):
         train(places[family], data, split, learn=learn)
     monkeypatch.undo()
