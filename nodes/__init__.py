@@ -7,12 +7,13 @@ from comfy_api.latest import ComfyExtension, io
 from .evaluation import plots, scores
 from .guidance import prompts, reward_guidance, sweep
 from .merging import lora_files, merge
-from .training import captions, dataset, toy_world, trainer
+from .training import captions, dataset, options, toy_world, trainer
 
 NODES = [
     node
     for module in (
         trainer,
+        options,
         reward_guidance,
         sweep,
         merge,

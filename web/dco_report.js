@@ -154,7 +154,9 @@ function extend(nodeType, nodeData) {
   const { onNodeCreated, onExecuted, onExecutionStart, onSerialize } = nodeType.prototype;
   nodeType.prototype.onNodeCreated = function () {
     onNodeCreated?.apply(this, arguments);
-    if (nodeData.output_node) addReport(this);
+    if (!nodeData.output_node) return;
+    addReport(this);
+    this.setSize([this.size[0], Math.max(this.size[1], this.computeSize()[1])]);
   };
   nodeType.prototype.onExecutionStart = function () {
     onExecutionStart?.apply(this, arguments);

@@ -99,7 +99,7 @@ def trainer(**changes):
     inputs = {
         "model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "images": ["2", 0], "captions": ["2", 1], "steps": 40,
         "learning_rate": 1e-3, "rank": 4, "objective": "DCO", "objective.beta": 0.03,
-        "objective.reduction": "per-sample", "resolution": 256, "seed": 0, "filename_prefix": "loras/reports",
+        "objective.reduction": "per-sample", "resolution": 256, "seed": 0, "name": "reports",
         "batch_size": 2, "offset_noise": 0.0, "alpha": 0.0, "layers": "attention", "resume": False,
         "preview_every": 20,
     } | changes  # fmt: skip
@@ -166,7 +166,7 @@ def test_an_error_in_a_node_of_the_host_is_in_a_toast(nodes):
 
 
 def test_guidance_and_the_dataset_loader_report_on_their_nodes(host, nodes):
-    prompt = trainer(steps=2, preview_every=0, filename_prefix="loras/guided") | {
+    prompt = trainer(steps=2, preview_every=0, name="guided") | {
         "4": {"class_type": "DCORewardGuidance", "inputs": {"model": ["1", 0], "lora": ["3", 0], "w_rg": 2.0}},
         "5": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a toy"}},
         "6": {"class_type": "EmptyLatentImage", "inputs": {"width": 256, "height": 256, "batch_size": 1}},

@@ -56,7 +56,7 @@ def test_the_comparison_ends_in_a_plot_with_a_curve_a_method(host):
     trainers = [prompt[n]["inputs"] for n in find(prompt, "DCOLoRATrainer")]
     assert [inputs["objective"] for inputs in trainers] == ["DreamBooth", "DCO"]
     dreambooth, dco = (
-        {k: v for k, v in i.items() if not k.startswith("objective") and k != "filename_prefix"}
+        {k: v for k, v in i.items() if not k.startswith("objective") and k != "name"}
         for i in trainers
     )
     assert dreambooth == dco  # nothing else differs
