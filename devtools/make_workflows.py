@@ -16,50 +16,35 @@ from typing import Any
 from . import browser
 from .environment import ROOT
 from .host_server import HostServer
-from .layouts import SDXL, WORKFLOWS, Layout
+from .layouts import WORKFLOWS, Layout
 
 OWN_NODES, OWN_PACK, OWN_VERSION = "DCO", "dco-lora", "0.1.0"
 
 _ARRANGE = """
-async ({prompt, places, titles, groups, notes, own, pack, version, model}) => {
-  const app = window.app;
-  await app.loadApiJson(prompt, "workflow");
+async ({prompt, places, titles, groups, notes, own, pack, version, models, collapsed, app}) => {
+  const {app: frontend} = window;
+  await frontend.loadApiJson(prompt, "workflow");
   await new Promise(done => setTimeout(done, 500));
-  const graph = app.graph;
+  const graph = frontend.graph;
   for (const node of graph._nodes) {
     const [x, y, w, h] = places[node.id];
     node.pos = [x, y];
     const least = node.computeSize();
     node.setSize([Math.max(w, 200), Math.max(h, least[1])]);
     if (titles[node.id]) node.title = titles[node.id];
+    if (collapsed.includes(String(node.id))) node.collapse();
     const mine = node.type.startsWith(own);
     node.properties["cnr_id"] = mine ? pack : "comfy-core";
     node.properties["ver"] = mine ? version : "0.30.0";
-    if (node.type === "CheckpointLoaderSimple") node.properties["models"] = [model];
+    if (models[node.id]) node.properties["models"] = models[node.id];
     for (const widget of node.widgets ?? [])
       if (widget.name === "control_after_generate") widget.value = "fixed";
   }
-  // Nodes grow with their inputs: what stands below makes room, and groups reach round what is in them.
-  const gap = 60;
-  const groupOf = node => groups.find(([, x, y, w, h]) =>
-    node.pos[0] >= x && node.pos[0] < x + w && node.pos[1] >= y && node.pos[1] < y + h);
-  const inGroup = new Map(graph._nodes.map(node => [node, groupOf(node)]));
-  const sorted = [...graph._nodes].sort((a, b) => a.pos[1] - b.pos[1]);
-  sorted.forEach((node, i) => {
-    for (const other of sorted.slice(0, i)) {
-      const apart = node.pos[0] >= other.pos[0] + other.size[0] || other.pos[0] >= node.pos[0] + node.size[0];
-      if (!apart) node.pos = [node.pos[0], Math.max(node.pos[1], other.pos[1] + other.size[1] + gap)];
-    }
-  });
-  for (const group of groups)
-    for (const node of graph._nodes)
-      if (inGroup.get(node) === group)
-        group[4] = Math.max(group[4], node.pos[1] + node.size[1] + 20 - group[2]);
   for (const [x, y, w, h, text] of notes) {
     const note = LiteGraph.createNode("MarkdownNote");
     graph.add(note);
-    note.pos = [x, y + 30];
-    note.setSize([w, h - 30]);
+    note.pos = [x, y];
+    note.setSize([w, h]);
     note.title = "Read me";
     note.widgets[0].value = text;
     note.properties["cnr_id"] = "comfy-core";
@@ -72,6 +57,7 @@ async ({prompt, places, titles, groups, notes, own, pack, version, model}) => {
     group.color = colour;
     graph.add(group);
   }
+  graph.extra = {workflowRendererVersion: "LG", linearMode: false, linearData: app};
   return graph.serialize();
 }
 """
@@ -90,7 +76,9 @@ def build(page: Any, layout: Layout) -> dict[str, Any]:
             "own": OWN_NODES,
             "pack": OWN_PACK,
             "version": OWN_VERSION,
-            "model": SDXL,
+            "models": layout.models,
+            "collapsed": sorted(layout.collapsed),
+            "app": {"inputs": layout.app_inputs, "outputs": layout.app_outputs},
         },
     )
     workflow.pop("id", None)  # a fresh one each time: it would change the file without a change

@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from comfy_api.latest import io
 
 from ...dco_core.errors import DCOError, shortened
+from ...dco_core.training.recipes import CUSTOM, RECIPES, Recipe
 
-CUSTOM = "custom"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    steps: int
-    rank: int
-    learning_rate: float = 5e-5
-    offset_noise: float = 0.0
-
-
-RECIPES = {
-    "subject": Recipe(steps=2000, rank=32),
-    "style": Recipe(steps=1000, rank=64, offset_noise=0.1),
-    "one image": Recipe(steps=1000, rank=32),
-    CUSTOM: Recipe(steps=1000, rank=32),
-}
 DEFAULT = "subject"
 # `web/dco_recipes.js` writes these into the widgets below when a recipe is chosen
 _FILLED = ("steps", "rank")

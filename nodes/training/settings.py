@@ -35,15 +35,15 @@ def settled(own: Mapping[str, Any], options: Mapping[str, Any] | None) -> dict[s
     own: as is_input_list wraps them, each in a list."""
     values = {"start_from": None, "masks": None, "class_images": None, "learned_tokens": None, "previews": None}
     values |= trainer_inputs.defaults() | dict(options or {})
-    values |= {name: _unwrapped(value) for name, value in own.items()}
+    values |= {name: _unwrapped(value) for name, value in own.items() if value}
     recipe, given = chosen(values["recipe"], "recipe", recipes.DEFAULT)
     return values | recipes.filled(recipe, given) | {"recipe": recipe}
 
 
 def _unwrapped(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _unwrapped(inner) for name, inner in value.items()}
-    return value[0] if value else None
+        return {name: _unwrapped(inner) for name, inner in value.items() if inner}  # without what was left out
+    return value[0]
 
 
 def chosen(dynamic: Mapping[str, Any] | None, name: str, default: str | None = None) -> tuple[Any, dict[str, Any]]:
