@@ -93,17 +93,26 @@ def test_a_report_is_no_value_of_a_saved_workflow(nodes):
     assert nodes.evaluate("() => window.app.graph.serialize()")["nodes"][0]["widgets_values"] == [ADVICE, "auto"]
 
 
-def trainer(**changes):
+def trainer(seed=0, previews=20, resume=False, **changes):
+    """previews: steps between them, 0 for none."""
     world = {"class_type": "DCOToyWorldLoader", "inputs": {}}
     references = {"class_type": "DCOToyWorldReferences", "inputs": {"what": "subject"}}
     inputs = {
-        "model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "images": ["2", 0], "captions": ["2", 1], "steps": 40,
-        "learning_rate": 1e-3, "rank": 4, "objective": "DCO", "objective.beta": 0.03,
-        "objective.reduction": "per-sample", "resolution": 256, "seed": 0, "name": "reports",
-        "batch_size": 2, "offset_noise": 0.0, "alpha": 0.0, "layers": "attention", "resume": False,
-        "preview_every": 20,
+        "model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "images": ["2", 0], "captions": ["2", 1],
+        "recipe": "custom", "recipe.learning_rate": 1e-3, "recipe.offset_noise": 0.0, "steps": 40, "rank": 4,
+        "objective": "DCO", "objective.beta": "own value", "objective.beta.value": 0.03, "resolution": 0,
+        "name": "reports", "options": ["92", 0],
     } | changes  # fmt: skip
-    return {"1": world, "2": references, "3": {"class_type": "DCOLoRATrainer", "inputs": inputs}}
+    run_options = {"previews": "off", "resume": resume}
+    if previews:
+        run_options |= {"previews": "every so many steps", "previews.preview_every": previews}
+    return {
+        "1": world,
+        "2": references,
+        "3": {"class_type": "DCOLoRATrainer", "inputs": inputs},
+        "91": {"class_type": "DCOTrainingOptions", "inputs": {"seed": seed, "batch_size": 2}},
+        "92": {"class_type": "DCORunOptions", "inputs": run_options | {"options": ["91", 0]}},
+    }
 
 
 def test_the_trainer_shows_progress_previews_its_report_and_the_file(nodes):
@@ -166,7 +175,7 @@ def test_an_error_in_a_node_of_the_host_is_in_a_toast(nodes):
 
 
 def test_guidance_and_the_dataset_loader_report_on_their_nodes(host, nodes):
-    prompt = trainer(steps=2, preview_every=0, name="guided") | {
+    prompt = trainer(steps=2, previews=0, name="guided") | {
         "4": {"class_type": "DCORewardGuidance", "inputs": {"model": ["1", 0], "lora": ["3", 0], "w_rg": 2.0}},
         "5": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a toy"}},
         "6": {"class_type": "EmptyLatentImage", "inputs": {"width": 256, "height": 256, "batch_size": 1}},
