@@ -1,6 +1,6 @@
-"""Write workflows/*.json with the real frontend, from devtools/layouts.
+"""Write workflows/*.json and subgraphs/*.json with the real frontend, from devtools/layouts.
 
-    .dev/venv/bin/python -m devtools.make_workflows [--screenshots DIR]
+    .dev/venv/bin/python -m devtools.make_workflows
 
 The frontend builds the graph from the API prompt, so every widget and link is where it expects them.
 """
@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from pathlib import Path
+import uuid
 from typing import Any
 
 from . import browser
 from .environment import ROOT
 from .host_server import HostServer
-from .layouts import WORKFLOWS, Layout
+from .layouts import BLUEPRINTS, WORKFLOWS, Blueprint, Layout
 
 OWN_NODES, OWN_PACK, OWN_VERSION = "DCO", "dco-lora", "0.1.0"
 
@@ -85,32 +85,69 @@ def build(page: Any, layout: Layout) -> dict[str, Any]:
     return workflow
 
 
-def screenshots(page: Any, workflow: dict[str, Any], path: Path) -> None:
-    """PATH.png of the whole workflow, and "PATH near.png" of its beginning."""
-    browser.load_workflow(page, workflow)
-    page.screenshot(path=f"{path}.png")
-    page.evaluate("() => { const d = window.app.canvas.ds; d.scale = 1; d.offset = [520, 60]; }")
-    page.evaluate("() => window.app.canvas.setDirty(true, true)")
-    page.wait_for_timeout(800)
-    page.screenshot(path=f"{path} near.png")
+_TO_SUBGRAPH = """
+async ({id, name, outside, shown, description}) => {
+  const graph = window.app.graph;
+  const inside = graph._nodes.filter(node => !outside.includes(String(node.id)));
+  const {subgraph, node} = graph.convertToSubgraph(new Set(inside));
+  for (const outer of [...graph._nodes]) if (outer !== node) graph.remove(outer);
+  for (const [inner, widget, label] of shown) {
+    const source = subgraph.getNodeById(Number(inner));
+    const slot = source.inputs.find(input => input.widget?.name === widget);
+    const input = subgraph.addInput(label.replaceAll(" ", "_"), String(slot.type));
+    input.label = label;
+    input.connect(slot, source);
+  }
+  subgraph.name = node.title = name;
+  subgraph.description = description;
+  subgraph.category = "DCO";
+  await new Promise(done => setTimeout(done, 500));
+  node.pos = [0, 0];
+  node.setSize(node.computeSize());
+  const text = JSON.stringify(graph.serialize()).replaceAll(subgraph.id, id);
+  graph.clear();
+  return JSON.parse(text);
+}
+"""
+
+
+def build_blueprint(page: Any, name: str, blueprint: Blueprint) -> dict[str, Any]:
+    """A workflow that is one subgraph node, as the frontend's library of blueprints takes it."""
+    build(page, blueprint.layout)
+    found = page.evaluate(
+        _TO_SUBGRAPH,
+        {
+            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{OWN_PACK}/{name}")),
+            "name": name,
+            "outside": sorted(blueprint.outside),
+            "shown": blueprint.shown,
+            "description": blueprint.description,
+        },
+    )
+    found.pop("id", None)
+    found["extra"] = {
+        "workflowRendererVersion": "LG",
+        "BlueprintDescription": blueprint.description,
+        "BlueprintSearchAliases": blueprint.aliases,
+    }
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--screenshots", type=Path, help="folder for a picture of each workflow")
-    args = parser.parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     with tempfile.TemporaryDirectory() as folder, HostServer(folder) as host:
         with browser.open_frontend(f"http://{host.address}") as page:
-            workflows = {name: build(page, make()) for name, make in WORKFLOWS.items()}
-            for name, workflow in workflows.items():
-                path = ROOT / "workflows" / f"{name}.json"
-                path.parent.mkdir(exist_ok=True)
-                path.write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
-                print(f"wrote {path.relative_to(ROOT)}: {len(workflow['nodes'])} nodes", flush=True)
-            if args.screenshots:  # after all of them: a moved view would stay for the next one's file
-                args.screenshots.mkdir(parents=True, exist_ok=True)
-                for name, workflow in workflows.items():
-                    screenshots(page, workflow, args.screenshots / name[0])
+            found = {f"workflows/{name}": build(page, make()) for name, make in WORKFLOWS.items()}
+            found |= {
+                f"subgraphs/{name}": build_blueprint(page, name, make()) for name, make in BLUEPRINTS.items()
+            }
+    for name, workflow in found.items():
+        path = ROOT / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
+        print(f"wrote {path.relative_to(ROOT)}: {len(workflow['nodes'])} nodes", flush=True)
 
 
 if __name__ == "__main__":

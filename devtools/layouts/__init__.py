@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .blueprint import Blueprint, personalise_then_guide
 from .compare import compare_methods
 from .layout import Layout
 from .sdxl import SDXL, reward_guidance, subject_in_style, train_a_subject
@@ -23,4 +24,7 @@ WORKFLOWS: dict[str, Callable[[], Layout]] = {
     "5_DCO_LoRA_training_Z_Image": train_z_image,
 }
 
-__all__ = ["SDXL", "WORKFLOWS", "Layout"]
+# The names are what the frontend's library of nodes shows.
+BLUEPRINTS: dict[str, Callable[[], Blueprint]] = {"Personalise, then guide (DCO)": personalise_then_guide}
+
+__all__ = ["BLUEPRINTS", "SDXL", "WORKFLOWS", "Blueprint", "Layout"]

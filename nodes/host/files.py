@@ -11,10 +11,13 @@ import folder_paths
 from ...dco_core.data.folders import holds_pictures
 from ...dco_core.errors import DCOError
 
+STOPPED = "stopped_at_"  # and the step, in the names of LoRAs of training that was stopped
+
 
 def lora_names() -> list[str]:
-    """Names of the LoRA files that the host's own loaders list."""
-    return folder_paths.get_filename_list("loras")
+    """Names of the LoRA files that the host's own loaders list, those of stopped training last: the first one is what a
+    new loader has."""
+    return sorted(folder_paths.get_filename_list("loras"), key=lambda name: STOPPED in name)
 
 
 def lora_path(name: str) -> Path:

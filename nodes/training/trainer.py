@@ -55,7 +55,7 @@ class DCOLoRATrainer(io.ComfyNode):
             category="model/training",
             description="Teaches a model your subject or your style from 1 to 20 images with Direct Consistency "
             "Optimization: it learns what the images show and stops where it would drift from the base model. The "
-            "LoRA is saved when training ends, and also when you cancel it.",
+            "LoRA is saved when training ends; when you cancel it, what was learned is, under a name that says so.",
             search_aliases=[
                 "train lora",
                 "lora training",
@@ -116,18 +116,23 @@ class DCOLoRATrainer(io.ComfyNode):
                 denoiser.compile_blocks()
             needed = _make_room(denoiser, examples, config, values["gradient_checkpointing"])
             text.say(needed)
+            content = _content(image_model, prepared, values, adapter)
             run = Training(
-                denoiser, examples, config, words.tokens, checkpoints=_checkpoints(values),
-                content=_content(image_model, prepared, values, adapter),
+                denoiser, examples, config, words.tokens, checkpoints=_checkpoints(values), content=content,
                 callback=progress.on_trial_step, watch_speed=True,
             )  # fmt: skip
-            target = _target(path, run, adapter, image_model, prepared, values)
+            target = _target(path, run, adapter, image_model, prepared, values, content)
             carried = start.other if start else {}
 
-            def lora_so_far() -> LoraWeights:
+            def lora_so_far(target: trained_lora.Target) -> LoraWeights:
                 with run.result():
                     weights = LoraWeights(denoiser.weights().layers, carried)
                     return trained_lora.finished(target, weights, words.tokens, words.initializers, run.step)
+
+            def save(target: trained_lora.Target, lora: LoraWeights) -> list[str]:
+                said = trained_lora.save(target, lora, words.tokens)
+                trained_lora.remove_stopped(target, lora)
+                return said
 
             log = _event_log(run, path, values)
 
@@ -144,17 +149,18 @@ class DCOLoRATrainer(io.ComfyNode):
                 previews.last()
             except BaseException:
                 if run.learned:  # nothing that was learned is lost: cancel and errors save it too
-                    kept = trained_lora.save(target, lora_so_far(), words.tokens)
-                    text.progress(f"Stopped after step {run.step} of {config.steps}.")
+                    part = trained_lora.stopped(target, run.step) if run.step < config.steps else target
+                    kept = save(part, lora_so_far(part))
+                    text.progress(_stopped(run, values))
                     text.say("\n".join(kept))
                 raise
             finally:
                 if log is not None:
                     log.close()
             text.progress("Saving ...")
-            lora = lora_so_far()
+            lora = lora_so_far(target)
             used = f"{needed} Peak: {memory}."
-        saved = trained_lora.save(target, lora, words.tokens)
+        saved = save(target, lora)
         report = printable_lines("\n".join([_summary(run), settings, used, *run.notes, *saved, said]))
         plot = torch.tensor(loss_plot([r for r in run.history if not r.skipped], run.scores)).float()[None] / 255
         loss_map = {"loss": [r.loss for r in run.history if not r.skipped]}
@@ -186,6 +192,13 @@ def _make_room(denoiser, examples, config: TrainingConfig, checkpointing: str) -
     return f"Memory of a step: {needed}; {megabytes(free)} are free."
 
 
+def _stopped(run: Training, values: Mapping[str, Any]) -> str:
+    if run.step == run.config.steps:
+        return "Stopped after the last step: training is complete."
+    text = f"Stopped after step {run.step} of {run.config.steps}: what was learned is in a file that says so."
+    return text + (" Run goes on from there, and removes it in the end." if values["resume"] else "")
+
+
 def _event_log(run: Training, path: Path, values: Mapping[str, Any]) -> EventLog | None:
     folder = files.log_folder(values["name"]) / path.stem
     return EventLog(folder, run) if values["tensorboard"] else None
@@ -212,7 +225,7 @@ def _content(
 
 def _target(
     path: Path, run: Training, adapter: AdapterConfig | None, model: HostImageModel, prepared: PreparedPictures,
-    values: Mapping[str, Any],
+    values: Mapping[str, Any], content: str,
 ) -> trained_lora.Target:  # fmt: skip
     layers = adapter.start if adapter else None
     first = next(iter(layers.values()), None) if layers else None
@@ -223,7 +236,7 @@ def _target(
         config=run.config, rank=rank, alpha=alpha, layers=values["layers"], family=model.family,
         prediction=model.prediction, captions=prepared.captions,
         other={name: values[name] for name in names}
-        | {"learned_tokens": token_choice(values), "recipe": values["recipe"]},
+        | {"learned_tokens": token_choice(values), "recipe": values["recipe"], "content": content},
     )  # fmt: skip
     return trained_lora.Target(path, header, model.kohya_names())
 

@@ -80,9 +80,19 @@ def no_checkpoints(host):
 def test_cancelled_and_run_again_it_ends_as_if_it_had_never_stopped(host, changes):
     g, trainer = toy(name="whole", resume=False, **changes)
     whole = tensors(host, host.client.run(g.prompt), trainer)
+    loras, embeddings = host.base_dir / "output" / "loras", host.base_dir / "models" / "embeddings"
+
+    def stopped_files():
+        return [p.name for folder in (loras, embeddings) for p in folder.glob("stopped_*stopped_at_*")]
+
     interrupted(host, 5, name="stopped", checkpoint_every=3, **changes)
+    assert len(stopped_files()) == (2 if changes else 1)
+    other = loras / "stopped_00009_stopped_at_3.safetensors"  # of another run
+    save_file({"empty": torch.zeros(1)}, other, metadata={"dco.config": '{"steps": 40}'})
     g, trainer = toy(name="stopped", checkpoint_every=3, **changes)
     outputs = host.client.run(g.prompt)
+    assert stopped_files() == [other.name]
+    other.unlink()
     assert "Found the checkpoint of step " in outputs[trainer]["text"][0]
     assert "going on from there" in outputs[trainer]["text"][0]
     found = tensors(host, outputs, trainer)

@@ -170,10 +170,14 @@ def test_cancel_stops_within_a_step_and_keeps_the_lora_trained_so_far(host):
     steps = interrupted_run(host, g.prompt, trainer, at_step=3)
     assert time.monotonic() - started < 300
     (path,) = (host.base_dir / "output" / "loras").glob("cancelled_*")
+    shown = host.client.object_info()["DCOLoadLoRA"]["input"]["required"]["lora_name"]
+    names = shown[1].get("options") or shown[0]
+    assert path.name in names and (names[0] != path.name or len(names) == 1)  # no loader begins with it
     with safe_open(path, "pt") as file:
         trained = int(file.metadata()["ss_steps"])
     assert steps[0][1] == 5000
     assert 3 <= trained < 500
+    assert path.name == f"cancelled_00001_stopped_at_{trained}.safetensors"
     tensors = load_file(path)
     assert any(tensor.abs().max() > 0 for key, tensor in tensors.items() if "lora_up" in key)
 
