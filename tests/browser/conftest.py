@@ -9,6 +9,7 @@ import pytest
 
 from devtools import browser
 from devtools.host_server import HostServer
+from devtools.screenshots import show_mode
 from devtools.stand_ins import put_template_files
 
 
@@ -26,3 +27,18 @@ def page(host: HostServer) -> Iterator[Any]:
         pytest.skip(browser.MISSING)
     with browser.open_frontend(f"http://{host.address}") as page:
         yield page
+
+
+@pytest.fixture(scope="module", params=["classic", "nodes_2"])
+def mode(request, host, page) -> Iterator[str]:
+    """One of the two kinds of nodes that the frontend has."""
+    show_mode(page, f"http://{host.address}", request.param == "nodes_2", "dark")
+    yield request.param
+    show_mode(page, f"http://{host.address}", False, "dark")
+
+
+@pytest.fixture
+def nodes(mode, page) -> Any:
+    """The page with one of the two kinds of nodes, and no graph."""
+    page.evaluate("async () => window.app.graph.clear()")
+    return page
