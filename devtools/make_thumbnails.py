@@ -3,9 +3,9 @@
     python dev.py demo
     .dev/venv/bin/python -m devtools.make_thumbnails [NUMBER ...]
 
-All templates but 4 show cells of the demo's contact sheet, which also becomes docs/contact_sheet.jpg, the picture at the
-top of the README. Template 4 is run, which takes some minutes, and shows its plot above pictures of both methods; it
-needs no demo. NUMBER: the templates to make one for; all of them where none is given.
+All templates but 4 show cells of the demo's contact sheet, which also becomes docs/contact_sheet.jpg, the picture at
+the top of the README. Template 4 is run, which takes some minutes, and shows its plot above pictures of both methods;
+it needs no demo. NUMBER: the templates to make one for; all of them where none is given.
 """
 
 from __future__ import annotations

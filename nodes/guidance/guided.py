@@ -14,7 +14,7 @@ from ..host.guidance import engine
 from ..host.guidance.adapter_parts import Patch
 from ..host.guidance.resolve import resolve
 from .inputs import MOST_LORAS, guidance_options
-from .report import relative_report, reward_report
+from .report import method_report, reward_report
 
 
 class Guided:
@@ -45,18 +45,18 @@ class Guided:
             )
         names = ("start_percent", "end_percent", "w_rg_schedule", "low_memory", "self_check")
         method = engine.GuidanceMethod(kind, scale, *(chosen[name] for name in names))
-        return engine.patch(self._model, self._resolved(strength), method, self._personalized)
+        return engine.patch(self._model, self._all_patches(strength), method, self._personalized)
 
     def adds(self, strength: float | None = None) -> bool:
         """Whether the LoRAs or a personalised prompt change anything."""
-        return bool(self._resolved(strength)) or self._personalized is not None
+        return bool(self._all_patches(strength)) or self._personalized is not None
 
     def reward_report(self, w_rg: float, w_text: float | None, strength: float | None = None) -> str:
         """w_text: None where the sampler decides (its cfg)."""
         return reward_report(w_rg, w_text, self.adds(strength), **self._options)
 
-    def relative_report(self, kind: str, scale: float) -> str:
-        return relative_report(kind, scale, self.adds(), **self._options)
+    def method_report(self, kind: str, scale: float) -> str:
+        return method_report(kind, scale, self.adds(), **self._options)
 
     def replaced(self) -> str:
         """What the report says of guidance that MODEL has already, which the node at hand takes the place of; the log
@@ -71,11 +71,11 @@ class Guided:
         return f"\n{text}"
 
     def output(self, result: Any, report: str) -> io.NodeOutput:
-        """A guidance node's outputs; what it says stands on the node as well."""
+        """A guidance node's outputs; the report stands on the node as well."""
         text = report + self.replaced()
         return io.NodeOutput(result, text, ui={"text": [text]})
 
-    def _resolved(self, strength: float | None) -> list[Patch]:
+    def _all_patches(self, strength: float | None) -> list[Patch]:
         """What the stack of LoRAs changes in MODEL, in its order."""
         strength = self.strength if strength is None else strength
         if strength not in self._patches:

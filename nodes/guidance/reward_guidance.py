@@ -155,7 +155,7 @@ class DCOLoRAGuidance(io.ComfyNode):
         ]  # fmt: skip
         return io.Schema(
             node_id="DCOLoRAGuidance",
-            display_name="LoRA Guidance: Relatives (DCO)",
+            display_name="LoRA Guidance: Other Methods (DCO)",
             category="advanced/guidance",
             description="Other ways to guide with a LoRA, on the engine of reward guidance, to compare with: "
             "AutoGuidance with the LoRA as the weak model (arXiv 2406.02507), Steering Guidance for personalised "
@@ -192,7 +192,7 @@ class DCOLoRAGuidance(io.ComfyNode):
         kind = _METHODS[method["method"]]
         scale = {"auto": method.get("w_auto"), "personalization": method.get("weak_strength")}.get(kind, 1.0)
         guided = Guided(model, lora, personalized, options)
-        return guided.output(guided.patched(kind, scale), guided.relative_report(kind, scale))
+        return guided.output(guided.patched(kind, scale), guided.method_report(kind, scale))
 
 
 class DCORewardGuidanceOptions(options_node.OptionsNode):

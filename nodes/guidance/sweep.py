@@ -114,7 +114,7 @@ class DCORewardGuidanceSweep(io.ComfyNode):
                 f"more than {MAX_PICTURES}: use fewer values."
             )
         pictures: list[list[torch.Tensor]] = []
-        text, said = NodeText(cls), []
+        text, lines = NodeText(cls), []
         for i, (label, cfg, strength) in enumerate(rows):
             pictures.append([])
             for j, w_rg in enumerate(columns):
@@ -126,10 +126,10 @@ class DCORewardGuidanceSweep(io.ComfyNode):
                     negative, latent_image, denoise,
                 )  # fmt: skip
                 pictures[-1].append(sampling.decode(vae, samples))
-                said.append(f"{at}: {guided.reward_report(w_rg, cfg, strength)}")
+                lines.append(f"{at}: {guided.reward_report(w_rg, cfg, strength)}")
                 if w_rg and guided.adds(strength):
                     guided.skip_self_check()  # one picture proves it for all
-        report = "\n".join(said) + guided.replaced()
+        report = "\n".join(lines) + guided.replaced()
         return io.NodeOutput(
             torch.cat(
                 [picture[k : k + 1] for row in pictures for k in range(len(row[0])) for picture in row]

@@ -103,7 +103,7 @@ def training() -> list[Any]:
             min=0,
             max=100000,
             optional=True,
-            tooltip="Score the LoRA on held-out noise after this many steps: how far it is ahead of the base model, "
+            tooltip="Score the LoRA on validation noise after this many steps: how far it is ahead of the base model, "
             "and how far from it. 0: never.",
         ),
         io.Combo.Input(

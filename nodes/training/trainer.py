@@ -94,12 +94,12 @@ class DCOLoRATrainer(io.ComfyNode):
         adapter = adapter_config(values, model, start)
 
         words = vocabulary(image_model, texts, values, start, config.seed)
-        said = check(
+        caption_notes = check(
             [r.caption for r in distinct(references)], clip=clip, initializers=words.initializers,
             vectors=words.vectors,
         )  # fmt: skip
-        text.say(said)  # before training, while there is time to mend captions
-        text.say(settings)
+        text.message(caption_notes)  # before training, while there is time to mend captions
+        text.message(settings)
         pictures = TrainingPictures(
             references, config, generation_config(objective_options), given_class_images(values["class_images"])
         )
@@ -115,7 +115,7 @@ class DCOLoRATrainer(io.ComfyNode):
             if values["compile"]:
                 denoiser.compile_blocks()
             needed = _make_room(denoiser, examples, config, values["gradient_checkpointing"])
-            text.say(needed)
+            text.message(needed)
             content = _content(image_model, prepared, values, adapter)
             run = Training(
                 denoiser, examples, config, words.tokens, checkpoints=_checkpoints(values), content=content,
@@ -152,7 +152,7 @@ class DCOLoRATrainer(io.ComfyNode):
                     part = trained_lora.stopped(target, run.step) if run.step < config.steps else target
                     kept = save(part, lora_so_far(part))
                     text.progress(_stopped(run, values))
-                    text.say("\n".join(kept))
+                    text.message("\n".join(kept))
                 raise
             finally:
                 if log is not None:
@@ -161,7 +161,7 @@ class DCOLoRATrainer(io.ComfyNode):
             lora = lora_so_far(target)
             used = f"{needed} Peak: {memory}."
         saved = save(target, lora)
-        report = printable_lines("\n".join([_summary(run), settings, used, *run.notes, *saved, said]))
+        report = printable_lines("\n".join([_summary(run), settings, used, *run.notes, *saved, caption_notes]))
         plot = torch.tensor(loss_plot([r for r in run.history if not r.skipped], run.scores)).float()[None] / 255
         loss_map = {"loss": [r.loss for r in run.history if not r.skipped]}
         sheets = previews.images(image_model)
@@ -182,7 +182,7 @@ def _resolution(values: dict[str, Any], model: HostImageModel) -> str:
 
 
 def _make_room(denoiser, examples, config: TrainingConfig, checkpointing: str) -> str:
-    """Switch gradient checkpointing on where it is wanted or needed, and say what a step will take."""
+    """Switch gradient checkpointing on where it is wanted or needed, and report what a step will take."""
     needed = estimate(denoiser, examples, config)
     free = denoiser.free_memory()
     if checkpointing == "on" or (checkpointing == "auto" and needed.total > 0.9 * free):
@@ -251,13 +251,13 @@ def _summary(run: Training) -> str:
     )
     seconds = sum(report.seconds for report in run.history)
     beta = f", beta {run.config.beta:.4g}" if run.config.is_dco else ""
-    said = (
+    text = (
         f"{run.step} steps in {seconds:.0f} s ({seconds / run.step:.2f} s a step){beta}. "
         f"Mean of the last {len(last)}: {mean}."
     )
     if len(history) < run.step:
-        said += f" {run.step - len(history)} steps were skipped because their numbers were not finite."
-    return f"{said} {validation.summary(run.scores)}".strip()
+        text += f" {run.step - len(history)} steps were skipped because their numbers were not finite."
+    return f"{text} {validation.summary(run.scores)}".strip()
 
 
 NODES = [DCOLoRATrainer]
