@@ -7,7 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .evaluation import plots, scores
 from .guidance import prompts, reward_guidance, sweep
 from .merging import lora_files, merge
-from .training import captions, dataset, options, toy_world, trainer
+from .training import captions, dataset, options, photos, toy_world, trainer
 
 NODES = [
     node
@@ -19,6 +19,7 @@ NODES = [
         merge,
         prompts,
         captions,
+        photos,
         dataset,
         lora_files,
         toy_world,

@@ -127,6 +127,15 @@ def dataset_folder(name: str) -> Path:
     return path
 
 
+def input_file(name: str) -> Path:
+    """Full path of a file below the input folder; DCOError if it is not inside."""
+    root = Path(folder_paths.get_input_directory()).resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root) or path == root:
+        raise DCOError(f'The file "{name}" is not inside the input folder: drop it on the node again.')
+    return path
+
+
 def checkpoint_folder(name: str) -> Path:
     """Where the runs of a name keep their checkpoints: a folder of `dco_checkpoints` in the output
     folder, which can be deleted at any time."""

@@ -19,7 +19,7 @@ NODES = (
     "DCOLoadDataset", "DCORewardGuider", "DCORewardGuidanceSweep", "DCOLoRAGuidance",
     "DCOImageSimilarity", "DCOImageTextScore", "DCOToyWorldScore", "DCOEvaluationPrompts", "DCOParetoPlot",
     "DCOContactSheet", "DCOTrainingOptions", "DCOLoRAOptions", "DCODataOptions", "DCORunOptions",
-    "DCORewardGuidanceOptions", "DCOMergeOptions",
+    "DCORewardGuidanceOptions", "DCOMergeOptions", "DCOPhotos",
 )  # fmt: skip
 
 
