@@ -23,6 +23,6 @@ def put_template_files(base: Path) -> None:
         save_file({"empty": torch.zeros(1)}, folder / model["name"])
     subject = base / "input" / "my_subject"
     subject.mkdir(parents=True, exist_ok=True)
-    for picture in (base / "input" / "example.png", subject / "01.png"):
+    for picture in (base / "input" / "example.png", subject / "01.png"):  # a folder for the loader of folders, too
         Image.new("RGB", (64, 64), "teal").save(picture)
     (subject / "01.txt").write_text("a photo of a <dog> on a teal wall", encoding="utf-8")

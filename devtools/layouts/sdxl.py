@@ -32,18 +32,19 @@ def _paper_sampler(
 _SUBJECT = """\
 ## Train a subject
 
-1. Make a folder `my_subject` in ComfyUI's `input` folder: 1 to 20 photos, each with a text file of the same name \
-(`01.jpg`, `01.txt`). Press **R** and choose it at the left.
+1. Drop 1 to 20 photos on the node at the left.
 2. Describe **everything** in a caption: subject, background, view, style. Write the subject as `<dog>`:
 
 `a photo of a <dog> sitting on a ledge in front of red wall and tree, macro style`
 
-*Check Captions* says what is missing; *Comprehensive Caption* drafts them.
+Run drafts what is empty for you to read, and says beside each photo what is missing.
 3. Press Run. The settings are the paper's for SDXL, with a learned token for `<dog>`. One photo: recipe `one image`.
 
 Cancel any time: what was learned is saved, and the next Run goes on where it stopped.
 
 **The plot:** the margin should rise above 0, the gate fall below 0.5. A gate at 0 has stopped learning.
+
+A folder of photos with text files: *Load Dataset Folder* in the place of the photos.
 """
 
 
@@ -51,8 +52,7 @@ def train_a_subject() -> Layout:
     """Workflow 1: SDXL, the paper's settings for a subject."""
     w = Layout()
     sdxl = _sdxl(w)
-    images = w.add("DCOLoadDataset", (0, 200), (320, 150), "My photos and captions", folder="my_subject")
-    w.add("DCOCheckCaptions", (0, 400), (320, 540), captions=[images, 1], kind="subject", clip=[sdxl, 1])
+    images = w.add("DCOPhotos", (0, 200), (320, 740), "My photos and captions", photos="", kind="subject", name="dog")
     tokens = w.add(
         "DCOLoRAOptions", (370, 40), (320, 330), learned_tokens="with the LoRA",
         learned_tokens__token_learning_rate=5e-4, learned_tokens__initializers="", learned_tokens__vectors=0,
@@ -81,7 +81,6 @@ def train_a_subject() -> Layout:
         ("3. Look", 1170, -40, 790, 1050, _YELLOW),
     ]
     w.app_inputs += [
-        (images, "folder"),
         (trainer, "recipe"),
         (trainer, "steps"),
         (trainer, "name"),

@@ -31,9 +31,8 @@ to 2.8.
 `dog`.
 - Train on *Z-Image*, not on *Turbo*: guidance is distilled into that one. The LoRA can be tried on both.
 
-Photos and captions as in template 1: a folder `my_subject` in ComfyUI's `input` folder, a text file for each \
-photo. About 24 GB of GPU memory; with less, *DCO Run Options* has gradient checkpointing, and the model can be \
-loaded as fp8.
+Photos and captions as in template 1. About 24 GB of GPU memory; with less, *DCO Run Options* has gradient \
+checkpointing, and the model can be loaded as fp8.
 
 *Reward Guidance (DCO)* patches the model, so any sampler follows it.
 """
@@ -48,8 +47,7 @@ def train_z_image() -> Layout:
     clip = w.add("CLIPLoader", (0, 190), (330, 110), clip_name=QWEN["name"], type="lumina2", device="default")
     vae = w.add("VAELoader", (0, 360), (330, 60), vae_name=VAE["name"])
     w.models |= {unet: [Z_IMAGE], clip: [QWEN], vae: [VAE]}
-    images = w.add("DCOLoadDataset", (0, 480), (330, 160), "My photos and captions", folder="my_subject")
-    w.add("DCOCheckCaptions", (0, 700), (330, 260), captions=[images, 1], kind="subject", clip=[clip, 0])
+    images = w.add("DCOPhotos", (0, 480), (330, 480), "My photos and captions", photos="", kind="subject", name="dog")
     trainer = w.add(
         "DCOLoRATrainer", (380, 40), (400, 920), "Train my subject", model=[unet, 0], clip=[clip, 0], vae=[vae, 0],
         images=[images, 0], captions=[images, 1], **trainer_settings("subject", "my_subject_z_image"),
@@ -80,7 +78,6 @@ def train_z_image() -> Layout:
         ("3. Look", 810, -40, 1130, 1020, "#b58b2a"),
     ]
     w.app_inputs += [
-        (images, "folder"),
         (trainer, "recipe"),
         (trainer, "steps"),
         (trainer, "name"),

@@ -11,6 +11,7 @@ from ...dco_core.data.folders import read_picture
 from ...dco_core.errors import DCOError, parsed_json, printable_lines, shortened
 from ..host import files
 from ..host.progress import NodeText
+from ..host.training.previews import NOTHING
 from .captions import drafts
 
 
@@ -21,8 +22,8 @@ class DCOPhotos(io.ComfyNode):
             node_id="DCOPhotos",
             display_name="Photos and Captions (DCO)",
             category="model/training",
-            description="Drop your photos on it and write a caption beside each. Run drafts the captions that are "
-            "missing, with a vision-language model where one is connected, and says what to mend beside each photo.",
+            description="Drop your photos on it and write a caption beside each. Run drafts the captions that are missing, "
+            "with a vision-language model where one is connected, and says beside each photo what to mend.",
             search_aliases=[
                 "upload images", "photos", "dataset", "caption", "load images", "dreambooth", "dco",
             ],
@@ -76,17 +77,17 @@ class DCOPhotos(io.ComfyNode):
         texts = [caption for _, caption in rows]
         bare = [i for i, text in enumerate(texts) if not text]
         pictures = [read[i][0] for i in bare]
-        drafted = drafts(NodeText(cls), clip, pictures, kind, name, instruction(kind, name))
-        for i, text in zip(bare, drafted, strict=True):
+        written = drafts(NodeText(cls), clip, pictures, kind, name, instruction(kind, name))
+        for i, text in zip(bare, written, strict=True):
             texts[i] = text
         notes = check_captions(texts, kind=kind)
-        said = [f"Drafted {len(bare)} of {len(rows)} captions: read them, and change what is not so."] if bare else []
-        shown = printable_lines("\n".join([*said, report(notes, texts)]))
+        drafted = f"Drafted {len(bare)} of {len(rows)} captions: read them, change what is not so, and press Run again."
+        shown = printable_lines("\n".join([*([drafted] if bare else []), report(notes, texts)]))
+        told = {"text": [shown], "dco_captions": by_caption(notes, texts), "dco_photos": texts}
+        if bare:  # nothing is trained on captions that nobody has read
+            return io.NodeOutput(NOTHING, NOTHING, NOTHING, ui=told)
         masks = [torch.ones(image.shape[:2]) if alpha is None else alpha for image, alpha, _ in read]
-        return io.NodeOutput(
-            [image[None] for image, _, _ in read], texts, [mask[None] for mask in masks],
-            ui={"text": [shown], "dco_captions": by_caption(notes, texts), "dco_photos": texts},
-        )  # fmt: skip
+        return io.NodeOutput([image[None] for image, _, _ in read], texts, [mask[None] for mask in masks], ui=told)
 
 
 def _rows(photos: str) -> list[tuple[str, str]]:

@@ -16,21 +16,29 @@ def rows(*captions, photos="photos"):
     return json.dumps([{"file": f"{photos}/0{i}.jpg", "caption": text} for i, text in enumerate(captions)])
 
 
-def test_photos_with_captions_train(host, sd15, photos):
+def trained_on(host, sd15, *captions):
     g = Graph()
-    node = g.add("DCOPhotos", photos=rows(GOOD, ""), kind="subject", name="dog")
-    shown = g.add("PreviewImage", images=[node, 0])
+    node = g.add("DCOPhotos", photos=rows(*captions), kind="subject", name="dog")
     trainer = g.trainer(
         g.checkpoint(sd15), [node, 0], [node, 1], resolution=64, steps=1, masks=[node, 2], name="of_photos"
     )
     outputs = host.client.run(g.prompt)
-    assert len(outputs[shown]["images"]) == 2
-    assert outputs[node]["dco_photos"][0] == GOOD
-    draft = outputs[node]["dco_photos"][1]
-    assert "<dog>" in draft and "[" in draft
-    assert outputs[node]["text"][0].startswith("Drafted 1 of 2 captions")
-    assert [entry["image"] for entry in outputs[node]["dco_captions"]] == [1]  # beside the form alone
-    assert "Saved loras/of_photos" in outputs[trainer]["text"][0]
+    return outputs[node], outputs.get(trainer)
+
+
+def test_photos_with_captions_train(host, sd15, photos):
+    said, trained = trained_on(host, sd15, GOOD, GOOD.replace("red wall", "green hedge"))
+    assert said["dco_photos"][0] == GOOD and said["dco_captions"] == []
+    assert "Saved loras/of_photos" in trained["text"][0]
+
+
+def test_missing_captions_are_drafted_and_nothing_is_trained_on_them_unread(host, sd15, photos):
+    said, trained = trained_on(host, sd15, GOOD, "")
+    assert trained is None
+    assert said["dco_photos"][0] == GOOD
+    assert "<dog>" in said["dco_photos"][1] and "[" in said["dco_photos"][1]
+    assert said["text"][0].startswith("Drafted 1 of 2 captions")
+    assert [entry["image"] for entry in said["dco_captions"]] == [1]  # beside the form alone
 
 
 @pytest.mark.parametrize(("text", "message"), [

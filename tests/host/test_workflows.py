@@ -15,8 +15,11 @@ from devtools.demo_graph import find
 from devtools.environment import ROOT
 from devtools.workflow_prompt import to_prompt
 
+PHOTOS = json.dumps([
+    {"file": f"photos/0{i}.jpg", "caption": f"a photo of a <dog> in front of wall {i}"} for i in range(2)
+])  # fmt: skip
 SMALL = {
-    "ckpt_name": "tiny_sdxl.ckpt", "folder": "photos", "image": "photos/00.jpg", "resolution": 64, "width": 64,
+    "photos": PHOTOS, "ckpt_name": "tiny_sdxl.ckpt", "image": "photos/00.jpg", "resolution": 64, "width": 64,
     "height": 64, "steps": 2,
 }  # fmt: skip
 
