@@ -11,8 +11,8 @@ const WIDGET = "$$node-text-preview";
 const ON_TOP = ["DCOLoRATrainer"]; // long nodes, whose foot is off the screen
 const EMPTY = "What this node reports appears here when it has run.";
 const MIN_HEIGHT = 56;
-const MAX_HEIGHT = 260;
-const PICTURE_HEIGHT = 200;
+const MAX_HEIGHT = 180;
+const PICTURE_HEIGHT = 160;
 const LINE_HEIGHT = 15;
 const CHARACTER_WIDTH = 6.2;
 

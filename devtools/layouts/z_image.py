@@ -31,7 +31,7 @@ to 2.8.
 `dog`.
 - Train on *Z-Image*, not on *Turbo*: guidance is distilled into that one. The LoRA can be tried on both.
 
-Photos and captions as in template 1. About 24 GB of GPU memory; with less, *DCO Run Options* has gradient \
+Photos and captions as in template 1. Plan for 24 GB of GPU memory; with less, *DCO Run Options* has gradient \
 checkpointing, and the model can be loaded as fp8.
 
 *Reward Guidance (DCO)* patches the model, so any sampler follows it.
@@ -41,7 +41,7 @@ checkpointing, and the model can be loaded as fp8.
 def train_z_image() -> Layout:
     """Workflow 5: Z-Image, with reward guidance as a patch for KSampler."""
     w = Layout()
-    scales = suggested_scales("Lumina2", "flow")
+    scales = suggested_scales("ZImage", "flow")
     assert scales is not None
     unet = w.add("UNETLoader", (0, 40), (330, 90), unet_name=Z_IMAGE["name"], weight_dtype="default")
     clip = w.add("CLIPLoader", (0, 190), (330, 110), clip_name=QWEN["name"], type="lumina2", device="default")

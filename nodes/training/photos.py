@@ -22,8 +22,8 @@ class DCOPhotos(io.ComfyNode):
             node_id="DCOPhotos",
             display_name="Photos and Captions (DCO)",
             category="model/training",
-            description="Drop your photos on it and write a caption beside each. Run drafts the captions that are missing, "
-            "with a vision-language model where one is connected, and says beside each photo what to mend.",
+            description="Drop your photos on it and write a caption beside each. Run drafts the captions that are "
+            "missing, with a vision-language model where one is connected, and says beside each photo what to mend.",
             search_aliases=[
                 "upload images", "photos", "dataset", "caption", "load images", "dreambooth", "dco",
             ],
