@@ -142,6 +142,11 @@ def checkpoint_folder(name: str) -> Path:
     return _folder_of_runs("dco_checkpoints", name)
 
 
+def reference_folder() -> Path:
+    """Where the base model's errors are kept for all runs: beside their checkpoints."""
+    return _folder_of_runs("dco_checkpoints", "reference_cache")
+
+
 def log_folder(name: str) -> Path:
     """Where the runs of a name write their TensorBoard logs: a folder of `dco_logs` in the output folder."""
     return _folder_of_runs("dco_logs", name)
