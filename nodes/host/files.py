@@ -143,8 +143,9 @@ def checkpoint_folder(name: str) -> Path:
 
 
 def reference_folder() -> Path:
-    """Where the base model's errors are kept for all runs: beside their checkpoints."""
-    return _folder_of_runs("dco_checkpoints", "reference_cache")
+    """Where the base model's errors are kept for all runs, beside their checkpoints: a folder that can be deleted at any
+    time."""
+    return Path(folder_paths.get_output_directory()).resolve() / "dco_reference_cache"
 
 
 def log_folder(name: str) -> Path:

@@ -118,9 +118,9 @@ def training() -> list[Any]:
             options=list(TIMESTEP_SAMPLINGS),
             default="uniform",
             optional=True,
-            tooltip="Which noise levels are drawn. uniform: all alike (the paper); logit-normal: the middle more often; "
-            "for flow models also sigmoid, and shifted by the image's size as the family samples; family: what its "
-            "trainers use.",
+            tooltip="Which noise levels are drawn. uniform: all alike (the paper); logit-normal: the middle more "
+            "often; for flow models also sigmoid, and shifted by the image's size as the family samples; family: what "
+            "its trainers use.",
         ),
     ]
 
@@ -301,7 +301,7 @@ def run() -> list[Any]:
             "reference_cache",
             default=True,
             optional=True,
-            tooltip="Keep the base model's errors in output/dco_checkpoints: another run on the same images and seed, "
+            tooltip="Keep the base model's errors in output/dco_reference_cache: another run on the same images and seed, "
             "with another beta, rank, learning rate or number of steps, then costs what plain training costs. The LoRA "
             "is the same with and without.",
         ),

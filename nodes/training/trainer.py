@@ -120,7 +120,8 @@ class DCOLoRATrainer(io.ComfyNode):
             content = _content(image_model, prepared, values, adapter)
             run = Training(
                 denoiser, examples, config, words.tokens, checkpoints=_checkpoints(values), content=content,
-                reference_cache=_reference_cache(image_model, values), callback=progress.on_trial_step, watch_speed=True,
+                reference_cache=_reference_cache(image_model, values), callback=progress.on_trial_step,
+                watch_speed=True,
             )  # fmt: skip
             target = _target(path, run, adapter, image_model, prepared, values, content)
             carried = start.other if start else {}
