@@ -143,8 +143,8 @@ def checkpoint_folder(name: str) -> Path:
 
 
 def reference_folder() -> Path:
-    """Where the base model's errors are kept for all runs, beside their checkpoints: a folder that can be deleted at any
-    time."""
+    """Where the base model's errors are kept for all runs, beside their checkpoints. The folder can be deleted at
+    any time."""
     return Path(folder_paths.get_output_directory()).resolve() / "dco_reference_cache"
 
 

@@ -301,9 +301,9 @@ def run() -> list[Any]:
             "reference_cache",
             default=True,
             optional=True,
-            tooltip="Keep the base model's errors in output/dco_reference_cache: another run on the same images and seed, "
-            "with another beta, rank, learning rate or number of steps, then costs what plain training costs. The LoRA "
-            "is the same with and without.",
+            tooltip="Keep the base model's errors in output/dco_reference_cache: another run on the same images and "
+            "seed, with another beta, rank, learning rate or number of steps, then costs what plain training costs. "
+            "The LoRA is the same with and without.",
         ),
     ]
 
