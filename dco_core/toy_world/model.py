@@ -53,6 +53,8 @@ def encode(text_encoder: TextEncoder, texts: Sequence[str]) -> Tensor:
 class ToyDenoiser(NetworkDenoiser):
     """The Toy World's UNet for the trainer; one conditioning is a tensor [20, 128]."""
 
+    family = "ToyWorld"
+
     def __init__(self, config: AdapterConfig | None, unet: UNet | None = None):
         super().__init__(copy.deepcopy(unet) if unet is not None else load_unet(), Schedule.flow(), config)
 

@@ -18,8 +18,9 @@ from dco_core.network.lora_layers import AdapterConfig
 from dco_core.pipeline import examples as folder_examples
 from dco_core.pipeline.examples import Preparation, PreparedPictures
 from dco_core.pipeline.generation import GenerationConfig, generate
+from dco_core.pipeline.output_files import checkpoint_folder
 from dco_core.pipeline.pictures import FolderPictures
-from dco_core.pipeline.run import GENERATED, checkpoint_folder
+from dco_core.pipeline.run import GENERATED
 from dco_core.toy_world.image_model import ToyWorldModel
 from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder, load_unet
 from dco_core.toy_world.model import sample as toy_sample
