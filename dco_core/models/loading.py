@@ -5,25 +5,28 @@ from __future__ import annotations
 import torch
 
 from ..errors import DCOError
+from ..toy_world.bases import BASES, DEFAULT_BASE
 from .image_model import ImageModel
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_model(name: str, device: str | None = None, precision: str = "fp32") -> ImageModel:
-    """The ImageModel that --model names, on a device (see usable_device) with weights of a precision. Raises DCOError
-    for a name that is none."""
-    kind, _, folder = name.partition(":")
-    if name != "toy-world" and not (kind == "diffusers" and folder):
-        raise DCOError(f"--model {name} is unknown: use toy-world, or diffusers:FOLDER.")
+    """The ImageModel that --model names, on a device (see usable_device) with weights of a precision: toy-world:BASE
+    (bases.py; toy-world alone is the base epsilon) or diffusers:FOLDER. Raises DCOError for a name that is none."""
+    kind, colon, rest = name.partition(":")
+    toy = kind == "toy-world" and rest in (BASES if colon else ("",))
+    if not toy and not (kind == "diffusers" and rest):
+        known = ", ".join(f"toy-world:{base}" for base in BASES)
+        raise DCOError(f"--model {name} is unknown: use toy-world, {known}, or diffusers:FOLDER.")
     found, dtype = usable_device(device), PRECISIONS[precision]
-    if name == "toy-world":
+    if toy:
         from ..toy_world.image_model import ToyWorldModel
 
-        return ToyWorldModel(found, dtype)
+        return ToyWorldModel(found, dtype, rest or DEFAULT_BASE)
     from .diffusers_model import load
 
-    return load(folder, found, dtype)
+    return load(rest, found, dtype)
 
 
 def usable_device(asked: str | None) -> str:
