@@ -112,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train, stopped="Stopped. The same command goes on from the last checkpoint.")
     needed = train.add_argument_group("what")
     needed.add_argument(
-        "--model", required=True, help="toy-world:epsilon, toy-world:flow, or diffusers:FOLDER for SD1.5 and SDXL on disk"
+        "--model",
+        required=True,
+        help="toy-world:epsilon (or toy-world), toy-world:flow, or diffusers:FOLDER for SD1.5 and SDXL on disk",
     )
     needed.add_argument("--data", required=True, type=Path, help="folder of pictures with .txt captions")
     needed.add_argument("--output", required=True, type=Path, help="the LoRA file to write, FILE.safetensors")
