@@ -90,8 +90,8 @@ def test_the_shipped_model_follows_prompts():
     text_encoder = load_text_encoder()
     noise = torch.randn(24, 3, 32, 32, generator=generator(8))
     pictures = sample(load_unet(), encode(text_encoder, prompts), encode(text_encoder, [""]), noise, 0.0)
-    followed = scorer.prompt_alignment(pictures, prompts).mean()
-    shuffled = scorer.prompt_alignment(pictures, prompts[1:] + prompts[:1]).mean()
+    followed = scorer.factors_obeyed(pictures, prompts).mean()
+    shuffled = scorer.factors_obeyed(pictures, prompts[1:] + prompts[:1]).mean()
     assert followed > 0.93
     assert shuffled < 0.6
 
