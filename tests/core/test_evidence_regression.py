@@ -8,13 +8,13 @@ import shutil
 import pytest
 
 from dco_core import losses
-from dco_core.evidence.bench import Bench
 from dco_core.evidence.claims import HOLDS
 from dco_core.evidence.contrasts import contrasts_from, findings
 from dco_core.evidence.report import collect
 from dco_core.evidence.runner import run
 from dco_core.evidence.setting import setting_for
 from dco_core.evidence.study import load_study
+from dco_core.evidence.workspace import Workspace
 from dco_core.training import objectives, reference_pass
 
 pytestmark = pytest.mark.timeout(3600)
@@ -26,7 +26,7 @@ ON_FLOW = 1  # its place among the claims: there w(t) is not 1
 def found(study, folder):
     """{claim: Finding} of a study, whose jobs are done where they are not."""
     assert run(study, folder, [None], lambda text: None) == []
-    evidence, _ = collect(study, Bench(study, setting_for(study, folder / "references", None), folder))
+    evidence, _ = collect(study, Workspace(study, setting_for(study, folder / "references", None), folder))
     return {finding.contrast.claim: finding for finding in findings(contrasts_from(study.contrasts), evidence)}
 
 
