@@ -52,7 +52,7 @@ class NetworkDenoiser(Denoiser):
     """A Denoiser over any torch network: injects a LoRA into `network` (in place: hand over a copy of your own);
     with config None it stays as it is, for learned tokens alone.
 
-    Subclasses say how the network is called by defining `forward(x_t, t, conditioning)`.
+    Subclasses define how the network is called: `forward(x_t, t, conditioning)`.
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule, config: AdapterConfig | None):

@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     error_phi: Tensor | None = None
 
 
-class Outcome(NamedTuple):
+class ObjectiveResult(NamedTuple):
     """loss: scalar, with gradient. margin: [B] or scalar, None where the objective has none. error_theta,
     error_phi: [B], plain mean squared errors; error_phi None where phi was not asked."""
 
@@ -82,7 +82,7 @@ def _weights(batch: Batch, draws: Sequence[Draw], like: Tensor) -> Tensor:
     return draw_weights(batch.denoiser, draws, batch.config, like)
 
 
-def dco(batch: Batch) -> Outcome:
+def dco(batch: Batch) -> ObjectiveResult:
     """Algorithm 1: theta on its caption against phi on the base caption, same image, noise and timestep."""
     config = batch.config
     error_theta = _errors(batch, batch.draws, adapter=True)
@@ -96,31 +96,31 @@ def dco(batch: Batch) -> Outcome:
     margin = dco_margin(error_theta.detach(), error_phi, config.beta_T, weight)
     if config.reduction == "batch-mean":
         margin = margin.mean()
-    return Outcome(loss, margin, error_theta, error_phi)
+    return ObjectiveResult(loss, margin, error_theta, error_phi)
 
 
-def dreambooth(batch: Batch) -> Outcome:
+def dreambooth(batch: Batch) -> ObjectiveResult:
     """The plain diffusion loss (Ruiz et al. 2023)."""
     error = _errors(batch, batch.draws, adapter=True)
-    return Outcome(diffusion_loss(error, _weights(batch, batch.draws, error)), None, error, None)
+    return ObjectiveResult(diffusion_loss(error, _weights(batch, batch.draws, error)), None, error, None)
 
 
-def dreambooth_prior(batch: Batch) -> Outcome:
+def dreambooth_prior(batch: Batch) -> ObjectiveResult:
     """The plain loss on the references plus lambda times the plain loss on class images."""
     references = references_of(batch.examples, batch.draws)
     error = _errors(batch, references, adapter=True)
     error_prior, weight_prior = _class_images(batch, error)
     weight = _weights(batch, references, error)
     loss = prior_preservation_loss(error, error_prior, batch.config.prior_weight, weight, weight_prior)
-    return Outcome(loss, None, error, None)
+    return ObjectiveResult(loss, None, error, None)
 
 
-def dco_prior(batch: Batch) -> Outcome:
+def dco_prior(batch: Batch) -> ObjectiveResult:
     """DCO on the references plus lambda times the plain loss on class images, as the authors' code adds it."""
-    outcome = dco(batch._replace(draws=references_of(batch.examples, batch.draws)))
-    error_prior, weight_prior = _class_images(batch, outcome.error_theta)
+    result = dco(batch._replace(draws=references_of(batch.examples, batch.draws)))
+    error_prior, weight_prior = _class_images(batch, result.error_theta)
     prior_loss = diffusion_loss(error_prior, weight_prior)
-    return outcome._replace(loss=outcome.loss + batch.config.prior_weight * prior_loss)
+    return result._replace(loss=result.loss + batch.config.prior_weight * prior_loss)
 
 
 def _class_images(batch: Batch, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +132,7 @@ def _class_images(batch: Batch, like: Tensor) -> tuple[Tensor, Tensor]:
     return error, weight
 
 
-def mapo(batch: Batch) -> Outcome:
+def mapo(batch: Batch) -> ObjectiveResult:
     """MaPO: the reference image is chosen, one that the base model made of the same caption is rejected."""
     config = batch.config
     chosen = _errors(batch, batch.draws, adapter=True)
@@ -143,10 +143,10 @@ def mapo(batch: Batch) -> Outcome:
     else:
         better, worse = chosen, rejected
     loss = mapo_loss(better, worse, config.mapo_beta, config.mapo_snr, weight)
-    return Outcome(loss, mapo_margin(better.detach(), worse.detach(), config.mapo_snr), chosen, None)
+    return ObjectiveResult(loss, mapo_margin(better.detach(), worse.detach(), config.mapo_snr), chosen, None)
 
 
-def output_preservation(batch: Batch) -> Outcome:
+def output_preservation(batch: Batch) -> ObjectiveResult:
     """The plain loss, and theta held to phi on the class prompt at the same x_t."""
     error = _errors(batch, batch.draws, adapter=True)
     theta = predict(batch.denoiser, batch.examples, batch.draws, adapter=True, prompt=Prompt.CLASS)
@@ -159,10 +159,10 @@ def output_preservation(batch: Batch) -> Outcome:
     if batch.config.weighting == "epsilon":
         drift = weight * drift
     loss = output_preservation_loss(error, drift, batch.config.preservation_weight, weight)
-    return Outcome(loss, None, error, None)
+    return ObjectiveResult(loss, None, error, None)
 
 
-OBJECTIVES: dict[str, Callable[[Batch], Outcome]] = {
+OBJECTIVES: dict[str, Callable[[Batch], ObjectiveResult]] = {
     "dco": dco,
     "dreambooth": dreambooth,
     "dreambooth-prior": dreambooth_prior,

@@ -3,7 +3,7 @@
 Only its errors, one number a draw, are kept. The losses are the same as with one call of phi a step (window 1),
 up to the rounding of a larger batch.
 
-The layers before the first adapted one say the same for theta and phi. They are computed for both all the same: they
+The layers before the first adapted one give the same for theta and phi. They are computed for both all the same: they
 are 0.4 to 2.6 % of a step (benchmarks/reference_pass.py --prefix), which is all that sharing them could save, and every
 family would have to be cut in two.
 """

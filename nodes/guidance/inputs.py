@@ -139,7 +139,7 @@ HIDDEN = [io.Hidden.unique_id, io.Hidden.dynprompt]  # for check_choices
 REPORT = io.String.Output(display_name="report", tooltip="The network rows that a step evaluates.")
 
 
-def resolved(
+def patches_of(
     model, lora: Any, strength: float, more: Mapping[str, Any] | None = None, personalized=None
 ) -> list[Patch]:
     """What the stack of LoRAs changes in MODEL, in its order. DCOError for a LoRA of another model."""
@@ -171,7 +171,7 @@ def replaced(model) -> str:
 
 
 def reported(result: Any, report: str, model) -> io.NodeOutput:
-    """A guidance node's outputs; what it says stands on the node as well."""
+    """A guidance node's outputs; the report stands on the node as well."""
     text = report + replaced(model)
     return io.NodeOutput(result, text, ui={"text": [text]})
 

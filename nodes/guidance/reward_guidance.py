@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..host import sampling
 from ..host.node_choices import check_choices
 from . import inputs as shared
-from .report import relative_report, reward_report
+from .report import method_report, reward_report
 
 
 class DCORewardGuidance(io.ComfyNode):
@@ -51,7 +51,7 @@ class DCORewardGuidance(io.ComfyNode):
         **options,
     ) -> io.NodeOutput:
         check_choices(cls)
-        patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
+        patches = shared.patches_of(model, lora, lora_strength, more_loras, personalized)
         patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
         adds = bool(patches) or personalized is not None
         return shared.reported(patched, reward_report(w_rg, None, adds, **options), model)
@@ -92,7 +92,7 @@ class DCORewardGuider(io.ComfyNode):
         **options,
     ) -> io.NodeOutput:  # fmt: skip
         check_choices(cls)
-        patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
+        patches = shared.patches_of(model, lora, lora_strength, more_loras, personalized)
         patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
         guider = sampling.cfg_guider(patched, positive, negative, w_text)
         adds = bool(patches) or personalized is not None
@@ -140,7 +140,7 @@ class DCORewardGuidanceSampler(io.ComfyNode):
         denoise=1.0, lora_strength=1.0, personalized=None, more_loras=None, **options,
     ) -> io.NodeOutput:  # fmt: skip
         check_choices(cls)
-        patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
+        patches = shared.patches_of(model, lora, lora_strength, more_loras, personalized)
         patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
         samples = sampling.ksample(
             patched, seed, steps, w_text, sampler_name, scheduler, positive, negative, latent_image, denoise
@@ -178,7 +178,7 @@ class DCOLoRAGuidance(io.ComfyNode):
         ]  # fmt: skip
         return io.Schema(
             node_id="DCOLoRAGuidance",
-            display_name="LoRA Guidance: Relatives (DCO)",
+            display_name="LoRA Guidance: Other Methods (DCO)",
             category="advanced/guidance",
             description="Other ways to guide with a LoRA, on the engine of reward guidance, to compare with: "
             "AutoGuidance with the LoRA as the weak model (arXiv 2406.02507), Steering Guidance for personalised "
@@ -217,10 +217,10 @@ class DCOLoRAGuidance(io.ComfyNode):
         check_choices(cls)
         kind = _METHODS[method["method"]]
         scale = {"auto": method.get("w_auto"), "personalization": method.get("weak_strength")}.get(kind, 1.0)
-        patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
+        patches = shared.patches_of(model, lora, lora_strength, more_loras, personalized)
         patched = shared.patched(model, patches, kind, scale, personalized, **options)
         adds = bool(patches) or personalized is not None
-        return shared.reported(patched, relative_report(kind, scale, adds, **options), model)
+        return shared.reported(patched, method_report(kind, scale, adds, **options), model)
 
 
 NODES = [DCORewardGuidance, DCORewardGuidanceSampler, DCORewardGuider, DCOLoRAGuidance]

@@ -115,10 +115,10 @@ class DCORewardGuidanceSweep(io.ComfyNode):
             )
         pictures: list[list[torch.Tensor]] = []
         stacks: dict[float, list] = {}
-        text, said = NodeText(cls), []
+        text, lines = NodeText(cls), []
         for i, (label, cfg, strength) in enumerate(rows):
             if strength not in stacks:
-                stacks[strength] = shared.resolved(model, lora, strength, more_loras, personalized)
+                stacks[strength] = shared.patches_of(model, lora, strength, more_loras, personalized)
             pictures.append([])
             for j, w_rg in enumerate(columns):
                 raise_if_interrupted()
@@ -130,10 +130,10 @@ class DCORewardGuidanceSweep(io.ComfyNode):
                 )  # fmt: skip
                 pictures[-1].append(sampling.decode(vae, samples))
                 adds = bool(stacks[strength]) or personalized is not None
-                said.append(f"{at}: {reward_report(w_rg, cfg, adds, **options)}")
+                lines.append(f"{at}: {reward_report(w_rg, cfg, adds, **options)}")
                 if w_rg and adds:
                     options["self_check"] = False  # one picture proves it for all
-        report = "\n".join(said) + shared.replaced(model)
+        report = "\n".join(lines) + shared.replaced(model)
         return io.NodeOutput(
             torch.cat(
                 [picture[k : k + 1] for row in pictures for k in range(len(row[0])) for picture in row]

@@ -16,7 +16,7 @@ def guided(model, lora, w_rg: float = 2.0, personalized=None, kind: str = "rewar
     """The MODEL with guidance. lora: one, or [(LoRA, strength), ...]."""
     inputs = host.pack("nodes.guidance.inputs")
     loras = lora if isinstance(lora, list) else [(lora, 1.0)]
-    patches = [p for one, strength in loras for p in inputs.resolved(model, one, strength)]
+    patches = [p for one, strength in loras for p in inputs.patches_of(model, one, strength)]
     return inputs.patched(model, patches, kind, w_rg, personalized, **options)
 
 
