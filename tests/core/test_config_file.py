@@ -79,8 +79,8 @@ def test_every_option_comes_back_as_it_was(tmp_path, monkeypatch):
     Path("pictures").mkdir()
     Path("m.ckpt").touch()
     given = ["--model", "checkpoint:m.ckpt", "--data", "pictures", "--output", "ä \x7f\"\\.safetensors",
-             "--clip", "m.ckpt", "--clip", "name.safetensors", "--resolution", "64", "--compile", "--no-reference-cache",
-             "--threads", "2", "--preview-prompt", "a 🦦\n\tb", "--learning-rate", "1e-7", "--token-lr", "0.5",
+             "--clip", "m.ckpt", "--clip", "name.safetensors", "--resolution", "64", "--compile",
+             "--no-reference-cache", "--threads", "2", "--preview-prompt", "a 🦦\n\tb", "--learning-rate", "1e-7", "--token-lr", "0.5",
              "--learned-tokens", "alone", "--initializer", "<a> = b, 2", "--beta", "1e30"]  # fmt: skip
     options = parser()
     values = vars(options.parse_args(given))
