@@ -80,8 +80,9 @@ def test_every_option_comes_back_as_it_was(tmp_path, monkeypatch):
     Path("m.ckpt").touch()
     given = ["--model", "checkpoint:m.ckpt", "--data", "pictures", "--output", "ä \x7f\"\\.safetensors",
              "--clip", "m.ckpt", "--clip", "name.safetensors", "--resolution", "64", "--compile",
-             "--no-reference-cache", "--threads", "2", "--preview-prompt", "a 🦦\n\tb", "--learning-rate", "1e-7", "--token-lr", "0.5",
-             "--learned-tokens", "alone", "--initializer", "<a> = b, 2", "--beta", "1e30"]  # fmt: skip
+             "--no-reference-cache", "--threads", "2", "--preview-prompt", "a 🦦\n\tb", "--learning-rate", "1e-7",
+             "--token-lr", "0.5", "--learned-tokens", "alone", "--initializer", "<a> = b, 2",
+             "--beta", "1e30"]  # fmt: skip
     options = parser()
     values = vars(options.parse_args(given))
     write_options(tmp_path / "a.toml", options, values, "train")
