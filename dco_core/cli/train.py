@@ -32,7 +32,7 @@ from .config_file import write_options
 from .train_options import add_options
 
 _NEEDED = {
-    "model": "toy-world, diffusers:FOLDER, checkpoint:FILE or unet:FILE",
+    "model": "toy-world:epsilon (or toy-world), toy-world:flow, diffusers:FOLDER, checkpoint:FILE or unet:FILE",
     "data": "a folder of pictures with captions",
     "output": "the file to write, FILE.safetensors",
 }

@@ -165,7 +165,7 @@ class Training:
                     if on_step is not None:
                         on_step(self.history[-1])
                     if self._watch is not None:
-                        self._watch.callback(self.history[-1].seconds)
+                        self._watch.after_step(self.history[-1].seconds)
                     if self.checkpoints is not None and self.checkpoints.due(self.step):
                         self._save()
             except BaseException:
@@ -417,8 +417,8 @@ def _seeded_dropout(seed: int) -> Iterator[Callable[[int, int], None]]:
         yield seed_batch
 
 
-def _on_cpu(outcome: ObjectiveResult) -> ObjectiveResult:
-    return ObjectiveResult(*(None if value is None else value.detach().cpu() for value in outcome))  # type: ignore[arg-type]
+def _on_cpu(result: ObjectiveResult) -> ObjectiveResult:
+    return ObjectiveResult(*(None if value is None else value.detach().cpu() for value in result))  # type: ignore[arg-type]
 
 
 def _mean(values: Sequence[float]) -> float:

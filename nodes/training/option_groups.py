@@ -12,9 +12,11 @@ from ...dco_core.network.lora_layers import LAYERS
 from ...dco_core.training.config import KEPT, TIMESTEP_SAMPLINGS
 from ...dco_core.training.optimizers import LR_SCHEDULERS, OPTIMIZERS
 from ..host.training.network import TRAINING_PRECISIONS
+from ..host.training.weight_stream import STREAMING
 from . import choices
 
-CHECKPOINTING = ("auto", "on", "off")
+OFFLOADED = "on, offloaded"
+CHECKPOINTING = ("auto", "on", OFFLOADED, "off")
 BUCKETS, SQUARE = "aspect buckets", "square"
 REAL_SIZES, FIXED_SIZES = "real", "fixed (as the authors)"
 
@@ -274,7 +276,8 @@ def run() -> list[Any]:
             default="auto",
             optional=True,
             tooltip="Computes the network's blocks again in the backward pass instead of keeping what they computed: "
-            "a third slower, much less memory. auto: where a step would not fit otherwise.",
+            "a third slower, much less memory. auto: where a step would not fit otherwise. offloaded: what is kept of "
+            "each block waits in main memory, for large pictures.",
         ),
         io.Combo.Input(
             "precision",
@@ -296,6 +299,14 @@ def run() -> list[Any]:
             default=False,
             optional=True,
             tooltip="Write the curves to output/dco_logs for TensorBoard. Needs the package tensorboard.",
+        ),
+        io.Combo.Input(
+            "stream_weights",
+            options=list(STREAMING),
+            default="auto",
+            optional=True,
+            tooltip="Keep the model's weights in main memory and copy each block to the GPU just before it is needed. "
+            "auto: where the model does not fit beside a training step. The LoRA is the same, bit for bit.",
         ),
         io.Boolean.Input(
             "reference_cache",
