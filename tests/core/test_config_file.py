@@ -96,6 +96,15 @@ def test_every_option_comes_back_as_it_was(tmp_path, monkeypatch):
     }
 
 
+def test_names_of_models_are_no_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("toy-world").mkdir()
+    options = parser()
+    for name in ("toy-world", "checkpoint:none.safetensors"):
+        write_options(tmp_path / "a.toml", options, vars(options.parse_args(["--model", name])), "train")
+        assert read(tmp_path / "a.toml")["model"] == name
+
+
 def test_the_command_line_wins_and_its_lists_replace_the_files(file):
     assert read(file)["preview_prompt"] == ["a <toy> on the beach", 'a "red" <toy>']
     found = read(file, "--preview-prompt", "x", "--preview-prompt", "y", "--steps", "9", "--token-lr", "0.1")
