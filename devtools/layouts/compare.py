@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .layout import Layout, trainer_settings
-from .toy_world import TOY_BATCH, TOY_TRAINING
+from .toy_world import TOY_LORA, TOY_TRAINING
 
 _METHODS = ("DreamBooth", "DCO")  # in the order of the plot's curves
 # The base model, the paper's ratios w_rg / w_text of 0.3, 0.5 and 0.7, and two where guidance is pushed.
@@ -37,7 +37,7 @@ def compare_methods() -> Layout:
         "DCOEvaluationPrompts", (0, 350), (250, 190), "What is asked for", kind="customization", category="toy world",
         word="toy", count=0, style="",
     )  # fmt: skip
-    options = w.add("DCOTrainingOptions", (0, 590), (250, 350), "Of both", batch_size=TOY_BATCH)
+    options = w.add("DCOLoRAOptions", (0, 590), (250, 230), "Of both", **TOY_LORA)
     positive = w.add(
         "CLIPTextEncode", (1280, 1000), (250, 80), "Each prompt in turn", clip=[world, 1], text=[prompts, 0]
     )
