@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from ..errors import DCOError, printable, printable_lines
-from ..losses import REDUCTIONS, WEIGHTINGS
 from ..models.loading import PRECISIONS, load_model, usable_device
 from ..network.lora_layers import LAYERS, AdapterConfig
 from ..pipeline.examples import SIZES
@@ -27,7 +26,7 @@ from ..pipeline.pictures import FolderPictures
 from ..pipeline.run import FolderTraining, check_replaceable, check_resolution, checkpoint_folder
 from ..training import validation
 from ..training.checkpoints import Checkpoints
-from ..training.config import OBJECTIVE_NAMES, TrainingConfig
+from ..training.config import OBJECTIVE_NAMES, REDUCTIONS, WEIGHTINGS, TrainingConfig
 from ..training.optimizers import LR_SCHEDULERS, OPTIMIZERS, check_optimizer
 from ..training.processes import Processes, joined
 from ..training.step_report import StepReport
