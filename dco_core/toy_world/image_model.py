@@ -14,6 +14,7 @@ from ..files.fingerprints import network_fingerprint
 from ..network.lora_layers import AdapterConfig
 from ..suggested_scales import TOY_WORLD
 from .bases import DEFAULT_BASE
+from .learned_tokens import ToyTokens
 from .model import ToyDenoiser, encode, load_text_encoder, load_unet
 from .renderer import PIXELS_PER_CELL, SIZE
 
@@ -26,7 +27,6 @@ class ToyWorldModel:
     square = True
     reads_sizes = False
     w_text = TOY_WORLD.w_text
-    learned_tokens = None
     sampler = None
 
     def __init__(
@@ -38,6 +38,7 @@ class ToyWorldModel:
         self._device = torch.device(device)
         self._unet = load_unet(base).to(self._device, dtype)
         self._text_encoder = load_text_encoder().to(self._device)
+        self.learned_tokens = ToyTokens(self._text_encoder)
 
     def encode_images(self, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
         return [

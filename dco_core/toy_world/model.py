@@ -58,6 +58,7 @@ class ToyDenoiser(NetworkDenoiser):
 
     unet: of either base, copied; None: the shipped one of `base`."""
 
+    family = "ToyWorld"
     network: UNet
 
     def __init__(self, config: AdapterConfig | None, unet: UNet | None = None, base: str = DEFAULT_BASE):

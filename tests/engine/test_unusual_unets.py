@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from small_models import FAMILIES, small_model, text
 from two_models import merged
 
-from benchmarks import host
+from devtools import in_process_host as host
 
 UNETS = ["sd15-whole", "sdxs", "sd15", "sd15-uneven"]
 CHOICES = ["attention", "all linear and convolution"]
