@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from typing import Any
 from ..errors import DCOError
 from ..files.atomic import whole_file
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ImportError:  # Python 3.10
-    import tomli as tomllib  # type: ignore[no-redef, import-not-found]
+else:
+    import tomli as tomllib
 
 _OF_THE_COMMAND = ("help", "config")  # make no sense in a file
 _NOT_WRITTEN = ("overwrite",)  # a file that is kept must not replace others years later

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..losses import REDUCTIONS, WEIGHTINGS
 from ..models.loading import PRECISIONS
 from ..network.lora_layers import LAYERS, AdapterConfig
 from ..pipeline.examples import SIZES
 from ..pipeline.generation import GenerationConfig
 from ..pipeline.vocabulary import LEARNED_TOKENS
-from ..training.config import OBJECTIVE_NAMES, TrainingConfig
+from ..training.config import OBJECTIVE_NAMES, REDUCTIONS, WEIGHTINGS, TrainingConfig
 from ..training.optimizers import LR_SCHEDULERS, OPTIMIZERS
 from .config_file import Several
 
