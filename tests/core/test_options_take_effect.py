@@ -57,6 +57,7 @@ TRAINING = {
     "validation_steps": Row(2, same_lora=True),
     "keep": Row("best", {"validation_steps": 1, "learning_rate": 3.0, "objective": "dreambooth"}),
     "automatic_beta": Row("images", {"beta": None, "weighting": "epsilon"}),
+    "timestep_sampling": Row("logit-normal"),
 }
 ADAPTER = {
     "rank": Row(3),
