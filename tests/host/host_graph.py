@@ -80,6 +80,7 @@ class Graph:
             "objective__reduction": "per-sample", "resolution": 256, "seed": 0, "filename_prefix": "loras/test",
             "batch_size": 2, "offset_noise": 0.0, "alpha": 0.0, "layers": "attention",
             "resume": False,  # each run on its own: test_resume.py is about going on
+            "validation_steps": 0,  # the score after the last step costs more than a short training
         } | changes  # fmt: skip
         return self.add("DCOLoRATrainer", **base, images=images, captions=captions, **values)
 

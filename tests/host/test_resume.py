@@ -20,7 +20,7 @@ def tensors(host, outputs, trainer):
 
 def toy(**changes):
     g = Graph()
-    return g, g.toy_trainer(g.toy(), **{"steps": 40, "resume": True, **changes})
+    return g, g.toy_trainer(g.toy(), **{"steps": 24, "resume": True, **changes})
 
 
 def interrupted(host, at_step, **changes):
@@ -91,18 +91,18 @@ def test_cancelled_and_run_again_it_ends_as_if_it_had_never_stopped(host, change
 
 
 def test_a_run_that_was_finished_is_not_trained_again_but_goes_on_to_more_steps(host):
-    g, trainer = toy(filename_prefix="loras/again", steps=10, validation_steps=0)
+    g, trainer = toy(filename_prefix="loras/again", steps=10)
     first = tensors(host, host.client.run(g.prompt), trainer)
-    g, trainer = toy(filename_prefix="loras/again", steps=10, validation_steps=0)
+    g, trainer = toy(filename_prefix="loras/again", steps=10)
     g.prompt["unused"] = g.prompt[trainer] | {"inputs": g.prompt[trainer]["inputs"] | {"look_ahead": 0}}
     outputs = host.client.run({k: v for k, v in g.prompt.items() if k != trainer})
     assert "Found the checkpoint of step 10: finished" in outputs["unused"]["text"][0]
     again = tensors(host, outputs, "unused")
     assert all(torch.equal(first[key], again[key]) for key in first)
-    g, trainer = toy(filename_prefix="loras/again", steps=14, validation_steps=0)
+    g, trainer = toy(filename_prefix="loras/again", steps=14)
     outputs = host.client.run(g.prompt)
     assert "Found the checkpoint of step 10: going on" in outputs[trainer]["text"][0]
-    g, trainer = toy(filename_prefix="loras/straight", steps=14, validation_steps=0, resume=False)
+    g, trainer = toy(filename_prefix="loras/straight", steps=14, resume=False)
     straight, longer = tensors(host, host.client.run(g.prompt), trainer), tensors(host, outputs, trainer)
     assert all(torch.equal(straight[key], longer[key]) for key in longer)
 
@@ -180,7 +180,7 @@ def test_a_checkpoint_folder_that_cannot_be_written_is_an_error_and_the_lora_is_
 
 
 def test_the_report_says_how_it_scored(host):
-    g, trainer = toy(filename_prefix="loras/scored", steps=20, validation_steps=10, keep="best", resume=False)
+    g, trainer = toy(filename_prefix="loras/scored", steps=4, validation_steps=2, keep="best", resume=False)
     text = host.client.run(g.prompt)[trainer]["text"][0]
     assert "Validation margin: best " in text
     assert "distance to the base " in text
