@@ -71,11 +71,10 @@ class Setup:
         """w_rg: None for plain CFG."""
         import comfy.samplers
 
-        inputs = host.pack("nodes.guidance.inputs")
+        guided = host.pack("nodes.guidance.guided").Guided
         model = self.model
         if w_rg is not None:
-            patches = inputs.patches_of(model, self.lora, 1.0)
-            model = inputs.patched(model, patches, "reward", w_rg, **({"self_check": False} | options))
+            model = guided(model, self.lora, None, {"self_check": False} | options).patched("reward", w_rg)
 
         def run() -> None:
             guider = comfy.samplers.CFGGuider(model)

@@ -15,7 +15,7 @@ from .study import BASE, CEILING, FAR, OTHERS, PLAIN
 from .tables import Row
 
 Unit = tuple[Any, Any, Any]  # subject, style, seed
-SCORE_NAMES = ("likeness", "style_likeness", "alignment", "factors")
+SCORE_NAMES = ("likeness", "style_likeness", "style_form", "alignment", "factors")
 # of the prompts that change everything, and of those without what was learned (collateral damage)
 FAR_NAMES = ("far_likeness", "far_alignment")
 OTHERS_NAMES = ("others_alignment", "others_rmse")

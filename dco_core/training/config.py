@@ -12,6 +12,7 @@ from .optimizers import LR_SCHEDULERS, OPTIMIZERS
 OBJECTIVE_NAMES = ("dco", "dreambooth", "dreambooth-prior", "mapo", "output-preservation", "dco-prior")
 KEPT = ("last", "best")
 AUTOMATIC_BETA = ("paper", "images")
+TIMESTEP_SAMPLINGS = ("uniform", "logit-normal", "sigmoid", "shifted", "family")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class TrainingConfig:
     ema_decay: decay of an exponential moving average of what trains, which then is the result; 0 is none.
     look_ahead: batches that phi looks at in one call (reference_pass.py): 1 is one a step, 0 as many as there is room
         for.
+    timestep_sampling: which noise levels are drawn, one of TIMESTEP_SAMPLINGS (noise_levels.py); the paper has uniform.
     validation_steps: score the adapter on validation draws after this many steps, 0 for never. keep: "last", or "best"
         for the adapter with the highest validation margin (at the steps that are scored).
     """
@@ -68,6 +70,7 @@ class TrainingConfig:
     validation_steps: int = 0
     keep: str = "last"
     automatic_beta: str = "paper"
+    timestep_sampling: str = "uniform"
 
     def check(self) -> None:
         """Raise DCOError for a value that cannot train."""
@@ -79,6 +82,7 @@ class TrainingConfig:
             ("lr_scheduler", LR_SCHEDULERS),
             ("keep", KEPT),
             ("automatic_beta", AUTOMATIC_BETA),
+            ("timestep_sampling", TIMESTEP_SAMPLINGS),
         ):
             if getattr(self, name) not in known:
                 raise DCOError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(known)}.")

@@ -50,7 +50,9 @@ class Validation:
         self._denoiser = denoiser
         self._examples = [e for e in examples if not e.prior]
         self._beta_T = config.beta_T if config.beta is not None else T
-        plain = dataclasses.replace(config, batch_size=1, caption_dropout=0.0, seed=config.seed ^ 0x0E1D)
+        plain = dataclasses.replace(
+            config, batch_size=1, caption_dropout=0.0, seed=config.seed ^ 0x0E1D, timestep_sampling="uniform"
+        )
         stream = random_draws(self._examples, len(denoiser.schedule), plain)
         draws = [d for batch in itertools.islice(stream, DRAWS) for d in batch]
         # timesteps spread evenly: sixteen random ones would miss whole regions

@@ -17,7 +17,7 @@ _OTHER_METHODS = {
 
 def reward_report(w_rg: float, w_text: float | None, adds: bool = True, **options) -> str:
     """Reward guidance. w_text: None where the sampler decides (its cfg). adds: whether the LoRAs or a personalised
-    prompt change anything. options: those of guidance_inputs.options()."""
+    prompt change anything. options: those of inputs.guidance_options()."""
     falls = options.get("w_rg_schedule", "constant") != "constant"
     if w_rg == 0 or not adds:
         return _base(w_text)

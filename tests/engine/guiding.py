@@ -14,10 +14,11 @@ TOLERANCE = 1e-5
 
 def guided(model, lora, w_rg: float = 2.0, personalized=None, kind: str = "reward", **options):
     """The MODEL with guidance. lora: one, or [(LoRA, strength), ...]."""
-    inputs = host.pack("nodes.guidance.inputs")
-    loras = lora if isinstance(lora, list) else [(lora, 1.0)]
-    patches = [p for one, strength in loras for p in inputs.patches_of(model, one, strength)]
-    return inputs.patched(model, patches, kind, w_rg, personalized, **options)
+    (first, strength), *rest = lora if isinstance(lora, list) else [(lora, 1.0)]
+    more = {f"lora_{n}": one for n, (one, _) in enumerate(rest, 2)}
+    more |= {f"strength_{n}": s for n, (_, s) in enumerate(rest, 2)}
+    values = {"lora_strength": strength, "more_loras": more} | options
+    return host.pack("nodes.guidance.guided").Guided(model, first, personalized, values).patched(kind, w_rg)
 
 
 class Case:
