@@ -3,11 +3,6 @@
     python tools/train_toy_scorer.py
 
 AdamW with one cosine cycle; the weights are kept in fp16. --evaluate only measures the shipped weights.
-
-The shipped weights were made in two parts, the first without emphasis on toys and their colours (--toys 0 --colours 0)
-and the second from there:
-
-    python tools/train_toy_scorer.py --start dco_core/toy_world/scorer.safetensors --images 240000 --lr 1.5e-3 --seed 1
 """
 
 from __future__ import annotations
@@ -21,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -30,9 +25,7 @@ from dco_core.sampling import sample
 from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder
 from dco_core.toy_world.renderer import render
 from dco_core.toy_world.scorer import (
-    COLOUR_GAP,
     factors_obeyed,
-    oklab,
     prompt_alignment,
     read,
     style_likeness,
@@ -91,9 +84,8 @@ def degrade(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(uniform(n, 1, 1, 1) < 0.2, clean, images.clamp(-1, 1))
 
 
-def scorer_loss(read: dict[str, Tensor], scenes: Scenes, colours: float = 1.0) -> Tensor:
-    """Sum over the heads of the mean loss over the images in which the head's factor can be seen. colours: weight of
-    what likeness is told by, the difference in OKLab of each colour over COLOUR_GAP."""
+def scorer_loss(read: dict[str, Tensor], scenes: Scenes) -> Tensor:
+    """Sum over the heads of the mean loss over the images in which the head's factor can be seen."""
     toy, printed = scenes.shape == TOY, scenes.style == PRINT
     visible = {
         "colour": ~toy & ~printed, "body_rgb": toy & ~printed, "accent_rgb": toy & ~printed, "ears": toy,
@@ -106,11 +98,6 @@ def scorer_loss(read: dict[str, Tensor], scenes: Scenes, colours: float = 1.0) -
         if name in ATTRIBUTES:
             _, _, scale = ATTRIBUTES[name]
             loss = F.mse_loss(output / scale, truth.view(len(scenes), -1) / scale, reduction="none").mean(1)
-            if colours and name.endswith("_rgb"):
-                # hues at the border of 0..1 have no slope in OKLab's root
-                seen_colour, true_colour = (oklab(rgb.clamp(0.01, 1)) for rgb in (output, truth))
-                gap = F.smooth_l1_loss(seen_colour, true_colour, reduction="none", beta=COLOUR_GAP / 2).sum(1)
-                loss = loss + colours * gap / COLOUR_GAP
         else:
             loss = F.cross_entropy(output, truth, reduction="none")
         seen = visible.get(name, torch.ones_like(toy))
@@ -118,14 +105,9 @@ def scorer_loss(read: dict[str, Tensor], scenes: Scenes, colours: float = 1.0) -
     return total
 
 
-def train(args: argparse.Namespace) -> Scorer:
-    images, batch, lr, seed = args.images, args.batch, args.lr, args.seed
+def train(images: int, batch: int, lr: float, seed: int) -> Scorer:
     torch.manual_seed(seed)
-    scorer = Scorer()
-    if args.start:
-        start = {name: value.float() for name, value in load_file(args.start).items()}
-        scorer.load_state_dict(start, strict=False)  # BatchNorm's step counters are not shipped
-    scorer = scorer.to(memory_format=torch.channels_last)
+    scorer = Scorer().to(memory_format=torch.channels_last)
     steps = images // batch
     optimizer = torch.optim.AdamW(scorer.parameters(), lr=lr, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
@@ -133,10 +115,8 @@ def train(args: argparse.Namespace) -> Scorer:
     for step in range(steps):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         scenes = widen(sample_scenes(batch, generator, hold_out=False), generator)
-        toys = torch.rand(batch, generator=generator) < args.toys
-        scenes = scenes.with_(shape=torch.where(toys, TOY, scenes.shape))
         pictures = degrade(render(scenes), generator)
-        loss = scorer_loss(scorer(pictures.contiguous(memory_format=torch.channels_last)), scenes, args.colours)
+        loss = scorer_loss(scorer(pictures.contiguous(memory_format=torch.channels_last)), scenes)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(scorer.parameters(), 5.0)
@@ -236,16 +216,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=Path, help="weights to go on from, in place of random ones")
-    parser.add_argument("--toys", type=float, default=0.4, help="share of the scenes turned into toys")
-    parser.add_argument("--colours", type=float, default=1.0, help="weight of the difference of colours that is seen")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     parser.add_argument("--evaluate", action="store_true", help="only measure the shipped weights")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if not args.evaluate:
-        scorer = train(args)
+        scorer = train(args.images, args.batch, args.lr, args.seed)
         weights = {k: v.half().contiguous() for k, v in scorer.state_dict().items() if v.is_floating_point()}
         metadata = {"format": "pt", "images": str(args.images), "seed": str(args.seed)}
         save_file(weights, args.output, metadata=metadata)
