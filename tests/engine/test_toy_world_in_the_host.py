@@ -7,7 +7,7 @@ from benchmarks import host
 from dco_core.network.lora_layers import AdapterConfig
 from dco_core.toy_world.bases import BASES, schedule_of
 from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder, load_unet
-from dco_core.toy_world.model import sample as toy_sample
+from tests.toy_sampler import toy_sample
 
 PROMPT = "a small toy on the left, at night, in flat style"
 
