@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from benchmarks import host
 from dco_core.network.lora_layers import AdapterConfig
 from dco_core.toy_world.bases import BASES, schedule_of
 from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder, load_unet
+from devtools import in_process_host as host
 from tests.toy_sampler import toy_sample
 
 PROMPT = "a small toy on the left, at night, in flat style"
