@@ -73,8 +73,8 @@ class Bench:
         inputs = host.pack("nodes.guidance.inputs")
         model = self.model
         if w_rg is not None:
-            patches = inputs.resolved(model, self.lora, 1.0)
-            model = inputs.patched(model, patches, "reward", w_rg, **({"self_check": False} | options))
+            regions = inputs.regions_of(model, self.lora, 1.0)
+            model = inputs.patched(model, regions, "reward", w_rg, **({"self_check": False} | options))
 
         def run() -> None:
             guider = comfy.samplers.CFGGuider(model)

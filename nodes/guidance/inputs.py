@@ -15,7 +15,9 @@ from ...dco_core.suggested_scales import PAPER
 from ..host import sampling
 from ..host.guidance import engine
 from ..host.guidance.adapter_parts import Patch
+from ..host.guidance.masks import checked_mask
 from ..host.guidance.resolve import resolve
+from .regions import REGIONS, RegionalLoRA
 
 W_RG = io.Float.Input(
     "w_rg",
@@ -135,6 +137,22 @@ def options() -> list[Any]:
     ]  # fmt: skip
 
 
+def regional() -> list[Any]:
+    """Optional, behind options()."""
+    return [
+        io.Mask.Input(
+            "mask", optional=True,
+            tooltip="Where the LoRA acts: white where it does, black where the picture is the base model's, soft edges "
+            "in between. Not connected: everywhere.",
+        ),
+        REGIONS.Input(
+            "regions", optional=True,
+            tooltip="More LoRAs, each with a mask and a prompt of its own, from Regional LoRA (DCO): two subjects side "
+            "by side. more_loras, in contrast, all act together in the same place.",
+        ),
+    ]  # fmt: skip
+
+
 HIDDEN = [io.Hidden.unique_id, io.Hidden.dynprompt]  # for check_choices
 REPORT = io.String.Output(display_name="report", tooltip="The network rows that a step evaluates.")
 
@@ -157,6 +175,20 @@ def resolved(
     return [p for one, s in stack for p in resolve(model, one, s)]
 
 
+def regions_of(
+    model, lora: Any, strength: float, more: Mapping[str, Any] | None = None, personalized=None, mask=None,
+    regions: Sequence[RegionalLoRA] | None = None,
+) -> list[engine.Region]:  # fmt: skip
+    """What a node's own LoRAs and its regions change in MODEL, and where. DCOError for a LoRA of another model and for
+    what is no mask."""
+    patches = resolved(model, lora, strength, more, personalized)
+    found = [engine.Region(patches, personalized, None if mask is None else checked_mask(mask))]
+    for r in regions or ():
+        patches = resolved(model, r.lora, r.strength, personalized=r.personalized)
+        found.append(engine.Region(patches, r.personalized, r.mask, r.factor))
+    return found
+
+
 def replaced(model) -> str:
     """What the report says of guidance that MODEL has already, which the node at hand takes the place of; the log is
     told as well. "" for a model without."""
@@ -164,7 +196,7 @@ def replaced(model) -> str:
         return ""
     text = (
         "This model already had guidance from another DCO node; this node takes its place, and the other one has no "
-        "effect. To follow several LoRAs, connect them to more_loras of one node."
+        "effect. To follow several LoRAs, connect them to more_loras of one node, or to regions, each with a mask."
     )
     logging.warning("DCO: %s", text)
     return f"\n{text}"
@@ -177,8 +209,8 @@ def reported(result: Any, report: str, model) -> io.NodeOutput:
 
 
 def patched(
-    model, patches: Sequence[Patch], kind: str, scale: float, personalized=None, start_percent=0.0,
-    end_percent=1.0, w_rg_schedule="constant", low_memory=False, self_check=True,
+    model, regions: Sequence[engine.Region], kind: str, scale: float, start_percent=0.0, end_percent=1.0,
+    w_rg_schedule="constant", low_memory=False, self_check=True,
 ):  # fmt: skip
     """A clone of MODEL with guidance. DCOError for an interval without length."""
     if not start_percent < end_percent:
@@ -186,4 +218,4 @@ def patched(
             f"The interval of w_rg is empty: start_percent {start_percent:g} is not below end_percent {end_percent:g}."
         )
     method = engine.GuidanceMethod(kind, scale, start_percent, end_percent, w_rg_schedule, low_memory, self_check)
-    return engine.patch(model, patches, method, personalized)
+    return engine.patch(model, regions, method)

@@ -28,6 +28,7 @@ class DCORewardGuidance(io.ComfyNode):
                 shared.STRENGTH,
                 shared.PERSONALIZED,
                 *shared.options(),
+                *shared.regional(),
             ],
             outputs=[
                 io.Model.Output(
@@ -48,13 +49,14 @@ class DCORewardGuidance(io.ComfyNode):
         lora_strength: float = 1.0,
         personalized=None,
         more_loras=None,
+        mask=None,
+        regions=None,
         **options,
     ) -> io.NodeOutput:
         check_choices(cls)
-        patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
-        patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
-        adds = bool(patches) or personalized is not None
-        return shared.reported(patched, reward_report(w_rg, None, adds, **options), model)
+        found = shared.regions_of(model, lora, lora_strength, more_loras, personalized, mask, regions)
+        patched = shared.patched(model, found, "reward", w_rg, **options)
+        return shared.reported(patched, reward_report(w_rg, None, found, **options), model)
 
 
 class DCORewardGuider(io.ComfyNode):
@@ -77,6 +79,7 @@ class DCORewardGuider(io.ComfyNode):
                 shared.STRENGTH,
                 shared.PERSONALIZED,
                 *shared.options(),
+                *shared.regional(),
             ],
             outputs=[
                 io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."),
@@ -89,14 +92,13 @@ class DCORewardGuider(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, lora, positive, negative, w_rg, w_text, lora_strength=1.0, personalized=None, more_loras=None,
-        **options,
+        mask=None, regions=None, **options,
     ) -> io.NodeOutput:  # fmt: skip
         check_choices(cls)
-        patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
-        patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
+        found = shared.regions_of(model, lora, lora_strength, more_loras, personalized, mask, regions)
+        patched = shared.patched(model, found, "reward", w_rg, **options)
         guider = sampling.cfg_guider(patched, positive, negative, w_text)
-        adds = bool(patches) or personalized is not None
-        return shared.reported(guider, reward_report(w_rg, w_text, adds, **options), model)
+        return shared.reported(guider, reward_report(w_rg, w_text, found, **options), model)
 
 
 class DCORewardGuidanceSampler(io.ComfyNode):
@@ -125,6 +127,7 @@ class DCORewardGuidanceSampler(io.ComfyNode):
                 shared.STRENGTH,
                 shared.PERSONALIZED,
                 *shared.options(),
+                *shared.regional(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
@@ -137,16 +140,16 @@ class DCORewardGuidanceSampler(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, lora, positive, negative, latent_image, seed, steps, w_rg, w_text, sampler_name, scheduler,
-        denoise=1.0, lora_strength=1.0, personalized=None, more_loras=None, **options,
+        denoise=1.0, lora_strength=1.0, personalized=None, more_loras=None, mask=None,
+        regions=None, **options,
     ) -> io.NodeOutput:  # fmt: skip
         check_choices(cls)
-        patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
-        patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
+        found = shared.regions_of(model, lora, lora_strength, more_loras, personalized, mask, regions)
+        patched = shared.patched(model, found, "reward", w_rg, **options)
         samples = sampling.ksample(
             patched, seed, steps, w_text, sampler_name, scheduler, positive, negative, latent_image, denoise
         )
-        adds = bool(patches) or personalized is not None
-        return shared.reported(samples, reward_report(w_rg, w_text, adds, **options), model)
+        return shared.reported(samples, reward_report(w_rg, w_text, found, **options), model)
 
 
 _METHODS = {
@@ -217,10 +220,9 @@ class DCOLoRAGuidance(io.ComfyNode):
         check_choices(cls)
         kind = _METHODS[method["method"]]
         scale = {"auto": method.get("w_auto"), "personalization": method.get("weak_strength")}.get(kind, 1.0)
-        patches = shared.resolved(model, lora, lora_strength, more_loras, personalized)
-        patched = shared.patched(model, patches, kind, scale, personalized, **options)
-        adds = bool(patches) or personalized is not None
-        return shared.reported(patched, relative_report(kind, scale, adds, **options), model)
+        found = shared.regions_of(model, lora, lora_strength, more_loras, personalized)
+        patched = shared.patched(model, found, kind, scale, **options)
+        return shared.reported(patched, relative_report(kind, scale, found[0].adds, **options), model)
 
 
 NODES = [DCORewardGuidance, DCORewardGuidanceSampler, DCORewardGuider, DCOLoRAGuidance]

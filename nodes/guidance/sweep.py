@@ -83,6 +83,7 @@ class DCORewardGuidanceSweep(io.ComfyNode):
                 shared.STRENGTH,
                 shared.PERSONALIZED,
                 *shared.options(),
+                *shared.regional(),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="All pictures, row by row; of videos, all frames."),
@@ -101,7 +102,8 @@ class DCORewardGuidanceSweep(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, lora, positive, negative, latent_image, vae, w_rg_values, across: Mapping[str, Any], seed, steps,
-        w_text, sampler_name, scheduler, denoise=1.0, lora_strength=1.0, personalized=None, more_loras=None, **options,
+        w_text, sampler_name, scheduler, denoise=1.0, lora_strength=1.0, personalized=None, more_loras=None, mask=None,
+        regions=None, **options,
     ) -> io.NodeOutput:  # fmt: skip
         check_choices(cls)
         columns = parse_values("w_rg_values", w_rg_values)
@@ -118,20 +120,21 @@ class DCORewardGuidanceSweep(io.ComfyNode):
         text, said = NodeText(cls), []
         for i, (label, cfg, strength) in enumerate(rows):
             if strength not in stacks:
-                stacks[strength] = shared.resolved(model, lora, strength, more_loras, personalized)
+                stacks[strength] = shared.regions_of(
+                    model, lora, strength, more_loras, personalized, mask, regions
+                )
             pictures.append([])
             for j, w_rg in enumerate(columns):
                 raise_if_interrupted()
                 at = f"w_rg {w_rg:g}{label and ', ' + label}"
                 text.progress(f"Picture {i * len(columns) + j + 1} of {count}: {at}")
-                patched = shared.patched(model, stacks[strength], "reward", w_rg, personalized, **options)
+                patched = shared.patched(model, stacks[strength], "reward", w_rg, **options)
                 samples = sampling.ksample(
                     patched, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise
                 )  # fmt: skip
                 pictures[-1].append(sampling.decode(vae, samples))
-                adds = bool(stacks[strength]) or personalized is not None
-                said.append(f"{at}: {reward_report(w_rg, cfg, adds, **options)}")
-                if w_rg and adds:
+                said.append(f"{at}: {reward_report(w_rg, cfg, stacks[strength], **options)}")
+                if w_rg and any(region.adds for region in stacks[strength]):
                     options["self_check"] = False  # one picture proves it for all
         report = "\n".join(said) + shared.replaced(model)
         return io.NodeOutput(

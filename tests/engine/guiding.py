@@ -12,12 +12,21 @@ from benchmarks import host
 TOLERANCE = 1e-5
 
 
-def guided(model, lora, w_rg: float = 2.0, personalized=None, kind: str = "reward", **options):
-    """The MODEL with guidance. lora: one, or [(LoRA, strength), ...]."""
+def guided(
+    model, lora, w_rg: float = 2.0, personalized=None, kind: str = "reward", mask=None, regions=(), **options
+):
+    """The MODEL with guidance. lora: one, or [(LoRA, strength), ...]. regions: as `region` makes them."""
     inputs = host.pack("nodes.guidance.inputs")
-    loras = lora if isinstance(lora, list) else [(lora, 1.0)]
-    patches = [p for one, strength in loras for p in inputs.resolved(model, one, strength)]
-    return inputs.patched(model, patches, kind, w_rg, personalized, **options)
+    (first, strength), *others = lora if isinstance(lora, list) else [(lora, 1.0)]
+    more = {f"{what}_{n}": v for n, pair in enumerate(others, 2) for what, v in zip(("lora", "strength"), pair)}
+    found = inputs.regions_of(model, first, strength, more, personalized, mask, regions)
+    return inputs.patched(model, found, kind, w_rg, **options)
+
+
+def region(lora, mask=None, personalized=None, factor: float = 1.0, strength: float = 1.0, before=()):
+    """The chain of regions with one more, as the node makes it."""
+    node = host.pack("nodes.guidance.regions").DCORegionalLoRA
+    return node.execute(lora, factor, strength, mask, personalized, before).args[0]
 
 
 class Case:
