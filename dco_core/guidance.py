@@ -52,8 +52,8 @@ def regional_guidance(
 
         phi(c) + sum_k (w_rg_k / w_text) M_k (theta_k(c_k) - phi(c))
 
-    With one LoRA and M = 1 it is `reward_guidance`, to the bit; where every M is 0 it is phi(c), to the bit. Where masks
-    overlap their guidance adds up.
+    With one LoRA and M = 1 it is `reward_guidance`, to the bit; where every M is 0 it is phi(c), to the bit. Where
+    masks overlap their guidance adds up.
 
     thetas: [B, ...] each, the predictions with the LoRAs, on the prompts that they read. phi_cond: [B, ...].
     masks: [B or 1, 1, ...] each in 0..1, on the CPU, None: everywhere. ratios: w_rg_k / w_text.

@@ -16,8 +16,8 @@ REGIONS = io.Custom("DCO_REGIONS")  # a tuple of RegionalLoRA
 
 @dataclass(frozen=True)
 class RegionalLoRA:
-    """One link of the chain: a LORA_MODEL with its strength, its mask (checked; None: everywhere), the CONDITIONING that
-    it reads (None: the positive prompt), and its w_rg as a share of the guidance node's."""
+    """One link of the chain: a LORA_MODEL with its strength, its mask (checked; None: everywhere), the CONDITIONING
+    that it reads (None: the positive prompt), and its w_rg as a share of the guidance node's."""
 
     lora: Any
     strength: float
@@ -33,13 +33,14 @@ class DCORegionalLoRA(io.ComfyNode):
             node_id="DCORegionalLoRA",
             display_name="Regional LoRA (DCO)",
             category="advanced/guidance",
-            description="One more LoRA for reward guidance, with a mask that says where it acts and a prompt of its own: "
-            "two subjects side by side in one sampling. Chain as many as you need; the last one goes into regions of a "
-            "guidance node.",
+            description="One more LoRA for reward guidance, with a mask that says where it acts and a prompt of its "
+            "own: two subjects side by side in one sampling. Chain as many as you need; the last one goes into regions "
+            "of a guidance node.",
             search_aliases=["regional lora", "lora mask", "masked lora", "two characters", "attention couple", "dco"],
             inputs=[
                 io.LoraModel.Input(
-                    "lora", tooltip="The LoRA, trained on the guidance node's model: from the trainer, a merge or a file."
+                    "lora",
+                    tooltip="The LoRA, trained on the guidance node's model: from the trainer, a merge or a file.",
                 ),
                 io.Float.Input(
                     "w_rg_factor",
@@ -62,14 +63,14 @@ class DCORegionalLoRA(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where it acts: white where it does, black where not, soft edges in between. Not connected: "
-                    "everywhere.",
+                    tooltip="Where it acts: white where it does, black where not, soft edges in between. Not "
+                    "connected: everywhere.",
                 ),
                 io.Conditioning.Input(
                     "personalized",
                     optional=True,
-                    tooltip="What it reads, where that is not the positive prompt: the personalized output of Encode DCO "
-                    "Prompt with this LoRA, for learned tokens.",
+                    tooltip="What it reads, where that is not the positive prompt: the personalized output of Encode "
+                    "DCO Prompt with this LoRA, for learned tokens.",
                 ),
                 REGIONS.Input("regions", optional=True, tooltip="The regions before this one."),
             ],

@@ -18,7 +18,8 @@ def guided(
     """The MODEL with guidance. lora: one, or [(LoRA, strength), ...]. regions: as `region` makes them."""
     inputs = host.pack("nodes.guidance.inputs")
     (first, strength), *others = lora if isinstance(lora, list) else [(lora, 1.0)]
-    more = {f"{what}_{n}": v for n, pair in enumerate(others, 2) for what, v in zip(("lora", "strength"), pair)}
+    more = {f"lora_{n}": one for n, (one, _) in enumerate(others, 2)}
+    more |= {f"strength_{n}": s for n, (_, s) in enumerate(others, 2)}
     found = inputs.regions_of(model, first, strength, more, personalized, mask, regions)
     return inputs.patched(model, found, kind, w_rg, **options)
 

@@ -1,4 +1,4 @@
-"""LoRAs that each act in a part of the picture: against models that are patched separately, to the bit where it must."""
+"""LoRAs that each act in a part of the picture, against models that are patched separately."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def right() -> Tensor:
     return mask
 
 
-def in_cells(mask: Tensor, *, channels: int = 1) -> Tensor:
+def in_cells(mask: Tensor) -> Tensor:
     """The mean of every 8 x 8 pixels, one by one."""
     rows = [[mask[:, y : y + 8, x : x + 8].mean() for x in range(0, 64, 8)] for y in range(0, 64, 8)]
     return torch.tensor(rows)
@@ -93,7 +93,8 @@ def test_three_regions_one_of_them_everywhere():
     second, third = lora_for(case.phi, seed=9), lora_for(case.phi, seed=10)
     chain = region(third, None, factor=0.4, before=region(second, right()))
     parts = [
-        (case.lora, W_RG, in_cells(left()), None), (second, W_RG, in_cells(right()), None), (third, 0.4 * W_RG, 1, None),
+        (case.lora, W_RG, in_cells(left()), None), (second, W_RG, in_cells(right()), None),
+        (third, 0.4 * W_RG, 1, None),
     ]  # fmt: skip
     assert difference(case.ours(W_RG, W_TEXT, mask=left(), regions=chain), of_models(case, parts)) < 1e-5
 
@@ -131,7 +132,8 @@ def test_outside_of_every_mask_the_prediction_is_the_base_models_to_the_bit(fami
         base, first = step[0], step[2]
         assert set(step) == {"given", "uncond", 0, 1, 2, 3}  # one call of four rows
         assert equal(step["given"][..., 3:5], base[..., 3:5])
-        assert equal(step["given"][..., LEFT], reward_guidance(first, base, None, W_RG / W_TEXT, 1.0)[..., LEFT])
+        alone = reward_guidance(first, base, None, W_RG / W_TEXT, 1.0)
+        assert equal(step["given"][..., LEFT], alone[..., LEFT])
         assert not equal(step["given"][..., RIGHT], base[..., RIGHT])
         assert equal(step["uncond"], step[1])
 
@@ -179,22 +181,46 @@ def test_the_report_says_the_rows_that_run(w_text, rows):
     inputs, report = host.pack("nodes.guidance.inputs"), host.pack("nodes.guidance.report").reward_report
     found = inputs.regions_of(case.phi, case.lora, 1.0, mask=left(), regions=chain)
     assert report(W_RG, w_text, found).startswith(f"{rows} UNet rows a step: LoRA 1 on the prompt, LoRA 2 on")
-    assert "4 UNet rows a step: LoRA 1" in report(W_RG, None, found) and "; 3 where cfg is 1" in report(W_RG, None, found)
+    said = report(W_RG, None, found)
+    assert said.startswith("4 UNet rows a step: LoRA 1 on the prompt") and "; 3 where cfg is 1" in said
 
 
-@pytest.mark.parametrize("kind", ["lora", "position table"])
-def test_loras_that_rows_cannot_tell_apart_run_one_after_the_other(kind):
-    """A patch on a parameter of no layer is swapped in for its own LoRA alone."""
+def test_loras_that_rows_cannot_tell_apart_run_one_after_the_other():
+    """A parameter that belongs to no layer (SD3's query norm) is swapped in for the row of its own LoRA alone."""
     case = Case("sd3")
-    other = lora_for(case.phi, seed=9, names=["joint_blocks.0.x_block.attn.qkv"])
-    if kind == "position table":
-        shape = case.phi.model.diffusion_model.pos_embed.shape if hasattr(case.phi.model.diffusion_model, "pos_embed") else None
-        assert shape is not None
-        other = other | {"diffusion_model.joint_blocks.0.context_block.attn.ln_q.diff": torch.ones(1)}
-        other = lora_for(case.phi, seed=9, names=["joint_blocks.0.x_block.attn.qkv"])
+    found = case.phi.model.diffusion_model.named_parameters()
+    name, parameter = next((n, p) for n, p in found if n.endswith("ln_q.weight"))
+    change = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    other = lora_for(case.phi, seed=9) | {f"diffusion_model.{name.removesuffix('.weight')}.diff": change}
     ours = case.ours(W_RG, W_TEXT, mask=left(), regions=region(other, right()))
     parts = [(case.lora, W_RG, in_cells(left()), None), (other, W_RG, in_cells(right()), None)]
     assert difference(ours, of_models(case, parts)) < 1e-5
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_patches_that_relate_rows_to_each_other_are_on_every_lora(check):
+    """NAGuidance: the base model and each LoRA run on both prompts together."""
+    from comfy_extras.nodes_nag import NAGuidance
+
+    case = Case(batch=2)
+    case.negative = text("sd15", 7, 2)
+    case.phi = NAGuidance.execute(case.phi, 5.0, 0.5, 1.5).args[0]
+    other = lora_for(case.phi, seed=9)
+    ours = case.ours(W_RG, W_TEXT, mask=left(), regions=region(other, right()), self_check=check)
+    fresh = [NAGuidance.execute(small_model("sd15"), 5.0, 0.5, 1.5).args[0] for _ in range(2)]
+    thetas = [merged(model, lora) for model, lora in zip(fresh, (case.lora, other), strict=True)]
+    guider = oracle(case.phi, thetas[0], case.positive, case.negative, None)
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):
+        both, at = [self.conds["positive"], self.conds["negative"]], (x, timestep, model_options)
+        (one, _), (two, _), (phi_c, phi_0) = (evaluate(self, m, both, *at) for m in (*thetas, case.phi))
+        changes = in_cells(left()) * (one - phi_c) + in_cells(right()) * (two - phi_c)
+        return phi_0 + W_TEXT * (phi_c - phi_0) + W_RG * changes
+
+    type(guider).predict_noise = predict_noise
+    expected = sample(guider, case.start)
+    assert difference(expected, case.plain()) > 1e-3
+    assert difference(ours, expected) < 1e-5
 
 
 def test_one_mask_for_each_image_of_a_batch():

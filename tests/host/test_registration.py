@@ -18,7 +18,7 @@ NODES = (
     "DCOToyWorldLoader", "DCOToyWorldReferences", "DCOEncodePrompt", "DCOComprehensiveCaption", "DCOCheckCaptions",
     "DCOLoadDataset", "DCORewardGuider", "DCORewardGuidanceSweep", "DCOLoRAGuidance",
     "DCOImageSimilarity", "DCOImageTextScore", "DCOToyWorldScore", "DCOEvaluationPrompts", "DCOParetoPlot",
-    "DCOContactSheet",
+    "DCOContactSheet", "DCORegionalLoRA",
 )  # fmt: skip
 
 
