@@ -217,5 +217,7 @@ def patched(
         raise DCOError(
             f"The interval of w_rg is empty: start_percent {start_percent:g} is not below end_percent {end_percent:g}."
         )
-    method = engine.GuidanceMethod(kind, scale, start_percent, end_percent, w_rg_schedule, low_memory, self_check)
+    method = engine.GuidanceMethod(
+        kind, scale, start_percent, end_percent, w_rg_schedule, low_memory, self_check
+    )
     return engine.patch(model, regions, method)

@@ -36,7 +36,14 @@ class DCORegionalLoRA(io.ComfyNode):
             description="One more LoRA for reward guidance, with a mask that says where it acts and a prompt of its "
             "own: two subjects side by side in one sampling. Chain as many as you need; the last one goes into regions "
             "of a guidance node.",
-            search_aliases=["regional lora", "lora mask", "masked lora", "two characters", "attention couple", "dco"],
+            search_aliases=[
+                "regional lora",
+                "lora mask",
+                "masked lora",
+                "two characters",
+                "attention couple",
+                "dco",
+            ],
             inputs=[
                 io.LoraModel.Input(
                     "lora",
@@ -76,7 +83,8 @@ class DCORegionalLoRA(io.ComfyNode):
             ],
             outputs=[
                 REGIONS.Output(
-                    display_name="regions", tooltip="For regions of a guidance node, or of the next Regional LoRA."
+                    display_name="regions",
+                    tooltip="For regions of a guidance node, or of the next Regional LoRA.",
                 )
             ],
         )
@@ -87,7 +95,9 @@ class DCORegionalLoRA(io.ComfyNode):
         regions: Sequence[RegionalLoRA] = (),
     ) -> io.NodeOutput:  # fmt: skip
         mask = None if mask is None else checked_mask(mask)
-        return io.NodeOutput((*(regions or ()), RegionalLoRA(lora, lora_strength, mask, personalized, w_rg_factor)))
+        return io.NodeOutput(
+            (*(regions or ()), RegionalLoRA(lora, lora_strength, mask, personalized, w_rg_factor))
+        )
 
 
 NODES = [DCORegionalLoRA]

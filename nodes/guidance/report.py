@@ -16,7 +16,9 @@ _RELATIVES = {
 }
 
 
-def reward_report(w_rg: float, w_text: float | None, regions: Sequence[Region] | None = None, **options) -> str:
+def reward_report(
+    w_rg: float, w_text: float | None, regions: Sequence[Region] | None = None, **options
+) -> str:
     """Reward guidance. w_text: None where the sampler decides (its cfg). regions: of the node, None: one LoRA that acts
     everywhere. options: those of guidance_inputs.options()."""
     act = None if regions is None else acting(regions)

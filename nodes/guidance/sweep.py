@@ -58,7 +58,16 @@ class DCORewardGuidanceSweep(io.ComfyNode):
             category="model/sampling",
             description="A grid of pictures over w_rg, from the same noise and prompts, with labels: which scale suits "
             "this subject? (The paper's Fig. 13.)",
-            search_aliases=["reward guidance", "dco", "xyz plot", "xy plot", "grid", "sweep", "w_rg", "compare"],
+            search_aliases=[
+                "reward guidance",
+                "dco",
+                "xyz plot",
+                "xy plot",
+                "grid",
+                "sweep",
+                "w_rg",
+                "compare",
+            ],
             inputs=[
                 shared.MODEL,
                 shared.LORA,
@@ -86,8 +95,12 @@ class DCORewardGuidanceSweep(io.ComfyNode):
                 *shared.regional(),
             ],
             outputs=[
-                io.Image.Output(display_name="images", tooltip="All pictures, row by row; of videos, all frames."),
-                io.Image.Output(display_name="sheet", tooltip="The pictures with their labels; of videos, frame 1."),
+                io.Image.Output(
+                    display_name="images", tooltip="All pictures, row by row; of videos, all frames."
+                ),
+                io.Image.Output(
+                    display_name="sheet", tooltip="The pictures with their labels; of videos, frame 1."
+                ),
                 io.String.Output(
                     display_name="labels",
                     is_output_list=True,

@@ -68,4 +68,6 @@ def test_regions_are_exact_where_masks_are_one_or_zero(ratio, dtype):
 
 
 def test_one_region_everywhere_is_reward_guidance():
-    assert torch.equal(regional_guidance([THETA], PHI, [None], [0.4]), reward_guidance(THETA, PHI, None, 0.4, 1.0))
+    assert torch.equal(
+        regional_guidance([THETA], PHI, [None], [0.4]), reward_guidance(THETA, PHI, None, 0.4, 1.0)
+    )

@@ -64,9 +64,12 @@ def test_two_loras_in_two_parts_are_two_models_by_hand(family, low_memory):
     other = lora_for(case.phi, seed=9, rank=3)
     own, others = text(family, 9, 4), text(family, 11, 5)
     chain = region(other, right(), others, factor=0.7)
-    ours = case.ours(W_RG, W_TEXT, personalized=own, mask=left(soft=True), regions=chain, low_memory=low_memory)
+    ours = case.ours(
+        W_RG, W_TEXT, personalized=own, mask=left(soft=True), regions=chain, low_memory=low_memory
+    )
     expected = of_models(
-        case, [(case.lora, W_RG, in_cells(left(soft=True)), own), (other, 0.7 * W_RG, in_cells(right()), others)]
+        case,
+        [(case.lora, W_RG, in_cells(left(soft=True)), own), (other, 0.7 * W_RG, in_cells(right()), others)],
     )
     for changed in (
         of_models(case, [(case.lora, W_RG, in_cells(left(soft=True)), own)]),
@@ -138,7 +141,9 @@ def test_outside_of_every_mask_the_prediction_is_the_base_models_to_the_bit(fami
         assert equal(step["uncond"], step[1])
 
 
-@pytest.mark.parametrize("options", [{}, {"low_memory": True}, {"self_check": False}, {"w_rg_schedule": "cosine"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"low_memory": True}, {"self_check": False}, {"w_rg_schedule": "cosine"}]
+)
 def test_a_mask_of_ones_is_no_mask_to_the_bit(options):
     case = Case(batch=2)
     ones, almost = torch.ones(1, 40, 24), torch.ones(1, 64, 64)
@@ -154,13 +159,17 @@ def test_a_mask_of_ones_is_no_mask_to_the_bit(options):
 def test_regions_that_do_nothing_change_nothing_and_cost_nothing():
     case = Case()
     other = lora_for(case.phi, seed=9)
-    nothing = region(other, torch.zeros(1, 8, 8), before=region(other, factor=0.0, before=region(other, strength=0.0)))
+    nothing = region(
+        other, torch.zeros(1, 8, 8), before=region(other, factor=0.0, before=region(other, strength=0.0))
+    )
     assert equal(case.ours(), case.ours(regions=nothing))
     assert equal(case.plain(), case.ours(mask=torch.zeros(1, 9, 9)))
     report = host.pack("nodes.guidance.report").reward_report
     inputs = host.pack("nodes.guidance.inputs")
     said = report(W_RG, W_TEXT, inputs.regions_of(case.phi, case.lora, 1.0, regions=nothing))
-    assert said.startswith("3 UNet rows a step: LoRA on the prompt, base on the prompt, base on the negative. 3 of 4 ")
+    assert said.startswith(
+        "3 UNet rows a step: LoRA on the prompt, base on the prompt, base on the negative. 3 of 4 "
+    )
     empty = inputs.regions_of(case.phi, case.lora, 1.0, mask=torch.zeros(1, 9, 9))
     assert report(W_RG, W_TEXT, empty).endswith("The LoRA takes no part.")
 
@@ -269,11 +278,23 @@ def test_context_windows_have_their_part_of_the_masks(family, dim, anchored):
 @pytest.mark.parametrize(
     "shape, family, words",
     [
-        ((1, 64, 48), "sd15", "is 48 x 64 and the latent 8 x 8: give the mask the proportions of the picture"),
-        ((3, 64, 64), "sd15", "There are 3 masks of a LoRA and 2 images: give one mask for all, or one for each"),
+        (
+            (1, 64, 48),
+            "sd15",
+            "is 48 x 64 and the latent 8 x 8: give the mask the proportions of the picture",
+        ),
+        (
+            (3, 64, 64),
+            "sd15",
+            "There are 3 masks of a LoRA and 2 images: give one mask for all, or one for each",
+        ),
         ((1, 64, 64, 3), "sd15", r"has shape \(1, 64, 64, 3\): connect a MASK"),
         ((0, 64, 64), "sd15", r"has shape \(0, 64, 64\): connect a MASK"),
-        ((4, 64, 64), "wan", "has 4 frames and the latent video 3: give one mask for all, or one for each frame"),
+        (
+            (4, 64, 64),
+            "wan",
+            "has 4 frames and the latent video 3: give one mask for all, or one for each frame",
+        ),
         ((3, 64, 64), "qwen-image", "There are 3 masks of a LoRA and 2 images"),
     ],
 )
@@ -302,7 +323,9 @@ def test_a_lora_of_another_model_in_a_region_is_refused():
 
 def test_conditioning_of_another_model_in_a_region_is_refused():
     case = Case()
-    with pytest.raises(host.pack("dco_core.errors").DCOError, match="personalized 2 conditioning is of another model"):
+    with pytest.raises(
+        host.pack("dco_core.errors").DCOError, match="personalized 2 conditioning is of another model"
+    ):
         case.ours(regions=region(case.lora, left(), [[torch.zeros(1, 7, 40), {}]]))
 
 

@@ -24,7 +24,9 @@ class TwoToys(Graph):
         ]
         encoded = [
             self.add("DCOEncodePrompt", clip=self.base["clip"], lora=lora, text=text)
-            for lora, text in zip(self.loras, ("a large <toy> at night", "a toy at night in <flat> style"), strict=True)
+            for lora, text in zip(
+                self.loras, ("a large <toy> at night", "a toy at night in <flat> style"), strict=True
+            )
         ]
         self.personalized = [[node, 0] for node in encoded]
         self.prompt_of_base, self.empty = [encoded[0], 1], self.text(self.base["clip"], "")
@@ -36,7 +38,12 @@ class TwoToys(Graph):
     def column(self, x, width):
         """White from x on, for `width` pixels."""
         node = self.add(
-            "MaskComposite", destination=self.solid(0.0, SIZE), source=self.solid(1.0, width), x=x, y=0, operation="add"
+            "MaskComposite",
+            destination=self.solid(0.0, SIZE),
+            source=self.solid(1.0, width),
+            x=x,
+            y=0,
+            operation="add",
         )
         return [node, 0]
 
@@ -125,5 +132,7 @@ def test_a_mask_of_another_shape_is_one_sentence(host, where):
     value = [narrow, 0] if where == "mask" else g.region([narrow, 0])
     latent = g.sampled(**{where: value})
     g.compare(latent, latent)
-    with pytest.raises(HostError, match="mask of a LoRA is 128 x 256 and the latent 32 x 32: give the mask the "):
+    with pytest.raises(
+        HostError, match="mask of a LoRA is 128 x 256 and the latent 32 x 32: give the mask the "
+    ):
         host.client.run(g.prompt)

@@ -31,7 +31,9 @@ from .evaluation import Run, told_apart
 from .masks import fitted_mask, in_window
 
 _KEY = "dco_reward_guidance"
-_PERSONALIZED = "dco_personalized"  # theta's conditioning among the guider's conds, with a number from the second on
+_PERSONALIZED = (
+    "dco_personalized"  # theta's conditioning among the guider's conds, with a number from the second on
+)
 _BISECTIONS = 30  # to 1e-9
 _Wrappers = comfy.patcher_extension.WrappersMP
 
@@ -107,7 +109,9 @@ class _Guidance:
         masks = [None if r.mask is None else fitted_mask(r.mask, noise.shape) for r in self.regions]
         loras, method = [region.patches for region in self.regions], self.method
         with attached(guider.model_patcher, loras) as rows:
-            self.runs.append(Run(guider, rows, loras, method.low_memory, method.self_check, noise.shape, masks))
+            self.runs.append(
+                Run(guider, rows, loras, method.low_memory, method.self_check, noise.shape, masks)
+            )
             try:
                 return executor(noise, *args, **kwargs)
             finally:
@@ -119,7 +123,9 @@ class _Guidance:
             return executor(model, noise_shape, conds, **kwargs)
         patches = [p for region in self.regions for p in region.patches]
         more = {_KEY: [{"control": Reserve(patches, model.model.get_dtype_inference())}]}
-        added = len(self.regions) if self.method.kind in ("reward", "auto") and not self.method.low_memory else 0
+        added = (
+            len(self.regions) if self.method.kind in ("reward", "auto") and not self.method.low_memory else 0
+        )
         shape = [-(-noise_shape[0] * (2 + added) // 2), *noise_shape[1:]]
         real, found, models = executor(model, shape, conds | more, **kwargs)
         return real, {k: v for k, v in found.items() if k != _KEY}, models
@@ -142,7 +148,11 @@ class _Guidance:
 
         if method.kind == "negative":
             return evaluate(conds, {} if negative is None else {negative: Dose(1.0)})
-        weak = {negative: Dose(method.scale)} if method.kind == "personalization" and negative is not None else {}
+        weak = (
+            {negative: Dose(method.scale)}
+            if method.kind == "personalization" and negative is not None
+            else {}
+        )
         if positive is None:  # an evaluation that does not look at the positive prompt
             return evaluate(conds, weak)
         own = getattr(run.guider, "conds", {})
@@ -157,7 +167,9 @@ class _Guidance:
         w_text, scales = _w_text(run.guider), [method.scale * share * r.factor for r in self.regions]
         masks = [None if m is None else in_window(m, run.shape, x, options) for m in run.masks]
         if method.kind == "reward" and scales == [w_text] and masks[0] is None:
-            return evaluate(as_theta_reads, {positive: Dose(1.0)})  # phi(c) has coefficient 0: theta takes its place
+            return evaluate(
+                as_theta_reads, {positive: Dose(1.0)}
+            )  # phi(c) has coefficient 0: theta takes its place
         added = range(len(conds), len(conds) + len(prompts))
         outputs = evaluate(
             [*conds, *(told_apart(prompt, k) for k, prompt in enumerate(prompts))],

@@ -185,7 +185,9 @@ class _Evaluation:
         """The first evaluation, with proof that third-party code and the base model's rows are not disturbed: None
         where the sampler's conditions come out otherwise than in the host's own call."""
         run, off = self.run, dict.fromkeys(self.doses, _NONE)
-        whole = not self.shown and run.one_call and not run.low_memory  # the host's own call, but for the LoRA
+        whole = (
+            not self.shown and run.one_call and not run.low_memory
+        )  # the host's own call, but for the LoRA
         alone = None if whole else self._call(self.conds, self.own, {}, watched=False)
         plain = self._rows(off)
         if alone is not None:
