@@ -1,7 +1,7 @@
 """The look-ahead reference: phi is frozen, so what it says about the next draws can be had in one call.
 
-Only its errors, one number a draw, are kept. The losses are the same as with one call of phi a step (window 1),
-up to the rounding of a larger batch.
+Only its errors, one number a draw, are kept, and the predictions that theta is held to (holding.py). The losses are the
+same as with one call of phi a step (window 1), up to the rounding of a larger batch.
 
 The layers before the first adapted one say the same for theta and phi. They are computed for both all the same: they
 are 0.4 to 2.6 % of a step (benchmarks/reference_pass.py --prefix), which is all that sharing them could save, and every
@@ -14,15 +14,13 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
-import torch
-from torch import Tensor
-
 from ..network.denoiser import Denoiser
 from .config import TrainingConfig
 from .draws import Draw
 from .examples import Example
+from .holding import Reference, reference_of
 from .memory import estimate, free_memory
-from .objectives import batch_errors, references_of
+from .objectives import references_of
 
 DEFAULT_ROWS = 8
 # A step must not need more memory for phi than theta needs anyway. Without gradient a row holds 0.05 to 0.08 of what a
@@ -60,11 +58,13 @@ def with_reference(
     denoiser: Denoiser,
     examples: Sequence[Example],
     batches: Iterator[Sequence[Draw]],
+    config: TrainingConfig,
     window: int,
-) -> Iterator[tuple[Sequence[Draw], Tensor]]:
-    """Every batch with phi's errors [B] on its references, which are had for `window` batches at once."""
+) -> Iterator[tuple[Sequence[Draw], Reference]]:
+    """Every batch with what phi says about its references, which is had for `window` batches at once."""
     while ahead := list(itertools.islice(batches, window)):
         asked = [references_of(examples, batch) for batch in ahead]
-        with torch.no_grad():
-            errors = batch_errors(denoiser, examples, [d for draws in asked for d in draws], adapter=False)
-        yield from zip(ahead, errors.split([len(draws) for draws in asked]), strict=True)
+        found = reference_of(denoiser, examples, [d for draws in asked for d in draws], config)
+        ends = list(itertools.accumulate(len(draws) for draws in asked))
+        for batch, start, stop in zip(ahead, [0, *ends], ends, strict=False):
+            yield batch, found.part(start, stop)
