@@ -35,7 +35,7 @@ OPTIONS = (
 
 
 def dense(tensors: dict[str, torch.Tensor], pair_alpha: float | None) -> dict[str, torch.Tensor]:
-    """{canonical key: dW in fp64}, from the definitions of the kinds. pair_alpha: alpha where a pair has none."""
+    """{canonical key: dW in fp64}, from the definitions of the adapter types. pair_alpha: alpha of a pair without."""
     modules: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         found = None if key.startswith("bundle_emb.") else split_key(key)
@@ -88,19 +88,19 @@ def check(number: int, folder: Path) -> str:
 
 def _done(where: str, sentinel: Path, out: Path, *arguments: object) -> bool:
     """Run a command: True if it was done, False if it was refused as it should be."""
-    where, said, wrong = f"{where}, {arguments[0]}:", io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong):
+    where, printed, errors = f"{where}, {arguments[0]}:", io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
         status = command([str(argument) for argument in arguments])
     assert not sentinel.exists(), f"{where} ran code"
     left = sorted(path.name for path in out.parent.iterdir())
     assert left == ["mutated.safetensors", "out.safetensors", "sound.safetensors"], f"{where} left {left}"
-    assert (said.getvalue() + wrong.getvalue()).replace("\n", "").isprintable(), f"{where} steers the terminal"
+    assert (printed.getvalue() + errors.getvalue()).replace("\n", "").isprintable(), f"{where} steers the terminal"
     if status == 1:
-        message = wrong.getvalue()
-        assert message.startswith("error: ") and message.count("\n") == 1, f"{where} said {message!r}"
+        message = errors.getvalue()
+        assert message.startswith("error: ") and message.count("\n") == 1, f"{where} printed {message!r}"
         assert out.read_bytes() == OLD, f"{where} touched the output"
     else:
-        assert status == 0 and not wrong.getvalue(), f"{where} ended with {status}"
+        assert status == 0 and not errors.getvalue(), f"{where} ended with {status}"
     return status == 0
 
 

@@ -49,7 +49,7 @@ def conditioning(shape: Shape, seed: int) -> list:
     return [[text, {"pooled_output": torch.randn((1, shape.pooled), generator=generator)}]]
 
 
-class Bench:
+class Setup:
     """Sampling runs of one family that differ in their guidance."""
 
     def __init__(self, family: str, width: float, pixels: int, rank: int, steps: int):
@@ -89,16 +89,16 @@ class Bench:
         return run
 
 
-def variants(bench: Bench, chosen: list[str] | None) -> dict[str, Callable[[], None]]:
+def variants(setup: Setup, chosen: list[str] | None) -> dict[str, Callable[[], None]]:
     """Every run, or CFG and those whose name holds one of `chosen`."""
     runs = {
-        CFG: bench.sampler(None),
-        "reward guidance (three rows)": bench.sampler(W_RG),
-        "reward guidance on half the schedule": bench.sampler(W_RG, start_percent=0.0, end_percent=0.5),
-        "w_rg = w_text (two rows)": bench.sampler(W_TEXT),
-        "w_rg = 0 (off)": bench.sampler(0.0),
-        "reward guidance, low memory": bench.sampler(W_RG, low_memory=True),
-        "reward guidance with its self-check": bench.sampler(W_RG, self_check=True),
+        CFG: setup.sampler(None),
+        "reward guidance (three rows)": setup.sampler(W_RG),
+        "reward guidance on half the schedule": setup.sampler(W_RG, start_percent=0.0, end_percent=0.5),
+        "w_rg = w_text (two rows)": setup.sampler(W_TEXT),
+        "w_rg = 0 (off)": setup.sampler(0.0),
+        "reward guidance, low memory": setup.sampler(W_RG, low_memory=True),
+        "reward guidance with its self-check": setup.sampler(W_RG, self_check=True),
     }
     return {
         name: run
@@ -120,8 +120,8 @@ def peak(run: Callable[[], None]) -> int:
     return most
 
 
-def measure(bench: Bench, rounds: int, chosen: list[str] | None) -> None:
-    runs = variants(bench, chosen)
+def measure(setup: Setup, rounds: int, chosen: list[str] | None) -> None:
+    runs = variants(setup, chosen)
     for run in runs.values():
         run()
     clock: dict[str, list[float]] = {name: [] for name in runs}
@@ -130,8 +130,8 @@ def measure(bench: Bench, rounds: int, chosen: list[str] | None) -> None:
         for name, run in runs.items():
             began, used = time.perf_counter(), time.process_time()
             run()
-            clock[name].append((time.perf_counter() - began) / bench.steps)
-            cpu[name].append((time.process_time() - used) / bench.steps)
+            clock[name].append((time.perf_counter() - began) / setup.steps)
+            cpu[name].append((time.process_time() - used) / setup.steps)
     held = {name: peak(run) for name, run in runs.items()}
     print("\n| run | s/step | x CFG | CPU s/step | x CFG (CPU) | peak MiB |\n|---|---|---|---|---|---|")
     for name in runs:
@@ -144,7 +144,7 @@ def measure(bench: Bench, rounds: int, chosen: list[str] | None) -> None:
             f"| {ratios[1]:.2f} | {held[name] / 2**20:.1f} |",
             flush=True,
         )
-    size = sum(t.numel() * t.element_size() for t in bench.lora.values())
+    size = sum(t.numel() * t.element_size() for t in setup.lora.values())
     most = max(held[name] for name in runs) - held[CFG]
     print(
         f"\nAt most {most / 2**20:.1f} MiB more than CFG. The LoRA ({size / 2**20:.1f} MiB, held by its node already) "
@@ -170,12 +170,12 @@ def main() -> None:
     torch.set_num_threads(values.threads)
     host.start()
     for family in values.family:
-        bench = Bench(family, values.width, values.pixels, values.rank, values.steps)
+        setup = Setup(family, values.width, values.pixels, values.rank, values.steps)
         print(
-            f"\n{family}: {', '.join(map(str, bench.shape.channels))} channels, {values.pixels} px, rank {values.rank}"
+            f"\n{family}: {', '.join(map(str, setup.shape.channels))} channels, {values.pixels} px, rank {values.rank}"
             f", fp32, batch 1, {values.threads} threads, {values.rounds} rounds of {values.steps} steps"
         )
-        measure(bench, values.rounds, values.only)
+        measure(setup, values.rounds, values.only)
 
 
 if __name__ == "__main__":

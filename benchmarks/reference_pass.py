@@ -82,16 +82,16 @@ class Pass:
             self.denoiser.checkpoint_blocks()
         self._text, self._side = conditioning(shape, pixels, "cpu", 0), pixels // 8
 
-    def _say(self, rows: int, adapter: bool) -> Tensor:
+    def _predict(self, rows: int, adapter: bool) -> Tensor:
         x = torch.randn(rows, 4, self._side, self._side)
         return self.denoiser.predict(x, torch.full((rows,), 500), [self._text] * rows, adapter=adapter)
 
     def step(self) -> None:
-        self._say(1, adapter=True).square().mean().backward()
+        self._predict(1, adapter=True).square().mean().backward()
 
     @torch.no_grad()
     def reference(self, rows: int) -> None:
-        self._say(rows, adapter=False)
+        self._predict(rows, adapter=False)
 
 
 def memory(family: str, width: float, pixels: int) -> str:

@@ -117,11 +117,11 @@ def training_loops(
         )
         for i in range(ROWS)
     ]
-    kinds = {"plain": ("dreambooth", 1), "DCO, naive": ("dco", 1), "DCO, look-ahead": ("dco", options.window)}
+    variants = {"plain": ("dreambooth", 1), "DCO, naive": ("dco", 1), "DCO, look-ahead": ("dco", options.window)}
     clock = Clock(options.device)
-    found: dict[str, list[tuple[float, int]]] = {name: [] for name in kinds}
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in variants}
     for turn in range(options.rounds + 1):  # the first warms up
-        for name, (objective, window) in kinds.items():
+        for name, (objective, window) in variants.items():
             config = TrainingConfig(steps=options.window, objective=objective, look_ahead=window, seed=turn)
             run = Training(denoiser, examples, config)
             seconds, peak = clock.measure(run.run)
@@ -149,11 +149,11 @@ def guidance(
         return reward_guidance(rows[0], rows[1], rows[2], 3.0, 7.5)
 
     clock = Clock(options.device)
-    kinds = {"CFG, 2 rows": cfg, "reward guidance, 3 rows": guided}
-    found: dict[str, list[tuple[float, int]]] = {name: [] for name in kinds}
+    variants = {"CFG, 2 rows": cfg, "reward guidance, 3 rows": guided}
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in variants}
     with torch.no_grad():
         for turn in range(options.rounds + 1):
-            for name, run in kinds.items():
+            for name, run in variants.items():
                 one = clock.measure(run)
                 if turn:
                     found[name].append(one)

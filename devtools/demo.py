@@ -85,7 +85,7 @@ def _cells(pictures: list[Image.Image]) -> torch.Tensor:
     return torch.nn.functional.avg_pool2d(images, 8)
 
 
-def _scores(method: demo_graph.Method, pictures: list[list[Image.Image]]) -> dict[str, Any]:
+def _scores(method: demo_graph.Comparison, pictures: list[list[Image.Image]]) -> dict[str, Any]:
     prompts = [text for text, group in zip(method.prompts, pictures, strict=True) for _ in group]
     images = _cells([picture for group in pictures for picture in group])
     subject = scorer.subject_likeness(images, render(subject_references()[0]))

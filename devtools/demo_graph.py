@@ -35,7 +35,7 @@ Prompt = dict[str, Any]
 
 
 @dataclass
-class Method:
+class Comparison:
     """One row of the sheet. lora: a link, or None for the base. w_rg: None is plain guidance (of the LoRA-ed
     model, where there is a LoRA). outputs: the SaveImage node of each prompt."""
 
@@ -63,7 +63,7 @@ def trainer_of(prompt: Prompt, what: str) -> str:
     return trainer
 
 
-def with_comparisons(workflow_prompt: Prompt) -> tuple[Prompt, list[Method]]:
+def with_comparisons(workflow_prompt: Prompt) -> tuple[Prompt, list[Comparison]]:
     """The prompt of workflow 0 with a DreamBooth twin of its subject trainer and all samples of the sheet.
 
     What workflow 0 has run already comes from the host's cache."""
@@ -77,14 +77,14 @@ def with_comparisons(workflow_prompt: Prompt) -> tuple[Prompt, list[Method]]:
     prompt["dreambooth"] = twin
     dco, dreambooth, merged = [subject, 0], ["dreambooth", 0], [merge, 0]
     methods = [
-        Method("base model", PLACES),
-        Method("DreamBooth, plain guidance", PLACES, dreambooth),
-        Method("DCO, plain guidance", PLACES, dco),
-        *(Method(f"DCO, w_rg {w:g} (ratio {w / W_TEXT:g})", PLACES, dco, w) for w in W_RG),
-        Method(f"DreamBooth, w_rg {W_RG[-1]:g} (ratio {W_RG[-1] / W_TEXT:g})", PLACES, dreambooth, W_RG[-1]),
-        Method("base model, my style's word", STYLED),
-        Method("merge, plain guidance", STYLED, merged),
-        Method(f"merge, w_rg {MERGE_W_RG:g} (ratio {MERGE_W_RG / W_TEXT:g})", STYLED, merged, MERGE_W_RG),
+        Comparison("base model", PLACES),
+        Comparison("DreamBooth, plain guidance", PLACES, dreambooth),
+        Comparison("DCO, plain guidance", PLACES, dco),
+        *(Comparison(f"DCO, w_rg {w:g} (ratio {w / W_TEXT:g})", PLACES, dco, w) for w in W_RG),
+        Comparison(f"DreamBooth, w_rg {W_RG[-1]:g} (ratio {W_RG[-1] / W_TEXT:g})", PLACES, dreambooth, W_RG[-1]),
+        Comparison("base model, my style's word", STYLED),
+        Comparison("merge, plain guidance", STYLED, merged),
+        Comparison(f"merge, w_rg {MERGE_W_RG:g} (ratio {MERGE_W_RG / W_TEXT:g})", STYLED, merged, MERGE_W_RG),
     ]
     prompt["latent"] = _node("EmptyLatentImage", width=256, height=256, batch_size=IMAGES_PER_PROMPT)
     prompt["negative"] = _node("CLIPTextEncode", clip=[loader, 1], text="")
@@ -99,7 +99,7 @@ def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
 
 
-def _add_samples(prompt: Prompt, loader: str, row: int, method: Method) -> None:
+def _add_samples(prompt: Prompt, loader: str, row: int, method: Comparison) -> None:
     model: list = [loader, 0]
     if method.lora and method.w_rg is None:
         prompt[f"model{row}"] = _node(

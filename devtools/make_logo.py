@@ -50,8 +50,8 @@ def banner() -> Image.Image:
     title, line = (ImageFont.load_default(size=size * _FINE) for size in (92, 37))
     left = 0.415 * width
     draw.text((left, 0.40 * height), "ComfyUI-DCO", WORDS, title, anchor="ls")
-    said = ("Teach a model your subject", "and your style.", "It stays the model it was.")
-    for text, y, colour in zip(said, (0.55, 0.65, 0.78), (WORDS, WORDS, LEARNED), strict=True):
+    lines = ("Teach a model your subject", "and your style.", "It stays the model it was.")
+    for text, y, colour in zip(lines, (0.55, 0.65, 0.78), (WORDS, WORDS, LEARNED), strict=True):
         draw.text((left, y * height), text, colour, line, anchor="ls")
     return picture.resize(BANNER, Image.Resampling.LANCZOS)
 

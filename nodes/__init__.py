@@ -1,4 +1,4 @@
-"""The nodes of ComfyUI-DCO: thin V3 nodes over dco_core and the host door."""
+"""The nodes of ComfyUI-DCO: thin V3 nodes over dco_core and nodes/host."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import DCOError
-from .draft import KINDS
+from .draft import CONCEPTS
 from .language import MARKER, STYLE_PHRASE, after_lead, head_noun, quoted
 from .rewrite import good_markers, plain_text
 from .rules import RULES, Case, is_unmarked, to_fill_in
@@ -45,8 +45,8 @@ def check_captions(
     kind: "subject", "style", or "auto" to tell from the captions; count_tokens: how many tokens the text encoder
     makes of a caption, None to leave lengths unchecked; initializers: the words that learned tokens start from,
     {"V": "dog"} for <V>, which then is no rare token. An empty list means that nothing was found."""
-    if kind not in (*KINDS, "auto"):
-        raise DCOError(f"kind {kind!r} is unknown: use one of {', '.join((*KINDS, 'auto'))}.")
+    if kind not in (*CONCEPTS, "auto"):
+        raise DCOError(f"kind {kind!r} is unknown: use one of {', '.join((*CONCEPTS, 'auto'))}.")
     texts = [" ".join(caption.split()) for caption in captions]
     if learned := {name: word for name, word in (initializers or {}).items() if name != word}:
         return _check_as_words(texts, learned, kind, count_tokens, max_tokens)

@@ -8,7 +8,7 @@ from ..errors import DCOError
 from . import words
 from .language import MARKER, STYLE_PHRASE, WORD, any_of, article, fix_article, mark_word, whole
 
-KINDS = ("subject", "style")
+CONCEPTS = ("subject", "style")
 _MAX_WORDS = 60
 _FLAGS = re.IGNORECASE | re.MULTILINE
 
@@ -73,7 +73,7 @@ _UNFINISHED = re.compile(  # "The image is", once its style is gone
 
 
 def instruction(kind: str, name: str) -> str:
-    """The prompt for a vision-language model that sees one image. kind: one of KINDS; name: what is learned, with
+    """The prompt for a vision-language model that sees one image. kind: one of CONCEPTS; name: what is learned, with
     or without angle brackets."""
     plain = _plain_name(kind, name)
     return INSTRUCTION[kind].format(name=plain if kind == "subject" else _style_words(plain)) + _INSTRUCTION_END
@@ -99,16 +99,16 @@ def clean_answer(answer: str, kind: str, name: str) -> str:
         text = re.sub(pattern, left, text, flags=_FLAGS)
     text = " ".join(re.sub(r"[<>]", "", _without_introduction(" ".join(text.split()))).split())
     if not re.search(r"\w", text):
-        said = " ".join(answer.split())[:80]
-        raise DCOError(f"The model's answer {said!r} holds no caption: type a caption, or draft it again.")
+        excerpt = " ".join(answer.split())[:80]
+        raise DCOError(f"The model's answer {excerpt!r} holds no caption: type a caption, or draft it again.")
     if _REFUSAL.match(text):
         raise DCOError(f"The model declined to describe the image ({text[:80]!r}): type a caption.")
     return _subject_caption(text, plain) if kind == "subject" else _style_caption(text, name)
 
 
 def _plain_name(kind: str, name: str) -> str:
-    if kind not in KINDS:
-        raise DCOError(f"kind {kind!r} is unknown: use one of {', '.join(KINDS)}.")
+    if kind not in CONCEPTS:
+        raise DCOError(f"kind {kind!r} is unknown: use one of {', '.join(CONCEPTS)}.")
     plain = " ".join(re.sub(r"[<>]", " ", name).split())
     if kind == "style":
         plain = re.sub(r"\Ain\s+", "", plain, flags=re.IGNORECASE)

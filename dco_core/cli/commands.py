@@ -29,6 +29,7 @@ from ..training import validation
 from ..training.checkpoints import Checkpoints
 from ..training.config import OBJECTIVE_NAMES, TrainingConfig
 from ..training.optimizers import LR_SCHEDULERS, OPTIMIZERS, check_optimizer
+from ..training.processes import Processes, joined
 from ..training.step_report import StepReport
 from ..training.tensorboard import EventLog, summary_writer
 from . import evidence as evidence_command
@@ -43,7 +44,7 @@ _HELP = {
     "offset_noise": "strength of noise that is the same all over a picture; the paper has 0.1 for a style",
     "weight_decay": "of the optimizer",
     "max_grad_norm": "largest norm of the gradient",
-    "gradient_accumulation_steps": "batches in a step",
+    "gradient_accumulation_steps": "batches in a step, of each process",
     "weighting": f"of timesteps: {' or '.join(WEIGHTINGS)}",
     "snr_gamma": "of min-snr",
     "caption_dropout": "share of steps with the empty caption",
@@ -61,7 +62,7 @@ _HELP = {
     "lr_scheduler": f"of the learning rate: {', '.join(LR_SCHEDULERS)}",
     "lr_warmup_steps": "steps in which the learning rate grows from 0",
     "ema_decay": "decay of a moving average of the LoRA, which is saved in its place; 0 is none",
-    "validation_steps": "score on held-out draws after this many steps; 0: never",
+    "validation_steps": "score on validation draws after this many steps; 0: never",
     "rank": "of the LoRA; the paper has 32 for a subject, 64 for a style",
     "name_filter": "a regular expression that names of modules must match too; left out: all",
     "dropout": "of the LoRA's input",
@@ -212,20 +213,38 @@ def _train(values: dict[str, Any]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what systems send before they kill
     generation = GenerationConfig(**_fields_of(GenerationConfig, values))
     pictures = FolderPictures(values["data"], config, generation, values["class_data"])
-    model = load_model(values["model"], values["device"], values["precision"])
+    with joined(values["device"]) as processes:
+        return _train_together(values, config, adapter, checkpoints, pictures, processes)
+
+
+def _train_together(
+    values: dict[str, Any], config: TrainingConfig, adapter: AdapterConfig, checkpoints: Checkpoints,
+    pictures: FolderPictures, processes: Processes,
+) -> int:  # fmt: skip
+    """Train as one of the processes of a run; the first alone speaks and writes."""
+    output: Path = values["output"]
+    on_message = _print_line if processes.is_first else _print_nothing
+    if processes.count > 1:
+        pictures.config = dataclasses.replace(
+            config, gradient_accumulation_steps=config.gradient_accumulation_steps * processes.count
+        )
+    model = load_model(values["model"], processes.device(values["device"]), values["precision"])
     run = FolderTraining(
         model, pictures, output, adapter, checkpoints, values["resolution"], values["square"], values["compile"],
         values["gradient_checkpointing"], values["size_conditioning"], values["overwrite"],
-        values["preview_every"], values["preview_prompt"], say=_say,
+        values["preview_every"], values["preview_prompt"], on_message=on_message, processes=processes,
     )  # fmt: skip
+    if not processes.is_first:
+        run.run(lambda report: None)
+        return 0
     for note in run.notes:
-        _say(note)
-    _say(f"beta {run.training.config.beta:g}" if config.is_dco else config.objective)
+        _print_line(note)
+    _print_line(f"beta {run.training.config.beta:g}" if config.is_dco else config.objective)
     _run(run, values["log_dir"])
     run.save()
     if run.training.scores:
-        _say(validation.summary(run.training.scores))
-    _say(f"Saved {output} after {run.training.step} steps. Peak memory: {run.memory}.")
+        _print_line(validation.summary(run.training.scores))
+    _print_line(f"Saved {output} after {run.training.step} steps. Peak memory: {run.memory}.")
     return 0
 
 
@@ -247,7 +266,11 @@ def _check_options(values: dict[str, Any]) -> None:
         summary_writer()
 
 
-def _say(text: str) -> None:
+def _print_nothing(text: str) -> None:
+    pass
+
+
+def _print_line(text: str) -> None:
     print(printable_lines(text), flush=True)
 
 

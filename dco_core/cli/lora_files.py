@@ -19,10 +19,10 @@ from ..lora import (
     BUNDLE,
     LazyLayers,
     LoraWeights,
-    fingerprint,
     from_bundle,
     open_lora,
     read_lora,
+    tensors_sha256,
     write_lora,
 )
 from ..lora.arithmetic import rank_header
@@ -224,7 +224,7 @@ def _inspect(values: Mapping[str, Any]) -> int:
 
 
 def inspect(path: Path) -> str:
-    """What is in a LoRA file: kinds of adapters, ranks, alphas, dtypes, learned tokens, header, and |dW| by block; of
+    """What is in a LoRA file: adapter types, ranks, alphas, dtypes, learned tokens, header, and |dW| by block; of
     two files also whether they get along."""
     file, lora = TensorFile(path), open_lora(path)
     parts = collections.Counter(
@@ -246,7 +246,7 @@ def inspect(path: Path) -> str:
     }
     lines = [
         f"{path}: {len(lora.layers)} layers, {path.stat().st_size / 2**20:.1f} MiB",
-        f"sha256 of the tensors, as in the headers of merges: {fingerprint(lora)}",
+        f"sha256 of the tensors, as in the headers of merges: {tensors_sha256(lora)}",
         "parts: " + ", ".join(f"{part} x {count}" for part, count in sorted(parts.items())),
         "dtypes: " + ", ".join(f"{name} x {count}" for name, count in dtypes.most_common()),
         "alpha / rank: " + ", ".join(f"{scale} x {count}" for scale, count in scales.most_common(5)),

@@ -114,11 +114,11 @@ def fit(image: Tensor, size: tuple[int, int], mask: Tensor | None = None, crop: 
     top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
     window = (..., slice(top, top + height), slice(left, left + width))
 
-    fitted = _resize(image.movedim(-1, 0), resized)[window].movedim(0, -1).contiguous()
+    cropped = _resize(image.movedim(-1, 0), resized)[window].movedim(0, -1).contiguous()
     if mask is not None:
         planes = _resize(_plane(mask), (rows, columns))
         mask = _resize(planes, resized)[window][0].contiguous()
-    return BucketedImage(fitted, mask, (rows, columns), (top, left))
+    return BucketedImage(cropped, mask, (rows, columns), (top, left))
 
 
 def latent_mask(mask: Tensor | None, latent: Tensor) -> Tensor | None:

@@ -41,22 +41,22 @@ def compatibility_plot(found: Compatibility, title: str = "") -> np.ndarray:
 
 
 def compatibility_figure(found: Compatibility, title: str = "") -> Figure:
-    """Bars of the column cosine per kind of layer (the paper's Fig. 10), and of cross-talk and norm ratio per block.
+    """Bars of the column cosine per layer type (the paper's Fig. 10), and of cross-talk and norm ratio per block.
     Bars beyond the axis end there; numbers say what they are."""
-    kinds, blocks = found.by_kind(), found.by_block()
+    layer_types, blocks = found.by_layer_type(), found.by_block()
     cross_talk = {block: fit.cross_talk for block, fit in blocks.items()}
     ratio = {
         block: math.log2(fit.norm_a / fit.norm_b) if fit.norm_a and fit.norm_b else math.nan
         for block, fit in blocks.items()
     }
-    heights = [max(1, len(values)) * _ROW + _HEAD for values in (kinds, blocks)]
+    heights = [max(1, len(values)) * _ROW + _HEAD for values in (layer_types, blocks)]
     figure = new_figure(sum(heights))
     lines = wrapped(title, text_width(figure, TEXT + 1), WIDTH - 0.2) if title.strip() else []
     figure.set_size_inches(WIDTH, sum(heights) + len(lines) * 0.22 + 0.1)
     if lines:
         figure.suptitle("\n".join(lines), x=0.015, ha="left", **text_style(TEXT + 1))
-    panels = figure.subplot_mosaic([["kinds", "kinds"], ["talk", "ratio"]], height_ratios=heights)
-    _bars(panels["kinds"], "column cosine by kind of layer", kinds, (-1.0, 1.0))
+    panels = figure.subplot_mosaic([["layers", "layers"], ["talk", "ratio"]], height_ratios=heights)
+    _bars(panels["layers"], "column cosine by layer type", layer_types, (-1.0, 1.0))
     _bars(panels["talk"], "cross-talk by block", cross_talk, (0.0, 1.0))
     _bars(panels["ratio"], "norm ratio |first| / |second|", ratio, (-_RATIO, _RATIO), ratios=True)
     return frozen(figure)

@@ -187,7 +187,7 @@ class _Layout:
             if picture is None:
                 pen.rectangle([x, y, x + self._width - 1, y + self._height - 1], fill=_EMPTY)
             else:
-                image.paste(_fitted(picture, self._width, self._height), (x, y))
+                image.paste(_resized(picture, self._width, self._height), (x, y))
         return boxes
 
 
@@ -202,7 +202,7 @@ def _cell_size(rows: Sequence[Row], columns: int, cell: int | None) -> tuple[int
     return max(16, round(height * scale)), max(16, round(width * scale))
 
 
-def _fitted(picture: np.ndarray, width: int, height: int) -> Image.Image:
+def _resized(picture: np.ndarray, width: int, height: int) -> Image.Image:
     """As large as the cell allows, its proportions kept."""
     image = Image.fromarray(np.ascontiguousarray(picture)).convert("RGB")
     factor = min(width / image.width, height / image.height)

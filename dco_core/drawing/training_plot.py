@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LINE, _HELD_OUT = colour(COLOURS[0]), colour(COLOURS[1])
+_LINE, _VALIDATION = colour(COLOURS[0]), colour(COLOURS[1])
 _PANEL, _REST = 1.9, 0.8  # height of a panel and of all the rest, in inches
 _LABELS = {"loss": "loss", "margin": "margin", "gate": "gate"}
 _LOG = 50  # a loss that spans more than this factor is drawn on a log axis
@@ -58,7 +58,7 @@ def loss_figure(reports: Sequence[StepReport], scores: Sequence[Score] = ()) -> 
     """Loss, and margin and gate where the objective has them, over the steps. Faint: each step, as far as the inner
     98 % reach; bold: the mean of the last twentieth. The loss is on a log axis where it spans a factor of more than 50.
 
-    scores: of the held-out draws, drawn with the margin, the best one marked. Numbers that are not finite are gaps.
+    scores: of the validation draws, drawn with the margin, the best one marked. Numbers that are not finite are gaps.
     DCOError for no step."""
     if not reports:
         raise DCOError("There is no step to plot: train at least one whose loss is finite.")
@@ -129,8 +129,8 @@ def _draw_margin(axes: Axes, scores: Sequence[Score], own: bool) -> None:
     if shown:
         steps, margins = [score.step for score in shown], [score.margin for score in shown]
         axes.plot(
-            steps, margins, color=_HELD_OUT, linewidth=1.6, marker="D", markersize=5, markeredgecolor="white",
-            markeredgewidth=0.6, label="held out", zorder=5,
+            steps, margins, color=_VALIDATION, linewidth=1.6, marker="D", markersize=5, markeredgecolor="white",
+            markeredgewidth=0.6, label="validation", zorder=5,
         )  # fmt: skip
         best = max(shown, key=lambda score: score.margin)
         ends = axes.get_ylim() if own and axes.has_data() else (min(margins), max(margins))
@@ -138,7 +138,7 @@ def _draw_margin(axes: Axes, scores: Sequence[Score], own: bool) -> None:
         axes.annotate(
             f"best {best.margin:.3g}, step {best.step}", (best.step, best.margin), (0, 9), textcoords="offset points",
             ha=_side(axes, best.step), va="bottom", zorder=6, annotation_clip=False, path_effects=[halo()],
-            **(text_style(SMALL) | {"color": _HELD_OUT, "fontweight": "bold"}),
+            **(text_style(SMALL) | {"color": _VALIDATION, "fontweight": "bold"}),
         )  # fmt: skip
         low, high = axes.get_ylim()
         axes.set_ylim(low, high + 0.2 * (high - low))  # for that text

@@ -32,7 +32,7 @@ from .study import BASE, PLAIN
 from .tables import Row
 
 PRIMARY = "primary"
-KINDS = ("difference", "at equal likeness", "frontier", "noise distance")
+TYPES = ("difference", "at equal likeness", "frontier", "noise distance")
 EXPECTED = ("above", "below", "equal", "no worse")
 ALPHA = 0.05
 _LOWER_IS_BETTER = ("others_rmse",)
@@ -52,7 +52,7 @@ class Test:
     on: str = "references"
 
     def check(self) -> None:
-        for value, known in ((self.kind, KINDS), (self.expect, EXPECTED)):
+        for value, known in ((self.kind, TYPES), (self.expect, EXPECTED)):
             if value not in known:
                 raise DCOError(f'A contrast of the study has "{value}": use one of {", ".join(known)}.')
         if self.expect in ("equal", "no worse") and not (self.margin and self.margin > 0):

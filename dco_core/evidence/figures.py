@@ -13,11 +13,11 @@ from ..drawing import figure as charts
 from ..drawing.contact_sheet import contact_sheet
 from ..drawing.pareto_plot import Curve, pareto_figure
 from .analysis import averages
-from .bench import Bench
 from .jobs import PICTURES, Job
 from .setting import Setting
 from .study import BASE, CEILING, METHODS, PLAIN, Study
 from .tables import Row
+from .workspace import Workspace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -123,7 +123,7 @@ def noise_distances(rows: Sequence[Row]) -> Figure | None:
     )
 
 
-def sheets(study: Study, setting: Setting, bench: Bench) -> dict[str, np.ndarray]:
+def sheets(study: Study, setting: Setting, workspace: Workspace) -> dict[str, np.ndarray]:
     """Contact sheets: for the first subject, the first style, and their merge, of the first seed: a row a method,
     plain and at the middle w_rg."""
     middle = sorted(study.w_rg)[len(study.w_rg) // 2] if study.w_rg else PLAIN
@@ -140,7 +140,7 @@ def sheets(study: Study, setting: Setting, bench: Bench) -> dict[str, np.ndarray
         rows: dict[str, list[np.ndarray | None]] = {}
         columns = setting.prompts(what, how)
         for method in (BASE, *methods):
-            folder = bench.path(Job(method, what, how, study.seeds[0], next(iter(study.models())))) / PICTURES
+            folder = workspace.path(Job(method, what, how, study.seeds[0], next(iter(study.models())))) / PICTURES
             for guidance in (0.0,) if method == BASE else (PLAIN, middle):
                 cells = [_picture(folder / f"{guidance}_{i}.png") for i in range(len(columns))]
                 if any(cell is not None for cell in cells):
@@ -176,7 +176,7 @@ def _picture(path: Path, side: int = 96) -> np.ndarray | None:
 
 
 def all_figures(
-    study: Study, setting: Setting, bench: Bench, means: Sequence[Row], distances: Sequence[Row]
+    study: Study, setting: Setting, workspace: Workspace, means: Sequence[Row], distances: Sequence[Row]
 ) -> Mapping[str, np.ndarray | Figure]:
     """{file name: picture}."""
     found: dict[str, np.ndarray | Figure] = {}
@@ -194,4 +194,4 @@ def all_figures(
     )
     if distance is not None:
         found["noise_distance.png"] = distance
-    return found | {f"{name}.jpg": picture for name, picture in sheets(study, setting, bench).items()}
+    return found | {f"{name}.jpg": picture for name, picture in sheets(study, setting, workspace).items()}

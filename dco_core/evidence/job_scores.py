@@ -94,13 +94,13 @@ class Scorer:
         )  # fmt: skip
 
     def _scored(self, job: Job, pictures: Tensor, checkpoint: int | str | None, guidance: Any) -> list[Row]:
-        prompts, kinds = self._prompts(job), self._setting.kinds(job.subject, job.style)
+        prompts, prompt_distances = self._prompts(job), self._setting.prompt_distances(job.subject, job.style)
         n = self._study.pictures
         each = [prompt for prompt in prompts for _ in range(n)]
         found = self._setting.scores(pictures, each, job.subject, job.style)
         return [
             {
-                **job.columns, "checkpoint": checkpoint, "guidance": guidance, "prompts": kinds[i // n],
+                **job.columns, "checkpoint": checkpoint, "guidance": guidance, "prompts": prompt_distances[i // n],
                 "prompt": prompt, "picture": i % n, **{name: values[i] for name, values in found.items()},
             }
             for i, prompt in enumerate(each)

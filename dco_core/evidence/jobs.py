@@ -77,15 +77,15 @@ def groups_of(study: Study) -> list[Group]:
     """The trainings that are done side by side before the jobs."""
     if study.side_by_side < 2:
         return []
-    kinds: dict[tuple, list[Job]] = {}
+    trainings: dict[tuple, list[Job]] = {}
     for job in jobs_of(study)[0]:
         style = job.subject is None
         if job.trains and possible(
             study.config(job.method, job.seed, style), study.adapter_config(job.method, job.seed, style)
         ):
-            kinds.setdefault((job.base, job.method, style), []).append(job)
+            trainings.setdefault((job.base, job.method, style), []).append(job)
     size = study.side_by_side
-    return [Group(tuple(jobs[i : i + size])) for jobs in kinds.values() for i in range(0, len(jobs), size)]
+    return [Group(tuple(jobs[i : i + size])) for jobs in trainings.values() for i in range(0, len(jobs), size)]
 
 
 def checkpoints_of(study: Study, job: Job) -> list[int | str]:

@@ -73,8 +73,8 @@ def draw_latents(
     side = resolution or model.default_resolution
     grey = torch.full((side, side, 3), 0.5)
     ((blank, _),) = model.encode_images([grey])
-    fitted = BucketedImage(grey, None, (side, side), (0, 0))
-    *texts, empty = (model.with_size(c, fitted) for c in model.encode_captions([*prompts, ""]))
+    bucketed = BucketedImage(grey, None, (side, side), (0, 0))
+    *texts, empty = (model.with_size(c, bucketed) for c in model.encode_captions([*prompts, ""]))
     rows = [text for text in texts for _ in range(pictures)]
     noise = torch.cat([noise_for(blank.shape, seed, i, pictures) for i in range(len(prompts))]).to(blank)
     plain = guidance == PLAIN

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ..errors import DCOError
 
-KINDS = ("customization", "stylization", "style", "merge")
+PROMPT_TYPES = ("customization", "stylization", "style", "merge")
 CATEGORIES = ("object", "live subject", "toy world")
 STYLE_SLOT = "{style}"
 
@@ -33,9 +33,9 @@ def _prompts() -> dict[str, dict[str, list[str]]]:
 
 
 def evaluation_prompts(kind: str, category: str) -> list[str]:
-    """The templates of a kind (one of KINDS) for a category (one of CATEGORIES); British spelling and underscores are
-    read too. DCOError for any other."""
-    kind = _known("kind", kind.replace("isation", "ization"), KINDS)
+    """The templates of a kind (one of PROMPT_TYPES) for a category (one of CATEGORIES); British spelling and
+    underscores are read too. DCOError for any other."""
+    kind = _known("kind", kind.replace("isation", "ization"), PROMPT_TYPES)
     return list(_prompts()[kind][_known("category", category, CATEGORIES)])
 
 

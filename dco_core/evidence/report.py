@@ -14,7 +14,6 @@ from ..lora import read_lora
 from ..metrics import column_cosine
 from . import figures
 from .analysis import FAR_NAMES, OTHERS_NAMES, SCORE_NAMES, averages, frontier_areas, unit_means
-from .bench import Bench
 from .claims import Claim, Evidence, claims_of
 from .contrasts import PRIMARY, Finding, Test, contrasts_from, findings
 from .intervals import Interval
@@ -22,6 +21,7 @@ from .jobs import DISTANCES, DONE, SCORES, TRAINING, jobs_of
 from .setting import Setting
 from .study import BASE, CEILING, MERGES, Study
 from .tables import Row, markdown, read_table, write_table, write_text
+from .workspace import Workspace
 
 _INTRODUCTION = """\
 A *unit* is one subject (or style, or both) with one seed. Within a unit every method has the same references and the
@@ -38,16 +38,16 @@ here* otherwise. Where no difference is claimed, it holds if two one-sided tests
 the margin stated."""
 
 
-def collect(study: Study, bench: Bench) -> tuple[Evidence, list[Row]]:
+def collect(study: Study, workspace: Workspace) -> tuple[Evidence, list[Row]]:
     """The tables of the jobs that are done, and the rows of training.csv."""
     scores: list[Row] = []
     distances: list[Row] = []
     training: list[Row] = []
     cosines: list[Row] = []
     for job in (job for jobs in jobs_of(study) for job in jobs):
-        if not bench.done(job):
+        if not workspace.done(job):
             continue
-        path = bench.path(job)
+        path = workspace.path(job)
         scores += read_table(path / SCORES)
         for name, rows in ((DISTANCES, distances), (TRAINING, training)):
             if (path / name).is_file() and job.method not in MERGES:
@@ -58,7 +58,7 @@ def collect(study: Study, bench: Bench) -> tuple[Evidence, list[Row]]:
                 dataclasses.replace(job, method=of, style=None),
                 dataclasses.replace(job, method=of, subject=None),
             ]
-            pair = [read_lora(bench.main_lora(part)) for part in parts]
+            pair = [read_lora(workspace.main_lora(part)) for part in parts]
             found = column_cosine(*pair)
             cosines.append(
                 {
@@ -70,36 +70,36 @@ def collect(study: Study, bench: Bench) -> tuple[Evidence, list[Row]]:
 
 
 def write_report(
-    study: Study, setting: Setting, bench: Bench, output: Path, command: str, failed: Sequence[str]
+    study: Study, setting: Setting, workspace: Workspace, output: Path, command: str, failed: Sequence[str]
 ) -> Path:
     """Write tables, figures and evidence.md into `output`; the path of the page. Raises DCOError where nothing is
     done."""
-    evidence, training = collect(study, bench)
+    evidence, training = collect(study, workspace)
     tables = {"units": evidence.means, "noise_distance": evidence.distances, "training": training}
     tables["column_cosine"] = evidence.cosines
     for name, rows in tables.items():
         if rows:
             write_table(output / "tables" / f"{name}.csv", rows)
-    pictures = figures.all_figures(study, setting, bench, evidence.means, evidence.distances)
+    pictures = figures.all_figures(study, setting, workspace, evidence.means, evidence.distances)
     for name, picture in pictures.items():
         figures.save(output / "figures" / name, picture)
     write_text(output / "study.json", json.dumps(dataclasses.asdict(study), indent=1))
     page = output / "evidence.md"
-    write_text(page, _page(study, evidence, training, bench, sorted(pictures), command, failed))
+    write_text(page, _page(study, evidence, training, workspace, sorted(pictures), command, failed))
     return page
 
 
 def _page(
-    study: Study, evidence: Evidence, training: Sequence[Row], bench: Bench, pictures: Sequence[str], command: str,
-    failed: Sequence[str],
+    study: Study, evidence: Evidence, training: Sequence[Row], workspace: Workspace, pictures: Sequence[str],
+    command: str, failed: Sequence[str],
 ) -> str:  # fmt: skip
     subjects = [r for r in evidence.means if r["subject"] and not r["style"]]
     styles = [r for r in evidence.means if r["style"] and not r["subject"]]
     merged = [r for r in evidence.means if r["style"] and r["subject"]]
     parts = [
         "# Evidence",
-        f"Made by\n\n    {command}\n\non {_machine()}, {_work(study, bench)}. The same command makes it again; a run "
-        "that was stopped goes on. `study.json` has every setting, `tables/` the numbers behind the figures.",
+        f"Made by\n\n    {command}\n\non {_machine()}, {_work(study, workspace)}. The same command makes it again; a "
+        "run that was stopped goes on. `study.json` has every setting, `tables/` the numbers behind the figures.",
         _INTRODUCTION,
     ]
     if study.contrasts:
@@ -201,11 +201,11 @@ def _machine() -> str:
     return f"{name} ({platform.machine()}, torch {torch.__version__})"
 
 
-def _work(study: Study, bench: Bench) -> str:
+def _work(study: Study, workspace: Workspace) -> str:
     seconds, n = 0.0, 0
     for job in (job for jobs in jobs_of(study) for job in jobs):
-        if bench.done(job):
-            seconds += json.loads((bench.path(job) / DONE).read_text(encoding="utf-8"))["seconds"]
+        if workspace.done(job):
+            seconds += json.loads((workspace.path(job) / DONE).read_text(encoding="utf-8"))["seconds"]
             n += 1
     seeds = ", ".join(map(str, study.seeds))
     return f"{n} jobs of {seconds / max(n, 1):.0f} s each, seeds {seeds}"
@@ -256,7 +256,7 @@ def _areas(means: Sequence[Row], x: str) -> list[Row]:
 
 
 def _training(rows: Sequence[Row]) -> list[Row]:
-    """What the runs said at their end, means over units."""
+    """The last reports of the runs, means over units."""
     groups: dict[tuple[str, str, bool], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.get("base") or "", row["method"], bool(row["style"])), []).append(row)

@@ -6,7 +6,7 @@ import gc
 import os
 import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Manager
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import torch
 
 from ..errors import DCOError
 from ..models.loading import usable_device
-from .bench import Bench
 from .jobs import Group, Job, groups_of, jobs_of
 from .setting import setting_for
 from .study import Study
+from .workspace import Workspace
 
 
 def devices(asked: str | None, workers: int | None) -> Sequence[str | None]:
@@ -41,25 +41,36 @@ def _cores() -> int:
 
 
 def run(
-    study: Study, folder: Path, found: Sequence[str | None], say: Callable[[str], None] = print
+    study: Study,
+    folder: Path,
+    found: Sequence[str | None],
+    on_message: Callable[[str], None] = print,
+    scheduler: str | None = None,
 ) -> list[str]:
-    """Do all jobs of the study that are not done, merges last. found: the device of each worker. A job that cannot be
-    done does not end the others; returns a sentence for each of those. Stopped, the same call goes on."""
+    """Do all jobs of the study that are not done, merges last. found: the device of each worker. scheduler: address of
+    a Dask scheduler whose workers do the jobs, each on its own machine's found[0]; they all see `folder` under this
+    name. A job that cannot be done does not end the others; returns a sentence for each of those. Stopped, the same
+    call goes on."""
     failed: list[str] = []
-    bench = Bench(study, setting_for(study, folder / "references", found[0]), folder)
+    workspace = Workspace(study, setting_for(study, folder / "references", found[0]), folder)
     for jobs in (groups_of(study), *jobs_of(study)):
         if not jobs:
             continue
-        open_jobs = [job for job in jobs if not bench.done(job)]
-        say(f"{len(jobs) - len(open_jobs)} of {len(jobs)} jobs are done, {len(open_jobs)} to do.")
+        open_jobs = [job for job in jobs if not workspace.done(job)]
+        on_message(f"{len(jobs) - len(open_jobs)} of {len(jobs)} jobs are done, {len(open_jobs)} to do.")
         started = time.monotonic()
-        for n, (job, seconds, error) in enumerate(_side_by_side(study, folder, open_jobs, found), 1):
+        done = (
+            _side_by_side(study, folder, open_jobs, found)
+            if scheduler is None
+            else _on_machines(study, folder, open_jobs, found[0], scheduler)
+        )
+        for n, (job, seconds, error) in enumerate(done, 1):
             left = (time.monotonic() - started) / n * (len(open_jobs) - n)
-            name = bench.name(job)
+            name = workspace.name(job)
             if error and isinstance(job, Job):  # the jobs of a group are done alone afterwards
                 failed.append(f"{name}: {error}")
-            said = f"failed: {error}" if error else f"{seconds:.0f} s"
-            say(f"{n}/{len(open_jobs)}  {name}  {said}  ({left / 60:.0f} min left)")
+            message = f"failed: {error}" if error else f"{seconds:.0f} s"
+            on_message(f"{n}/{len(open_jobs)}  {name}  {message}  ({left / 60:.0f} min left)")
     return failed
 
 
@@ -88,6 +99,30 @@ def _parallel(
         yield from work(delayed(_with_free_device)(study, folder, job, free, len(found)) for job in jobs)
 
 
+def _on_machines(
+    study: Study, folder: Path, jobs: Sequence[Job | Group], device: str | None, scheduler: str
+) -> Iterator[tuple[Job | Group, float, str]]:
+    try:
+        from distributed import Client
+        from joblib import Parallel, delayed, parallel_config
+    except ImportError as error:
+        raise DCOError(
+            f"--scheduler needs Dask and joblib ({error}): run `pip install distributed joblib`, here and on every "
+            "worker."
+        ) from None
+    try:
+        client = Client(scheduler, timeout=10)
+    except (OSError, ValueError) as error:
+        raise DCOError(
+            f"--scheduler {scheduler} does not answer ({error}): start one with `dask scheduler`, and workers with "
+            "`dask worker ADDRESS --nthreads 1`."
+        ) from None
+    with client, parallel_config(backend="dask"):
+        yield from Parallel(return_as="generator_unordered", batch_size=1)(
+            delayed(_one)(study, folder, job, device) for job in jobs
+        )
+
+
 def _with_free_device(
     study: Study, folder: Path, job: Job | Group, free: queue.Queue, workers: int
 ) -> tuple[Job | Group, float, str]:
@@ -102,17 +137,17 @@ def _with_free_device(
 def _one(study: Study, folder: Path, job: Job | Group, device: str | None) -> tuple[Job | Group, float, str]:
     """(the job, its seconds, what went wrong)."""
     try:
-        bench = Bench(study, setting_for(study, folder / "references", device), folder, device)
-        return job, bench.do(job), ""
+        workspace = Workspace(study, setting_for(study, folder / "references", device), folder, device)
+        return job, workspace.do(job), ""
     except DCOError as error:
         return job, 0.0, str(error)
     except (torch.OutOfMemoryError, MemoryError):
-        said = (
+        message = (
             "the memory ran out: lower resolution, batch_size, rank or side_by_side in the study, or use a device with "
             "more. What was trained is kept; the same command tries again."
         )
     _free_memory()  # here the failed job's tensors are gone
-    return job, 0.0, said
+    return job, 0.0, message
 
 
 def _free_memory() -> None:

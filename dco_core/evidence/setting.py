@@ -39,7 +39,7 @@ class Setting(Protocol):
         """The base model of that name in the study, loaded anew."""
         ...
 
-    def fingerprint(self, *shown: str) -> str:
+    def contents_key(self, *shown: str) -> str:
         """Tells what results are made from besides the study's own fields: the contents of the base model, of the
         scorers, and of the references of what is shown."""
         ...
@@ -52,7 +52,7 @@ class Setting(Protocol):
         """The prompts that show a subject, a style, or the subject in the style."""
         ...
 
-    def kinds(self, subject: str | None, style: str | None) -> list[str]:
+    def prompt_distances(self, subject: str | None, style: str | None) -> list[str]:
         """Of each of these prompts: FAR where it changes all that the references have in common, else NEAR."""
         ...
 
@@ -95,7 +95,7 @@ class ToySetting:
     def model(self, device: str | None, base: str = "") -> ImageModel:
         return load_model(self._study.models()[base], device, self._study.precision)
 
-    def fingerprint(self, *shown: str) -> str:
+    def contents_key(self, *shown: str) -> str:
         return files_fingerprint(*sorted(TOY_FILES.glob("*.safetensors")))
 
     def references(self, what: str, captions: str) -> Path:
@@ -108,7 +108,7 @@ class ToySetting:
             return style_prompts(self._study.prompts)
         return [text for _, text in subject_prompts(self._study.prompts)]
 
-    def kinds(self, subject: str | None, style: str | None) -> list[str]:
+    def prompt_distances(self, subject: str | None, style: str | None) -> list[str]:
         if style:
             return [NEAR] * self._study.prompts
         return [kind for kind, _ in subject_prompts(self._study.prompts)]
@@ -153,7 +153,7 @@ class FolderSetting:
     def model(self, device: str | None, base: str = "") -> ImageModel:
         return load_model(self._study.models()[base], device, self._study.precision)
 
-    def fingerprint(self, *shown: str) -> str:
+    def contents_key(self, *shown: str) -> str:
         study = self._study
         models = (model.partition(":")[2] for model in study.models().values())
         names = (*models, study.likeness_model, study.text_model)
@@ -184,7 +184,7 @@ class FolderSetting:
         subject_word = subject and self._words[subject]
         return _prompts(self._study.prompts, category, subject_word, style and self._words[style])
 
-    def kinds(self, subject: str | None, style: str | None) -> list[str]:
+    def prompt_distances(self, subject: str | None, style: str | None) -> list[str]:
         return [NEAR] * len(self.prompts(subject, style))
 
     def others(self) -> list[str]:
@@ -230,18 +230,18 @@ def _images(folder: str) -> list[Tensor]:
 def _prompts(at_most: int, category: str, subject: str | None, style: str | None) -> list[str]:
     """Up to `at_most` prompts of each kind; a subject alone is asked for in new places and in other styles."""
     if subject and style:
-        kinds = [fill(evaluation_prompts("merge", category), subject, style)]
+        groups = [fill(evaluation_prompts("merge", category), subject, style)]
     elif style:
-        kinds = [fill(evaluation_prompts("style", category), style)]
+        groups = [fill(evaluation_prompts("style", category), style)]
     else:
-        kinds = [
+        groups = [
             fill(evaluation_prompts(kind, category), subject or "")
             for kind in ("customization", "stylization")
         ]
-    each = -(-at_most // len(kinds))
+    each = -(-at_most // len(groups))
     # a fixed choice that does not favour how the list begins
     return [
         text
-        for kind in kinds
-        for text in sorted(random.Random(0).sample(kind, min(each, len(kind))), key=kind.index)
+        for group in groups
+        for text in sorted(random.Random(0).sample(group, min(each, len(group))), key=group.index)
     ]

@@ -21,7 +21,7 @@ from ..training.draws import Draw, random_draws
 from ..training.examples import Example
 from ..training.objectives import OBJECTIVES, Batch, batch_errors, checked_examples
 from ..training.optimizers import make_optimizer, rate_factor
-from ..training.validation import HeldOut
+from ..training.validation import Validation
 
 _PHI_ROWS = 256  # samples that phi looks at in one call
 
@@ -92,7 +92,7 @@ class SideBySide:
     kind; seeds: of their draws; config: of all of them, its seed is not looked at, its beta is a number.
     Raises DCOError for what only a run alone can do.
 
-    stopped: {name: values [R, ...]} of the adapters with the highest held-out margin so far, stopped_at: the steps
+    stopped: {name: values [R, ...]} of the adapters with the highest validation margin so far, stopped_at: the steps
     they were scored at; both empty unless the configuration says validation_steps."""
 
     def __init__(
@@ -112,7 +112,7 @@ class SideBySide:
         )
         factor = rate_factor(config.lr_scheduler, config.lr_warmup_steps, config.steps)
         self._rates = torch.optim.lr_scheduler.LambdaLR(self._optimizer, factor)
-        self._held = self._held_out() if config.validation_steps else None
+        self._validation = self._validation_draws() if config.validation_steps else None
         self._best = torch.full((len(self._runs),), -torch.inf)
         self.stopped: dict[str, Tensor] = {}
         self.stopped_at = [0] * len(self._runs)
@@ -128,7 +128,7 @@ class SideBySide:
             self._clip(step)
             self._optimizer.step()
             self._rates.step()
-            if self._held is not None and (step % config.validation_steps == 0 or step == config.steps):
+            if self._validation is not None and (step % config.validation_steps == 0 or step == config.steps):
                 self._score(step)
             on_step(step)
 
@@ -164,10 +164,10 @@ class SideBySide:
         first = run * len(self._runs[0])
         return [dataclasses.replace(d, image=first + d.image) for d in draws]
 
-    def _held_out(self) -> tuple[list[Draw], Tensor, Tensor]:
-        """The draws that `HeldOut` has for each run, their beta*T w(t), and phi's errors on them, both [R, draws]."""
+    def _validation_draws(self) -> tuple[list[Draw], Tensor, Tensor]:
+        """The draws that `Validation` has for each run, their beta*T w(t) and phi's errors on them, both [R, draws]."""
         made = [
-            HeldOut(self.denoiser, run, dataclasses.replace(self.config, seed=seed))
+            Validation(self.denoiser, run, dataclasses.replace(self.config, seed=seed))
             for run, seed in zip(self._runs, self._seeds, strict=True)
         ]
         # its draws are of the references alone, which come first in a run
@@ -177,8 +177,8 @@ class SideBySide:
         return draws, torch.tensor([one.factors for one in made]).to(phi), phi
 
     def _score(self, step: int) -> None:
-        assert self._held is not None
-        draws, factors, phi = self._held
+        assert self._validation is not None
+        draws, factors, phi = self._validation
         with torch.no_grad():
             theta = batch_errors(self.denoiser, self._all, draws, adapter=True).view_as(phi)
             margin = (factors * (phi - theta)).mean(1).cpu()

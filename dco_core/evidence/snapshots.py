@@ -64,8 +64,8 @@ def prompt_examples(
         resolution=study.resolution, at_once=study.pictures_at_once,
     )  # fmt: skip
     side = study.resolution or model.default_resolution
-    fitted = BucketedImage(torch.zeros(side, side, 3), None, (side, side), (0, 0))
-    texts = [model.with_size(text, fitted) for text in model.encode_captions(prompts)]
+    bucketed = BucketedImage(torch.zeros(side, side, 3), None, (side, side), (0, 0))
+    texts = [model.with_size(text, bucketed) for text in model.encode_captions(prompts)]
     return [Example(latent, text) for latent, text in zip(latents, texts, strict=True)]
 
 

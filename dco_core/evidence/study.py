@@ -19,7 +19,7 @@ BASE = "base model"  # without any LoRA
 CAPTIONS = ("comprehensive", "compact")
 CEILING = "true renders"  # of the prompts, with what is to be learned: what a perfect model would draw (Toy World)
 NEAR, FAR, OTHERS = "near", "far", "others"  # prompts that change some of the references, all of it, and show others
-STOPPED = "stopped"  # the checkpoint with the highest held-out margin
+STOPPED = "stopped"  # the checkpoint with the highest validation margin
 PLAIN = "plain"  # classifier-free guidance of the fine-tuned model, the diamond of the paper's figures
 
 
@@ -86,7 +86,7 @@ class Study:
     as many prompts beyond them as `distance_prompts` says.
 
     bases: {name: model} where the same is done on several models; left out: `model` alone. checkpoints: steps at
-    which a training is kept and scored too, besides its end; a method that is scored on held-out draws
+    which a training is kept and scored too, besides its end; a method that is scored on validation draws
     (validation_steps) also has the checkpoint "stopped". checkpoint: the one that merges are made of and noise
     distances taken at; left out: the end. w_rg_at: the checkpoints that are sampled over w_rg, w_rg_methods: the
     methods; left out: the end of all. others: so many prompts without what was learned, which tell collateral damage.

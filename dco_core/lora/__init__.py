@@ -7,7 +7,7 @@ from .file import open_lora, read_lora, read_tensors, write_lora
 from .keys import canonical_keys
 from .metadata import training_metadata
 from .state_dict import from_tensors, to_tensors
-from .tensors import LazyLayers, LoraLayer, LoraTensors, LoraWeights, fingerprint
+from .tensors import LazyLayers, LoraLayer, LoraTensors, LoraWeights, tensors_sha256
 
 __all__ = [
     "BUNDLE",
@@ -17,7 +17,7 @@ __all__ = [
     "LoraWeights",
     "bundled",
     "canonical_keys",
-    "fingerprint",
+    "tensors_sha256",
     "from_bundle",
     "from_tensors",
     "initializers_in",

@@ -13,7 +13,7 @@ from ..errors import DCOError
 from .embeddings import BUNDLE, from_bundle, token_header
 from .keys import canonical_keys, has_unusual_blocks, spells_diffusers
 from .metadata import one_or_dynamic
-from .tensors import LazyLayers, LoraLayer, LoraWeights, fingerprint, in_range
+from .tensors import LazyLayers, LoraLayer, LoraWeights, in_range, tensors_sha256
 
 # Header entries that a sum keeps where all inputs agree.
 _SHARED = (
@@ -140,7 +140,7 @@ def same_shape(key: str, layers: Sequence[LoraLayer]) -> None:
     if len(flat) > 1 or len({shape for shape in shapes if len(shape) > 2}) > 1:
         raise DCOError(
             f"{key} has shape {' in one LoRA and shape '.join(str(list(s)) for s in shapes)} in another: "
-            "they were trained for different models, or on different kinds of layers."
+            "they were trained for different models, or on different layer types."
         )
 
 
@@ -188,7 +188,7 @@ def _metadata(
     """The header of a sum. used: those of a weight other than 0, whose words and tokens it has."""
     inputs = [
         {
-            "sha256": fingerprint(lora),
+            "sha256": tensors_sha256(lora),
             "weight": weight,
             "title": lora.metadata.get("modelspec.title") or lora.metadata.get("ss_output_name", ""),
         }

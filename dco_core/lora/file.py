@@ -22,7 +22,7 @@ _STALE = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash", HEADER
 
 
 def read_lora(path: str | os.PathLike[str]) -> LoraWeights:
-    """Read a LoRA file in any of the spellings of keys.py and the kinds of kinds.py (see from_tensors).
+    """Read a LoRA file in any of the spellings of keys.py and the adapter types of adapter_types.py (see from_tensors).
 
     Raises DCOError for a file that is missing, damaged or no safetensors, and for contents that from_tensors
     refuses.
@@ -50,7 +50,7 @@ def read_tensors(path: str | os.PathLike[str]) -> LoraTensors:
 
 
 def open_lora(path: str | os.PathLike[str]) -> LoraWeights:
-    """read_lora for files that need not fit into memory: names, kinds and shapes are checked now, the layers are read
+    """read_lora for files that need not fit into memory: names, types and shapes are checked now, the layers are read
     one by one whenever they are asked for, and checked for NaN then."""
     file = TensorFile(Path(path))
     return from_tensors(file, str(path), file.metadata, peft=PeftHeader.beside(Path(path)))

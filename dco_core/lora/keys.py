@@ -33,7 +33,7 @@ PAIR_SUFFIXES = (
     (".lora_A", ".lora_B"),
 )
 
-# Other parts of a module: how the key ends, and the part (kinds.py says what they make).
+# Other parts of a module: how the key ends, and the part (adapter_types.py says what they make).
 _PART_SUFFIXES = {
     **{f".{part}": part for part in (
         "alpha", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w2",

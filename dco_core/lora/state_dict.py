@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..errors import DCOError
 from ..files.safetensors_file import TensorFile
+from .adapter_types import VECTORS, adapter_type_of, layer_of, part_name, refuse_unsupported, with_kernel
 from .embeddings import BUNDLE, from_bundle
 from .keys import canonical_keys, diffusers_names, kernel_of, kohya_names, names_ldm_block, split_key
-from .kinds import VECTORS, kind_of, layer_of, part_name, refuse_unsupported, with_kernel
 from .peft_header import PeftHeader
 from .tensors import LazyLayers, LoraLayer, LoraTensors, LoraWeights, in_range, is_finite
 
@@ -28,15 +28,15 @@ def from_tensors(
     metadata: Mapping[str, str] | None = None,
     peft: PeftHeader | None = None,
 ) -> LoraWeights:
-    """A LoRA from the tensors of a file, in any of the spellings of keys.py; pairs keep their dtype, and other kinds
-    become pairs of the same dW in fp32 (kinds.py), which are made when they are asked for. alpha comes from the
-    `.alpha` keys, else from the configuration that peft and diffusers write (peft_header.py), and is None without
+    """A LoRA from the tensors of a file, in any of the spellings of keys.py; pairs keep their dtype, and other
+    adapter types become pairs of the same dW in fp32 (adapter_types.py), made when they are asked for. alpha comes from
+    the `.alpha` keys, else from the configuration that peft and diffusers write (peft_header.py), and is None without
     either (scale 1). `source` begins the error messages: a path, or the name of an input.
     metadata: the header; by default the one that LoraTensors carry. peft: goes before what the header says. Learned
     tokens alone are a LoRA without layers.
 
-    Raises DCOError for tensors without an adapter, for kinds that have no dW of their own (DoRA, OFT, ...), and for
-    layers that are incomplete, misshapen, or not finite (of a TensorFile, the last is seen when a layer is read).
+    Raises DCOError for tensors without an adapter, for adapter types that have no dW of their own (DoRA, OFT, ...), and
+    for layers that are incomplete, misshapen, or not finite (of a TensorFile, the last is seen when a layer is read).
     """
     if metadata is None:
         metadata = getattr(tensors, "metadata", {})
@@ -88,7 +88,7 @@ class _Reader:
         for key, name in self._names.items():
             vectors |= self._vectors(key, name)
             parts = self._parts(name)
-            kind = self._checked(name, partial(kind_of, parts))
+            kind = self._checked(name, partial(adapter_type_of, parts))
             if not kind and "alpha" not in parts:
                 continue
             layered.append(key)
@@ -138,7 +138,7 @@ class _Reader:
 
         def made() -> LoraLayer:
             layer = layer_of(parts, lambda rank: self._peft.alpha(name, rank), lambda: self._peft.scale(name))
-            return with_kernel(layer, kernel_of(key)) if kind_of(parts) in ("LoHa", "LoKr") else layer
+            return with_kernel(layer, kernel_of(key)) if adapter_type_of(parts) in ("LoHa", "LoKr") else layer
 
         return self._checked(name, made)
 

@@ -125,7 +125,7 @@ def _reach(tensor: Tensor) -> float:
     return max(float(high), -float(low))
 
 
-def fingerprint(weights: LoraWeights) -> str:
+def tensors_sha256(weights: LoraWeights) -> str:
     """sha256 (hex) of the tensors of a LoRA. It depends on values, dtypes and canonical keys; not on how the
     file names its keys, their order, or the header."""
     digest = hashlib.sha256()

@@ -1,6 +1,6 @@
 """Merging beyond the plain sum (lora/arithmetic.py): smaller files, weights by block, compatibility, other methods."""
 
-from .blocks import PRESETS, BlockWeights, block_of, blocks_for, kind_of_layer, parse_blocks
+from .blocks import PRESETS, BlockWeights, block_of, blocks_for, layer_type_of, parse_blocks
 from .compatibility import Compatibility, compare
 from .file_weights import parse_file_weight
 from .methods import Dare, Exact, MergeMethod, NPLora, Ties, ZipLora, merge_with
@@ -25,7 +25,7 @@ __all__ = [
     "block_of",
     "blocks_for",
     "compare",
-    "kind_of_layer",
+    "layer_type_of",
     "merge_with",
     "optimise",
     "parse_blocks",

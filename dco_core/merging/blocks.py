@@ -27,7 +27,7 @@ PRESETS = {
 _LDM = re.compile(r"(input|output)_blocks_(\d+)_|(middle)_block_")
 _PLAIN = re.compile(r"(down|up|mid|middle)(?:_?blocks?)?_?(\d*)_")
 _NUMBERED = re.compile(r"([a-z]+(?:_[a-z]+)*?)_(\d+)_")
-_KINDS = (
+_LAYER_TYPES = (
     (re.compile(r"attn[12]_to_(?:q|k|v|out)"), None),
     (re.compile(r"(?:self_attn|attn)_(?:q|k|v|out)_proj"), None),
     (re.compile(r"ff_net|mlp_fc|mlp"), "feed-forward"),
@@ -54,9 +54,9 @@ def block_of(key: str) -> str:
     return f"{match[1]} {match[2]}" if match else "other"
 
 
-def kind_of_layer(key: str) -> str:
+def layer_type_of(key: str) -> str:
     """What a layer does, as on the axis of the paper's Fig. 10: attn1_to_q, feed-forward, convolution, ..."""
-    for pattern, name in _KINDS:
+    for pattern, name in _LAYER_TYPES:
         match = pattern.search(key)
         if match:
             return name or match[0]

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..lora import LoraLayer, LoraWeights, canonical_keys
 from ..lora.arithmetic import same_shape
-from .blocks import block_of, block_order, kind_of_layer
+from .blocks import block_of, block_order, layer_type_of
 from .low_rank import factors, gram
 from .report import as_table
 
@@ -115,9 +115,9 @@ class Compatibility:
     only_b: int
     skipped: int = 0
 
-    def by_kind(self) -> dict[str, float]:
-        """Mean column cosine for each kind of layer (the paper's Fig. 10)."""
-        return {kind: _mean_cosine(fits) for kind, fits in sorted(self._grouped(kind_of_layer).items())}
+    def by_layer_type(self) -> dict[str, float]:
+        """Mean column cosine for each layer type (the paper's Fig. 10)."""
+        return {kind: _mean_cosine(fits) for kind, fits in sorted(self._grouped(layer_type_of).items())}
 
     def by_block(self) -> dict[str, LayerFit]:
         """Blocks as one layer each: norms add up, the rest is a mean over layers, cosines over columns."""
@@ -136,7 +136,7 @@ class Compatibility:
     def advice(self) -> str:
         """A sentence that follows from the numbers and says no more than they do."""
         if not self.shared and self.skipped:
-            return "All layers that both change have too high a rank to be compared: nothing is said about them."
+            return "All layers that both change have too high a rank to be compared: they are not compared."
         if not self.shared:
             return "They change no layer in common: the sum does to each layer what one of them does alone."
         total = self.total()
@@ -175,13 +175,13 @@ class Compatibility:
         )
 
     def table(self) -> str:
-        """Per block, in total, and the column cosine per kind of layer, as aligned text."""
+        """Per block, in total, and the column cosine per layer type, as aligned text."""
         rows = {block: _cells(layer) for block, layer in self.by_block().items()}
         rows["in total"] = _cells(self.total())
-        kinds = {kind: {"column cosine": f"{value:+.3f}"} for kind, value in self.by_kind().items()}
+        layer_types = {kind: {"column cosine": f"{value:+.3f}"} for kind, value in self.by_layer_type().items()}
         counts = f"{len(self.shared)} layers in both, {self.only_a} only in the first, {self.only_b} only in the other."
         counts += f" {self.skipped} more have a high rank and were not compared." if self.skipped else ""
-        parts = [counts, as_table(rows), as_table(kinds)] if self.shared else [counts]
+        parts = [counts, as_table(rows), as_table(layer_types)] if self.shared else [counts]
         return "\n\n".join([*parts, self.advice()])
 
 

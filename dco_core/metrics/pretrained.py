@@ -40,20 +40,20 @@ class ImageEncoder(nn.Module):
         inputs = self.processor(images=pictures, return_tensors="pt").to(self._device())
         if hasattr(self.model, "get_image_features"):  # SigLIP, CLIP: of the space shared with text
             return pooled(self.model.get_image_features(**inputs))
-        said = self.model(**inputs)
+        output = self.model(**inputs)
         # a model whose pooler is a layer of its own (DINOv1's ViT) comes without weights for it: its class token
-        if getattr(self.model, "pooler", None) is not None or said.get("pooler_output") is None:
-            return said.last_hidden_state[:, 0]
-        return said.pooler_output  # DINOv2: the class token after the last norm
+        if getattr(self.model, "pooler", None) is not None or output.get("pooler_output") is None:
+            return output.last_hidden_state[:, 0]
+        return output.pooler_output  # DINOv2: the class token after the last norm
 
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
 
-def pooled(said: Any) -> Tensor:
+def pooled(output: Any) -> Tensor:
     """The embeddings [B, D] in what get_image_features and get_text_features return: a tensor, or since
     transformers 5 an output that holds it."""
-    return said if isinstance(said, Tensor) else said.pooler_output
+    return output if isinstance(output, Tensor) else output.pooler_output
 
 
 def _as_picture(image: Tensor, i: int) -> Image.Image:

@@ -47,8 +47,8 @@ def load(folder: str | Path, device: torch.device | str, dtype: torch.dtype) -> 
                 folder, torch_dtype=dtype, variant=_variant(folder), local_files_only=True, **safety
             )
         except Exception as error:  # damaged files raise whatever their readers do
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise DCOError(f"The pipeline in {folder} cannot be loaded: {said}") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DCOError(f"The pipeline in {folder} cannot be loaded: {reason}") from error
     channels = pipeline.unet.config.in_channels
     if channels != 4:
         raise DCOError(
@@ -151,13 +151,13 @@ class DiffusersModel:
             encoded.append({"text": text[0]} | ({"pooled": pooled[0][0]} if self._xl else {}))
         return encoded
 
-    def with_size(self, conditioning: dict[str, Tensor], fitted: BucketedImage) -> dict[str, Tensor]:
+    def with_size(self, conditioning: dict[str, Tensor], bucketed: BucketedImage) -> dict[str, Tensor]:
         if not self._xl:
             return conditioning
-        sizes = [*fitted.original_size, *fitted.crop, *fitted.target_size]
+        sizes = [*bucketed.original_size, *bucketed.crop, *bucketed.target_size]
         return conditioning | {"time_ids": torch.tensor(sizes, dtype=torch.float32, device=self._device)}
 
-    def shown_beside(self, fitted: BucketedImage, latent: Tensor) -> None:
+    def shown_beside(self, bucketed: BucketedImage, latent: Tensor) -> None:
         return None
 
     def network_input(self, conditioning: dict[str, Tensor], latent: Tensor, shown: object = None) -> dict[str, Tensor]:

@@ -81,11 +81,11 @@ class ImageModel(Protocol):
         """One conditioning a caption, without markers."""
         ...
 
-    def with_size(self, conditioning: Any, fitted: BucketedImage) -> Any:
+    def with_size(self, conditioning: Any, bucketed: BucketedImage) -> Any:
         """The conditioning with size and crop, where the network reads them."""
         ...
 
-    def shown_beside(self, fitted: BucketedImage, latent: Tensor) -> Any:
+    def shown_beside(self, bucketed: BucketedImage, latent: Tensor) -> Any:
         """What an inpainting model is shown of a masked picture beside x_t, for `network_input`; None for others.
         latent: of the picture."""
         ...

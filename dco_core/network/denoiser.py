@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 
 from ..lora import LoraLayer
 from ..schedules import Schedule
@@ -50,12 +52,13 @@ class NetworkDenoiser(Denoiser):
     """A Denoiser over any torch network: injects a LoRA into `network` (in place: hand over a copy of your own);
     with config None it stays as it is, for learned tokens alone.
 
-    Subclasses say how the network is called by defining `forward(x_t, t, conditioning)`.
+    Subclasses define how the network is called: `forward(x_t, t, conditioning)`.
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule, config: AdapterConfig | None):
         self.network, self.schedule = network, schedule
         self._dropout = config is not None and config.dropout > 0
+        self._offloaded = False
         self._trainable = {} if config is None else add_adapter(network, config)
 
     @abstractmethod
@@ -63,18 +66,22 @@ class NetworkDenoiser(Denoiser):
         """The network's native prediction [B, ...], with whatever adapter is switched on."""
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Sequence[Any], *, adapter: bool) -> Tensor:
-        if adapter and self._dropout and torch.is_grad_enabled():
-            with dropout_on(self.network):
+        if adapter and torch.is_grad_enabled():
+            dropout = dropout_on(self.network) if self._dropout else nullcontext()
+            offloading = save_on_cpu(pin_memory=x_t.is_cuda) if self._offloaded else nullcontext()
+            with dropout, offloading:
                 return self.forward(x_t, t, conditioning)
         if adapter:
             return self.forward(x_t, t, conditioning)
         with adapter_off(self.network):
             return self.forward(x_t, t, conditioning)
 
-    def checkpoint_blocks(self) -> int:
-        """Switch gradient checkpointing on, for the network's blocks; how many there are."""
+    def checkpoint_blocks(self, offload: bool = False) -> int:
+        """Switch gradient checkpointing on, for the network's blocks; how many there are. offload: what is kept of each
+        for the backward pass, its inputs, waits in main memory. (Without checkpointing weights would travel too.)"""
         found = checkpoint_blocks(self.network)
         self.checkpointed = self.checkpointed or found > 0
+        self._offloaded = offload and self.checkpointed
         return found
 
     def compile_blocks(self) -> int:

@@ -66,15 +66,15 @@ class AdapterConfig:
 def target_modules(network: nn.Module, layers: str, name_filter: str = "") -> list[str]:
     """Names of the linear (and, if asked for, convolution) modules that `layers` and `name_filter` choose,
     sorted."""
-    kinds: tuple[type[nn.Module], ...] = (nn.Linear,)
+    layer_types: tuple[type[nn.Module], ...] = (nn.Linear,)
     if layers == "all linear and convolution" or layers not in LAYERS:
-        kinds = (nn.Linear, nn.Conv2d)
+        layer_types = (nn.Linear, nn.Conv2d)
     pattern = _compiled("layers", LAYERS.get(layers, layers))
     wanted = _compiled("name_filter", name_filter)
     names = sorted(
         n
         for n, m in network.named_modules()
-        if isinstance(m, kinds) and pattern.search(n) and wanted.search(n)
+        if isinstance(m, layer_types) and pattern.search(n) and wanted.search(n)
     )
     if not names:
         linear = sum(isinstance(m, nn.Linear) for m in network.modules())

@@ -82,22 +82,28 @@ class PreparedPictures:
             pictures.setdefault(_identity(picture), picture)
         places = {key: i for i, key in enumerate(pictures)}
         self._order = [places[_identity(p)] for p in data.pictures for _ in range(p.repeats)]
-        fitted = [self._fit(picture) for picture in pictures.values()]
+        bucketed = [self._fit(picture) for picture in pictures.values()]
         class_images = data.class_images if self._config.with_prior else []
         given = [self._fit(picture) for picture in class_images for _ in range(picture.repeats)]
         self._n_given = len(given)
         texts = [picture.caption for picture in pictures.values()]
         self.content = content_key(
-            fitted, texts, self._order, given, self._prompt, self._generation if self._to_make(len(texts)) else None,
+            bucketed, texts, self._order, given, self._prompt, self._generation if self._to_make(len(texts)) else None,
             dataclasses.replace(how, previews=()), dict(self._words.fixed), dict(self._words.initializers),
         )  # fmt: skip
-        self._encode(texts, fitted, given)
+        self._encode(texts, bucketed, given)
         self._made = self._make(model.sampler) if model.sampler and self._to_make() else None
 
     @property
     def class_prompt(self) -> str:
         """Of the subject's class; empty where the objective reads none."""
         return self._prompt
+
+    @property
+    def step_shape(self) -> tuple[int, ...]:
+        """[B, C, ...] of the largest latents that a step may see."""
+        latents = [e.latent for e in self._encoded] + [mean for _, (mean, _) in self._given]
+        return (self._config.batch_size, *max(latents, key=Tensor.numel).shape)
 
     def __len__(self) -> int:
         """How many pictures are learned from."""
@@ -114,11 +120,12 @@ class PreparedPictures:
     # --- for the network
 
     def examples(
-        self, denoiser: Denoiser, kept: Path | None = None, say: Callable[[str], None] = lambda text: None
+        self, denoiser: Denoiser, kept: Path | None = None, on_message: Callable[[str], None] = lambda text: None
     ) -> list[Example]:
         """The examples; repeats share one. kept: a file for what the base model makes, which is not made again if it
-        is there. say: told what is made. Raises DCOError where the base model gives NaN or `kept` cannot be written."""
-        rejected, class_images = self._generated(denoiser, kept, say)
+        is there. on_message: told what is made. Raises DCOError where the base model gives NaN or `kept` cannot be
+        written."""
+        rejected, class_images = self._generated(denoiser, kept, on_message)
         read = self._learned_reader()
         made = [self._example(e, latents, read) for e, latents in zip(self._encoded, rejected, strict=True)]
         examples = [made[i] for i in self._order]
@@ -201,7 +208,7 @@ class PreparedPictures:
         except DCOError as error:
             raise DCOError(f"{picture.name}: {error}") from None
 
-    def _encode(self, texts: Sequence[str], fitted: Sequence[BucketedImage], given: Sequence[BucketedImage]) -> None:
+    def _encode(self, texts: Sequence[str], bucketed: Sequence[BucketedImage], given: Sequence[BucketedImage]) -> None:
         model, words, previews = self._model, self._words, list(self._how.previews)
         needs_empty = bool(self._config.caption_dropout or previews or self._to_make(len(texts)))
         beside = [""] * needs_empty + [self._prompt] * bool(self._prompt)
@@ -221,13 +228,13 @@ class PreparedPictures:
             own = model.learned_tokens.encode(everything, words.fixed, words.initializers)
         n = len(texts)
         self._preview_texts = list(zip(previews, own[n:], base[n:], strict=True))
-        latents = model.encode_images([f.image for f in fitted])
+        latents = model.encode_images([f.image for f in bucketed])
         self._encoded = [
             _Encoded(
                 text, _without_pixels(f), mean, std, latent_mask(f.mask, mean), mine, None if mine is its else its,
                 model.shown_beside(f, mean),
             )
-            for text, f, (mean, std), mine, its in zip(texts, fitted, latents, own[:n], base[:n], strict=True)
+            for text, f, (mean, std), mine, its in zip(texts, bucketed, latents, own[:n], base[:n], strict=True)
         ]  # fmt: skip
         given_latents = model.encode_images([f.image for f in given]) if given else []
         self._given = list(zip(map(_without_pixels, given), given_latents, strict=True))
@@ -246,19 +253,19 @@ class PreparedPictures:
     # --- what the base model makes
 
     def _generated(
-        self, denoiser: Denoiser, kept: Path | None, say: Callable[[str], None]
+        self, denoiser: Denoiser, kept: Path | None, on_message: Callable[[str], None]
     ) -> tuple[list[list[Tensor]], list[Tensor]]:
         """(rejected images of every picture, class images)."""
         none: list[list[Tensor]] = [[] for _ in self._encoded]
         if not self._to_make():
             return none, []
-        latents = self._made or self._sampled(denoiser, kept, say)
+        latents = self._made or self._sampled(denoiser, kept, on_message)
         if self._config.with_prior:
             return none, latents
         n = self._generation.rejected_images
         return [latents[i * n : (i + 1) * n] for i in range(len(self))], []
 
-    def _sampled(self, denoiser: Denoiser, kept: Path | None, say: Callable[[str], None]) -> list[Tensor]:
+    def _sampled(self, denoiser: Denoiser, kept: Path | None, on_message: Callable[[str], None]) -> list[Tensor]:
         key = content_key(
             self._model.content(), self.content, self._config.objective, self._config.seed, denoiser.schedule
         )
@@ -266,7 +273,7 @@ class PreparedPictures:
         saved = read_sealed(kept) if kept is not None else None
         if saved is not None and saved[1].get("key") == key:
             return [saved[0][f"{i:06d}"].to(device) for i in range(len(saved[0]))]
-        say(f"The base model makes {self._to_make()} first.")
+        on_message(f"The base model makes {self._to_make()} first.")
 
         def sample(text, empty, size, seeds, *, w_text, steps, shown=None) -> list[Tensor]:
             shape = self._latent_shape(size)

@@ -22,6 +22,7 @@ from ..training.calibration import identity
 from ..training.checkpoints import Checkpoints
 from ..training.memory import PeakMemory, estimate
 from ..training.previews import Preview
+from ..training.processes import ALONE, Processes
 from ..training.step_report import StepReport
 from ..training.trainer import Training
 from .examples import SIZES, Preparation, PreparedPictures
@@ -40,8 +41,9 @@ class FolderTraining:
     aspect-ratio buckets. compiled, gradient_checkpointing: of the network's blocks. size_conditioning: see
     Preparation. overwrite: whether `output` may be replaced where it is not of this run. preview_every: pictures in
     preview_folder(output) after this many steps and in the end, 0 for none; preview_prompts: of what, left out the
-    first caption. say: told what takes time before the run. notes: what to tell the user before the run; memory: its
-    peak, after it. Raises DCOError for what cannot be trained, before anything is written.
+    first caption. processes: those that make this run together; the first alone writes. on_message: told what takes
+    time before the run. notes: what to tell the user before the run; memory: its peak, after it. Raises DCOError for
+    what cannot be trained, before anything is written.
     """
 
     def __init__(
@@ -59,9 +61,11 @@ class FolderTraining:
         overwrite: bool = False,
         preview_every: int = 0,
         preview_prompts: Sequence[str] = (),
-        say: Callable[[str], None] = lambda text: None,
+        on_message: Callable[[str], None] = lambda text: None,
+        processes: Processes = ALONE,
     ):
         self._model, self._adapter, self._output = model, adapter, output
+        self._processes = processes
         config = folder.config
         self._size_conditioning = size_conditioning
         check_resolution(resolution)
@@ -86,7 +90,7 @@ class FolderTraining:
         if compiled:
             denoiser.compile_blocks()
         kept = checkpoints.folder / GENERATED if checkpoints is not None else None
-        examples = self._data.examples(denoiser, kept, say)
+        examples = self._data.examples(denoiser, kept, on_message)
         self.memory = PeakMemory(examples[0].latent.device)
         if gradient_checkpointing:
             denoiser.checkpoint_blocks()
@@ -97,9 +101,10 @@ class FolderTraining:
             checkpoints=checkpoints,
             content=content,
             watch_speed=True,
+            processes=processes,
         )
         self._previews = None
-        if shown:
+        if shown and processes.is_first:
             previews = self._data.previews(denoiser, config.seed)
             self._previews = TrainingPreviews(self.training, previews, preview_every, self._write_sheet)
         self.notes = [

@@ -47,10 +47,10 @@ class ToyWorldModel:
     def encode_captions(self, captions: Sequence[str]) -> list[Tensor]:
         return list(encode(self._text_encoder, captions))
 
-    def with_size(self, conditioning: Tensor, fitted: BucketedImage) -> Tensor:
+    def with_size(self, conditioning: Tensor, bucketed: BucketedImage) -> Tensor:
         return conditioning
 
-    def shown_beside(self, fitted: BucketedImage, latent: Tensor) -> None:
+    def shown_beside(self, bucketed: BucketedImage, latent: Tensor) -> None:
         return None
 
     def network_input(self, conditioning: Tensor, latent: Tensor, shown: object = None) -> Tensor:

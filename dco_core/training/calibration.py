@@ -28,7 +28,7 @@ PAPER_BETA = 1.0  # Sec. 5, for SDXL's epsilon prediction
 _PROBE_DRAWS = 64
 
 
-def resolved(
+def with_beta(
     config: TrainingConfig,
     denoiser: Denoiser,
     examples: Sequence[Example],

@@ -38,8 +38,8 @@ class TrainingConfig:
     ema_decay: decay of an exponential moving average of what trains, which then is the result; 0 is none.
     look_ahead: batches that phi looks at in one call (reference_pass.py): 1 is one a step, 0 as many as there is room
         for.
-    validation_steps: score the adapter on held-out draws after this many steps, 0 for never. keep: "last", or "best"
-        for the adapter with the highest held-out margin (at the steps that are scored).
+    validation_steps: score the adapter on validation draws after this many steps, 0 for never. keep: "last", or "best"
+        for the adapter with the highest validation margin (at the steps that are scored).
     mask_prior: weight of |theta - phi|^2 outside of the pictures' masks (holding.py), 0 for none: what lies there then
         is free. As with prior_weight, 1 is little beside DCO: beta*T/2 (500) holds as strongly as an open gate learns.
     preservation_prompts: on which theta is held to phi with preservation_weight, as `preservation_lines` reads them; ""
@@ -149,7 +149,7 @@ class TrainingConfig:
     @property
     def beta_T(self) -> float:
         if self.beta is None:
-            raise DCOError("beta is automatic: calibrate it first (dco_core.training.calibration.resolved).")
+            raise DCOError("beta is automatic: calibrate it first (dco_core.training.calibration.with_beta).")
         return self.beta * T
 
     @property

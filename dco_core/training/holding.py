@@ -4,7 +4,7 @@ and on prompts that are not to change (preservation).
     loss + mask_prior * |theta(x_t, c) - phi(x_t, c)|^2 outside of the mask
          + preservation_weight * |theta(x_t, c') - phi(x_t, c')|^2 on a preservation prompt c', same x_t
 
-phi is frozen, so that what it says about draws to come can be had ahead (reference_pass.py). Where an error of phi is
+phi is frozen, so that its predictions for draws to come can be had ahead (reference_pass.py). Where an error of phi is
 one number, a prediction is as large as a latent: those that a term needs are kept until their step, of masked pictures
 and of preservation prompts alone (at SDXL's 1024 px 0.13 MB each in fp16, at most a window's 8 draws of each kind).
 """
@@ -26,7 +26,7 @@ from .predictions import Prediction, in_order, predict
 
 
 class Reference(NamedTuple):
-    """What phi says about n draws of references. errors: [n] on the base captions; empty where nothing asks for them.
+    """phi on n draws of references. errors: [n] on the base captions; empty where nothing asks for them.
     outside: of each draw, the prediction on its base caption where the mask prior needs it; preserved: of each draw,
     the prediction on its preservation prompt where it has one. Each [C, H, W], or None."""
 

@@ -46,8 +46,8 @@ def estimate(denoiser: Denoiser, examples: Sequence[Example], config: TrainingCo
     """What one step needs, from the loss of a batch of the largest latents of which nothing is kept: every tensor
     that autograd wants to save is counted and given back."""
     examples = checked_examples(examples, config)
-    kinds = [[e for e in examples if e.prior == prior] for prior in (False, True)]
-    largest = [max(kind, key=lambda e: e.latent.numel()) for kind in kinds if kind]
+    groups = [[e for e in examples if e.prior == prior] for prior in (False, True)]
+    largest = [max(kind, key=lambda e: e.latent.numel()) for kind in groups if kind]
     draws = next(random_draws(largest, len(denoiser.schedule), config))
     known = {t.untyped_storage().data_ptr() for t in denoiser.network_tensors()}
     alive: dict[int, StorageWeakRef] = {}

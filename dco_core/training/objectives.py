@@ -29,7 +29,7 @@ from .predictions import Prediction, in_order, predict
 
 
 class Batch(NamedTuple):
-    """One micro-batch and the network that looks at it. reference: what phi says about its references, where it was had
+    """One micro-batch and the network that looks at it. reference: phi on its references, where it was had
     ahead."""
 
     denoiser: Denoiser
@@ -44,16 +44,16 @@ class Batch(NamedTuple):
         return references_of(self.examples, self.draws)
 
 
-class Outcome(NamedTuple):
+class ObjectiveResult(NamedTuple):
     """loss: scalar, with gradient. margin: [B] or scalar, None where the objective has none. error_theta,
-    error_phi: [B], plain mean squared errors; error_phi None where the objective does not ask phi. said: theta's
-    predictions on the references."""
+    error_phi: [B], plain mean squared errors; error_phi None where the objective does not ask phi. predictions:
+    theta's on the references."""
 
     loss: Tensor
     margin: Tensor | None
     error_theta: Tensor
     error_phi: Tensor | None
-    said: Sequence[Prediction] = ()
+    predictions: Sequence[Prediction] = ()
 
 
 def batch_errors(
@@ -84,7 +84,7 @@ def _errors(batch: Batch, draws: Sequence[Draw], *, rejected: bool = False) -> T
     return batch_errors(batch.denoiser, batch.examples, draws, adapter=True, rejected=rejected)
 
 
-def _said(batch: Batch) -> tuple[list[Prediction], Tensor]:
+def _predicted(batch: Batch) -> tuple[list[Prediction], Tensor]:
     """(theta's predictions, its errors [B]) on the references."""
     found = predict(batch.denoiser, batch.examples, batch.references, adapter=True)
     return found, _errors_of(found)
@@ -100,41 +100,42 @@ def _weights(batch: Batch, draws: Sequence[Draw], like: Tensor) -> Tensor:
     return draw_weights(batch.denoiser, draws, batch.config, like)
 
 
-def dco(batch: Batch) -> Outcome:
+def dco(batch: Batch) -> ObjectiveResult:
     """Algorithm 1: theta on its caption against phi on the base caption, same image, noise and timestep."""
     config = batch.config
     assert batch.reference is not None
-    said, error_theta = _said(batch)
+    predictions, error_theta = _predicted(batch)
     error_phi = batch.reference.errors.to(error_theta.device)  # had ahead, it may lie elsewhere
     weight = _weights(batch, batch.references, error_theta)
     loss = dco_loss(error_theta, error_phi, config.beta_T, config.reduction, weight)
     margin = dco_margin(error_theta.detach(), error_phi, config.beta_T, weight)
     if config.reduction == "batch-mean":
         margin = margin.mean()
-    return Outcome(loss, margin, error_theta, error_phi, said)
+    return ObjectiveResult(loss, margin, error_theta, error_phi, predictions)
 
 
-def dreambooth(batch: Batch) -> Outcome:
+def dreambooth(batch: Batch) -> ObjectiveResult:
     """The plain diffusion loss (Ruiz et al. 2023)."""
-    said, error = _said(batch)
-    return Outcome(diffusion_loss(error, _weights(batch, batch.references, error)), None, error, None, said)
+    predictions, error = _predicted(batch)
+    loss = diffusion_loss(error, _weights(batch, batch.references, error))
+    return ObjectiveResult(loss, None, error, None, predictions)
 
 
-def dreambooth_prior(batch: Batch) -> Outcome:
+def dreambooth_prior(batch: Batch) -> ObjectiveResult:
     """The plain loss on the references plus lambda times the plain loss on class images."""
-    said, error = _said(batch)
+    predictions, error = _predicted(batch)
     error_prior, weight_prior = _class_images(batch, error)
     weight = _weights(batch, batch.references, error)
     loss = prior_preservation_loss(error, error_prior, batch.config.prior_weight, weight, weight_prior)
-    return Outcome(loss, None, error, None, said)
+    return ObjectiveResult(loss, None, error, None, predictions)
 
 
-def dco_prior(batch: Batch) -> Outcome:
+def dco_prior(batch: Batch) -> ObjectiveResult:
     """DCO on the references plus lambda times the plain loss on class images, as the authors' code adds it."""
-    outcome = dco(batch)
-    error_prior, weight_prior = _class_images(batch, outcome.error_theta)
+    result = dco(batch)
+    error_prior, weight_prior = _class_images(batch, result.error_theta)
     prior_loss = diffusion_loss(error_prior, weight_prior)
-    return outcome._replace(loss=outcome.loss + batch.config.prior_weight * prior_loss)
+    return result._replace(loss=result.loss + batch.config.prior_weight * prior_loss)
 
 
 def _class_images(batch: Batch, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,10 +147,10 @@ def _class_images(batch: Batch, like: Tensor) -> tuple[Tensor, Tensor]:
     return error, weight
 
 
-def mapo(batch: Batch) -> Outcome:
+def mapo(batch: Batch) -> ObjectiveResult:
     """MaPO: the reference image is chosen, one that the base model made of the same caption is rejected."""
     config = batch.config
-    said, chosen = _said(batch)
+    predictions, chosen = _predicted(batch)
     rejected = _errors(batch, batch.references, rejected=True)
     weight = _weights(batch, batch.references, chosen)
     if config.weighting == "epsilon":  # another space of the errors: of those in the margin too
@@ -157,12 +158,13 @@ def mapo(batch: Batch) -> Outcome:
     else:
         better, worse = chosen, rejected
     loss = mapo_loss(better, worse, config.mapo_beta, config.mapo_snr, weight)
-    return Outcome(loss, mapo_margin(better.detach(), worse.detach(), config.mapo_snr), chosen, None, said)
+    margin = mapo_margin(better.detach(), worse.detach(), config.mapo_snr)
+    return ObjectiveResult(loss, margin, chosen, None, predictions)
 
 
-def output_preservation(batch: Batch) -> Outcome:
+def output_preservation(batch: Batch) -> ObjectiveResult:
     """The plain loss, and theta held to phi on the class prompt at the same x_t."""
-    said, error = _said(batch)
+    predictions, error = _predicted(batch)
     theta = predict(batch.denoiser, batch.examples, batch.references, adapter=True, prompt=Prompt.CLASS)
     with torch.no_grad():
         phi = predict(batch.denoiser, batch.examples, batch.references, adapter=False, prompt=Prompt.CLASS)
@@ -173,27 +175,27 @@ def output_preservation(batch: Batch) -> Outcome:
     if batch.config.weighting == "epsilon":
         drift = weight * drift
     loss = output_preservation_loss(error, drift, batch.config.preservation_weight, weight)
-    return Outcome(loss, None, error, None, said)
+    return ObjectiveResult(loss, None, error, None, predictions)
 
 
-def _held(objective: Callable[[Batch], Outcome]) -> Callable[[Batch], Outcome]:
+def _held(objective: Callable[[Batch], ObjectiveResult]) -> Callable[[Batch], ObjectiveResult]:
     """The objective, with theta held to phi outside of masks and on preservation prompts (holding.py)."""
 
-    def held(batch: Batch) -> Outcome:
+    def held(batch: Batch) -> ObjectiveResult:
         config, references = batch.config, batch.references
         if batch.reference is None and config.reads_phi:
             found = reference_of(batch.denoiser, batch.examples, references, config)
             batch = batch._replace(reference=found)
-        outcome = objective(batch)
-        reference, loss = batch.reference, outcome.loss
+        result = objective(batch)
+        reference, loss = batch.reference, result.loss
         if reference is not None and any(kept is not None for kept in reference.outside):
-            drift = _in_space(batch, references, drift_outside(outcome.said, reference))
+            drift = _in_space(batch, references, drift_outside(result.predictions, reference))
             loss = loss + config.mask_prior * drift.mean()
         if reference is not None and any(kept is not None for kept in reference.preserved):
             drift = drift_preserved(batch.denoiser, batch.examples, references, reference)
             drift = _in_space(batch, [d for d in references if d.preserved >= 0], drift)
             loss = loss + config.preservation_weight * drift.sum() / len(references)
-        return outcome._replace(loss=loss)
+        return result._replace(loss=loss, predictions=())  # which would keep the graph
 
     return held
 
@@ -203,7 +205,7 @@ def _in_space(batch: Batch, draws: Sequence[Draw], drift: Tensor) -> Tensor:
     return _weights(batch, draws, drift) * drift if batch.config.weighting == "epsilon" else drift
 
 
-OBJECTIVES: dict[str, Callable[[Batch], Outcome]] = {
+OBJECTIVES: dict[str, Callable[[Batch], ObjectiveResult]] = {
     "dco": _held(dco),
     "dreambooth": _held(dreambooth),
     "dreambooth-prior": _held(dreambooth_prior),

@@ -14,7 +14,7 @@ from .examples import Example, Prompt
 
 
 class Prediction(NamedTuple):
-    """What a network said about some draws of a batch: their places in the batch, the native predictions
+    """A network's predictions for some draws of a batch: their places in the batch, the native predictions
     [B, ...], the targets [B, ...], and the masks or None: [B, 1, H, W] for pictures, [B, 1, 1, H, W] for latents with
     frames."""
 

@@ -69,7 +69,7 @@ class Previews:
             raise DCOError("There is no prompt to preview: write one, or turn previews off.")
         self._denoiser, self._prompts = denoiser, list(prompts)
         self._shape, self._seed, self._device = tuple(shape), seed, device
-        self._w_text, self._steps, self._tick = w_text, steps, callback
+        self._w_text, self._steps, self._callback = w_text, steps, callback
         self._scales = {"base model": 0.0, "trained": w_text, f"reward guidance {w_rg:g}": w_rg}
         self._base: dict[int, Tensor] = {}
 
@@ -101,7 +101,7 @@ class Previews:
             w_rg=w_rg,
             w_text=self._w_text,
             steps=self._steps,
-            callback=self._tick,
+            callback=self._callback,
         )[0].cpu()
         if w_rg == 0 and prompt.base_is_fixed:
             self._base[i] = latent

@@ -3,7 +3,7 @@
 Only its errors, one number a draw, are kept, and the predictions that theta is held to (holding.py). The losses are the
 same as with one call of phi a step (window 1), up to the rounding of a larger batch.
 
-The layers before the first adapted one say the same for theta and phi. They are computed for both all the same: they
+The layers before the first adapted one give the same for theta and phi. They are computed for both all the same: they
 are 0.4 to 2.6 % of a step (benchmarks/reference_pass.py --prefix), which is all that sharing them could save, and every
 family would have to be cut in two.
 """
@@ -61,7 +61,7 @@ def with_reference(
     config: TrainingConfig,
     window: int,
 ) -> Iterator[tuple[Sequence[Draw], Reference]]:
-    """Every batch with what phi says about its references, which is had for `window` batches at once."""
+    """Every batch with phi on its references, which is had for `window` batches at once."""
     while ahead := list(itertools.islice(batches, window)):
         asked = [references_of(examples, batch) for batch in ahead]
         found = reference_of(denoiser, examples, [d for draws in asked for d in draws], config)

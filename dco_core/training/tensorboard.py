@@ -29,8 +29,8 @@ def summary_writer() -> Any:
 
 class EventLog:
     """Call it after every step of `run`: its report goes to a log in `folder` as train/loss, train/margin and so on,
-    held-out scores as held-out/margin and held-out/distance. Of a run that goes on from a checkpoint the steps before
-    are written too, in place of what the folder has.
+    validation scores as validation/margin and validation/distance. Of a run that goes on from a checkpoint the
+    steps before are written too, in place of what the folder has.
 
     Raises DCOError without the package, and for a folder that cannot be written."""
 
@@ -52,8 +52,8 @@ class EventLog:
             if name not in left_out and not math.isnan(value):
                 self._writer.add_scalar(f"train/{name}", value, report.step)
         for score in self._run.scores[self._scores :]:
-            self._writer.add_scalar("held-out/margin", score.margin, score.step)
-            self._writer.add_scalar("held-out/distance", score.distance, score.step)
+            self._writer.add_scalar("validation/margin", score.margin, score.step)
+            self._writer.add_scalar("validation/distance", score.distance, score.step)
         self._scores = len(self._run.scores)
 
     def close(self) -> None:

@@ -22,18 +22,19 @@ from ..losses import gate
 from ..network.denoiser import Denoiser
 from ..network.out_of_place import clear_refusal
 from . import calibration, reference_pass
-from .calibration import resolved
+from .calibration import with_beta
 from .checkpoints import Checkpoints, Saved
 from .config import TrainingConfig
 from .draws import Draw, random_draws
 from .examples import Example
 from .learned_tokens import LearnedTokens
-from .objectives import OBJECTIVES, Batch, Outcome, checked_examples
+from .objectives import OBJECTIVES, Batch, ObjectiveResult, checked_examples
 from .optimizers import make_optimizer, rate_factor
+from .processes import ALONE, Processes
 from .run_state import RunState, differences, from_checkpoint, to_checkpoint
 from .step_report import StepReport
 from .step_time import SpeedWatch
-from .validation import HeldOut, Score
+from .validation import Score, Validation
 
 _FORMAT = 2  # of checkpoints: those of another are of another run
 MAX_SKIPPED = 5  # steps in a row without a finite loss, before training stops
@@ -67,9 +68,10 @@ class Training:
     content: whatever else the run is made of (model, pictures, captions), as `content_key` gives it.
     callback: called now and then while the automatic beta is sought; whatever it raises ends that.
     watch_speed: stop when steps become many times slower.
+    processes: those that make this run together, all with the same arguments. The first alone writes checkpoints.
 
     Raises DCOError for bad input. examples: those that are trained on. history: the reports of all steps so far;
-    scores: of the held-out draws; notes: sentences for the user about resuming.
+    scores: of the validation draws; notes: sentences for the user about resuming.
     """
 
     def __init__(
@@ -84,12 +86,19 @@ class Training:
         content: str = "",
         callback: Callable[[], None] = lambda: None,
         watch_speed: bool = False,
+        processes: Processes = ALONE,
     ):
         config.check()
+        if config.gradient_accumulation_steps % processes.count:
+            raise DCOError(
+                f"{processes.count} processes share the micro-batches of a step: gradient_accumulation_steps is "
+                f"{config.gradient_accumulation_steps}, use a multiple of {processes.count}."
+            )
         self.examples = checked_examples(examples, config, recorded=draws is not None)
         if draws is not None and checkpoints is not None:
             raise DCOError("A recorded run cannot be resumed: replay it without checkpoints.")
         self.denoiser, self.tokens, self.checkpoints = denoiser, tokens, checkpoints
+        self._processes = processes
         self.history: list[StepReport] = []
         self.scores: list[Score] = []
         self.notes: list[str] = []
@@ -111,11 +120,14 @@ class Training:
         self._saved_step = 0
         self._watch = SpeedWatch() if watch_speed else None
 
+        processes.copy_firsts(list(self._parameters.values()))
         saved = self._found(checkpoints) if checkpoints is not None else None
+        if len(set(processes.all(-1 if saved is None else saved.step))) > 1:
+            raise DCOError("The processes found different checkpoints: they need one folder that all can read.")
         if saved is not None:
             self.config = dataclasses.replace(TrainingConfig(**saved.about["config"]), steps=config.steps)
         else:
-            self.config = self._settled(config, callback)
+            self.config = processes.firsts(self._settled(config, callback))
         groups = [
             (list(denoiser.trainable().values()), self.config.learning_rate),
             (
@@ -132,7 +144,7 @@ class Training:
             self._restore(saved)
         factor = rate_factor(self.config.lr_scheduler, self.config.lr_warmup_steps, self.config.steps)
         self._rates = torch.optim.lr_scheduler.LambdaLR(self._optimizer, factor, last_epoch=self.step - 1)
-        self._held_out = HeldOut(denoiser, self.examples, self.config) if self.config.validation_steps else None
+        self._validation = Validation(denoiser, self.examples, self.config) if self.config.validation_steps else None
 
     # --- the run
 
@@ -145,11 +157,10 @@ class Training:
         written.
         """
         batches = self._batches()
-        with _seeded_dropout(self.config.seed) as seed_step:
+        with _seeded_dropout(self.config.seed) as seed_batch:
             try:
                 while self.step < self.config.steps:
-                    seed_step(self.step + 1)
-                    self._one_step(batches)
+                    self._one_step(batches, seed_batch)
                     if on_step is not None:
                         on_step(self.history[-1])
                     if self._watch is not None:
@@ -159,15 +170,15 @@ class Training:
             except BaseException:
                 self._save_while_stopping()
                 raise
-        if self.checkpoints is not None:
+        if self.checkpoints is not None and self._processes.is_first:
             self._save()
             self.checkpoints.finish()
 
-    def _one_step(self, batches: Iterator[Batch]) -> None:
+    def _one_step(self, batches: Iterator[Batch], seed_batch: Callable[[int, int], None]) -> None:
         started = time.monotonic()
         step, config = self.step + 1, self.config
         self._optimizer.zero_grad(set_to_none=True)
-        results = [_backward(next(batches)) for _ in range(config.gradient_accumulation_steps)]
+        results = self._gradients(batches, seed_batch)
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), config.max_grad_norm))
         finite = math.isfinite(norm) and all(bool(torch.isfinite(o.loss)) for o in results)
         rate = float(self._rates.get_last_lr()[0])
@@ -184,17 +195,31 @@ class Training:
         self.step = step
         seconds = time.monotonic() - started
         self.history.append(_report(results, step, config, rate, norm, seconds, not finite))
-        if self._held_out is not None and (step % config.validation_steps == 0 or step == config.steps):
+        if self._validation is not None and (step % config.validation_steps == 0 or step == config.steps):
             self._score()
         self._whole = True
         if not finite:
             self._give_up_if_hopeless(results)
 
+    def _gradients(
+        self, batches: Iterator[Batch], seed_batch: Callable[[int, int], None]
+    ) -> list[ObjectiveResult]:
+        """Add up the gradients of a step's micro-batches, in all processes."""
+        processes, results = self._processes, []
+        for i in range(processes.rank, self.config.gradient_accumulation_steps, processes.count):
+            seed_batch(self.step + 1, i)
+            results.append(_backward(next(batches)))
+        if processes.count == 1:
+            return results
+        processes.add_gradients(self._parameters.values())
+        shares = processes.all([_on_cpu(result) for result in results])
+        return [result for of_each in zip(*shares, strict=True) for result in of_each]
+
     def _advance_rate(self) -> None:
         self._optimizer._opt_called = True  # type: ignore[attr-defined]  # a first step may have been skipped
         self._rates.step()
 
-    def _give_up_if_hopeless(self, results: Sequence[Outcome]) -> None:
+    def _give_up_if_hopeless(self, results: Sequence[ObjectiveResult]) -> None:
         skipped = sum(1 for _ in itertools.takewhile(lambda report: report.skipped, reversed(self.history)))
         if skipped < min(MAX_SKIPPED, self.config.steps):
             return
@@ -217,13 +242,15 @@ class Training:
         )
 
     def _batches(self) -> Iterator[Batch]:
-        """The batches of this and the following steps, with what phi says where it looks ahead. Windows lie where
+        """The batches of this and the following steps, with phi on them where it looks ahead. Windows lie where
         they would lie in a run from the start, so that their rounding is the same."""
-        config, examples = self.config, self.examples
-        number = self.step * config.gradient_accumulation_steps
+        config, examples, every = self.config, self.examples, self._processes.count
+        number = self.step * config.gradient_accumulation_steps // every  # of this process's
         window = config.look_ahead if config.reads_phi else 1
         first = number // window * window
-        stream = self._draws or random_draws(examples, len(self.denoiser.schedule), config, start=first)
+        stream = self._draws or random_draws(examples, len(self.denoiser.schedule), config, start=first * every)
+        if every > 1:
+            stream = itertools.islice(stream, self._processes.rank, None, every)
         if window == 1:
             return (Batch(self.denoiser, examples, draws, config) for draws in stream)
         pairs = reference_pass.with_reference(self.denoiser, examples, stream, config, window)
@@ -234,9 +261,9 @@ class Training:
 
     def _settled(self, config: TrainingConfig, callback: Callable[[], None]) -> TrainingConfig:
         """The configuration with numbers for what is automatic."""
-        with _seeded_dropout(config.seed) as seed_step:
-            seed_step(0)
-            config = resolved(config, self.denoiser, self.examples, self.tokens, callback)
+        with _seeded_dropout(config.seed) as seed_batch:
+            seed_batch(0, 0)
+            config = with_beta(config, self.denoiser, self.examples, self.tokens, callback)
         window = config.look_ahead
         if not reference_pass.possible(self.examples) or not config.reads_phi:
             window = 1
@@ -272,9 +299,9 @@ class Training:
         return max(self.scores, key=lambda score: score.margin, default=None)
 
     def _score(self) -> None:
-        assert self._held_out is not None
+        assert self._validation is not None
         with self._in_place(self._ema):
-            self.scores.append(self._held_out.score(self.step))
+            self.scores.append(self._validation.score(self.step))
             if self.config.keep == "best" and self.best is self.scores[-1]:
                 self._best = self._copied()
 
@@ -324,7 +351,7 @@ class Training:
         return dict(self.tokens.initializers) if self.tokens is not None else {}
 
     def _save(self) -> None:
-        if self.checkpoints is None or self._saved_step == self.step:
+        if self.checkpoints is None or self._saved_step == self.step or not self._processes.is_first:
             return
         state = RunState(self._ema, self._best, self.history, self.scores)
         tensors, about = to_checkpoint(state, self._parameters, self._optimizer)
@@ -346,26 +373,31 @@ class Training:
         self.step = self._saved_step = saved.step
 
 
-def _backward(batch: Batch) -> Outcome:
+def _backward(batch: Batch) -> ObjectiveResult:
     """Add one micro-batch's gradient."""
     config = batch.config
     result = OBJECTIVES[config.objective](batch)
     if torch.isfinite(result.loss):
         with clear_refusal():
             (result.loss / config.gradient_accumulation_steps).backward()
-    return result._replace(loss=result.loss.detach(), error_theta=result.error_theta.detach(), said=())
+    return result._replace(loss=result.loss.detach(), error_theta=result.error_theta.detach())
 
 
 @contextmanager
-def _seeded_dropout(seed: int) -> Iterator[Callable[[int], None]]:
-    """Dropout of the LoRA takes torch's global generator: seeded from (seed, step), and left as it was found."""
+def _seeded_dropout(seed: int) -> Iterator[Callable[[int, int], None]]:
+    """Dropout of the LoRA takes torch's global generator: seeded from (seed, step, micro-batch), and left as it was
+    found."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
-    def seed_step(step: int) -> None:
-        torch.manual_seed((seed * 1_000_003 + step) % 2**63)
+    def seed_batch(step: int, batch: int) -> None:
+        torch.manual_seed((seed * 1_000_003 + step + batch * 0x9E3779B97F4A7C15) % 2**63)
 
     with torch.random.fork_rng(devices):
-        yield seed_step
+        yield seed_batch
+
+
+def _on_cpu(outcome: ObjectiveResult) -> ObjectiveResult:
+    return ObjectiveResult(*(None if value is None else value.detach().cpu() for value in outcome[:4]))  # type: ignore[arg-type]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -373,7 +405,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _report(
-    results: Sequence[Outcome], step: int, config: TrainingConfig, rate: float, norm: float, seconds: float,
+    results: Sequence[ObjectiveResult], step: int, config: TrainingConfig, rate: float, norm: float, seconds: float,
     skipped: bool,
 ) -> StepReport:  # fmt: skip
     margins = [o.margin for o in results if o.margin is not None]
@@ -396,7 +428,7 @@ def _report(
 def evaluate(
     denoiser: Denoiser, examples: Sequence[Example], config: TrainingConfig, draws: Sequence[Sequence[Draw]]
 ) -> float:
-    """The training loss averaged over fixed (held-out) batches of draws, without gradient."""
+    """The training loss averaged over fixed batches of draws, without gradient."""
     with torch.no_grad():
         batches = (Batch(denoiser, examples, batch, config) for batch in draws)
         return _mean([OBJECTIVES[config.objective](batch).loss.item() for batch in batches])

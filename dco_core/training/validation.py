@@ -1,4 +1,4 @@
-"""When to stop: the same held-out draws (noise and timesteps that training does not use) at every checkpoint."""
+"""When to stop: the same validation draws (noise and timesteps that training does not use) at every checkpoint."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ DRAWS = 16
 
 @dataclass(frozen=True)
 class Score:
-    """step: after how many steps. margin: mean of beta*T w(t) (error_phi - error_theta) on the held-out draws, the DCO
-    margin (beta 1 for objectives without it): how far theta is ahead. distance: mean squared distance between the
-    two predictions, in the native space (the paper's Fig. 8c; metrics/noise_distance.py has it over t): how far the
+    """step: after how many steps. margin: mean of beta*T w(t) (error_phi - error_theta) on the validation draws, the
+    DCO margin (beta 1 for objectives without it): how far theta is ahead. distance: mean squared distance between
+    the two predictions, in the native space (the paper's Fig. 8c; metrics/noise_distance.py has it over t): how far the
     model is from the base."""
 
     step: int
@@ -34,17 +34,17 @@ class Score:
 
 
 def summary(scores: Sequence[Score]) -> str:
-    """`Held-out margin: best 1.234 at step 50, last 1.100; distance to the base 0.0123.`; "" without scores."""
+    """`Validation margin: best 1.234 at step 50, last 1.100; distance to the base 0.0123.`; "" without scores."""
     if not scores:
         return ""
     best, last = max(scores, key=lambda score: score.margin), scores[-1]
     return (
-        f"Held-out margin: best {best.margin:.3f} at step {best.step}, last {last.margin:.3f}; "
+        f"Validation margin: best {best.margin:.3f} at step {best.step}, last {last.margin:.3f}; "
         f"distance to the base {last.distance:.3g}."
     )
 
 
-class HeldOut:
+class Validation:
     """Scores the adapter on fixed draws; phi's side is computed once."""
 
     def __init__(self, denoiser: Denoiser, examples: Sequence[Example], config: TrainingConfig):
@@ -63,7 +63,7 @@ class HeldOut:
 
     @property
     def draws(self) -> list[Draw]:
-        """The held-out draws."""
+        """The validation draws."""
         return list(self._draws)
 
     @property
@@ -84,12 +84,12 @@ class HeldOut:
         return Score(step, sum(margins) / len(margins), sum(distances) / len(distances))
 
     def _look(self, i: int, *, adapter: bool) -> tuple[Tensor, float]:
-        (said,) = predict(
+        (prediction,) = predict(
             self._denoiser,
             self._examples,
             [self._draws[i]],
             adapter=adapter,
             prompt=Prompt.OWN if adapter else Prompt.BASE,
         )
-        error = mean_squared_error(said.output, said.target, said.mask).item()
-        return (said.output if adapter else said.output.cpu()), error
+        error = mean_squared_error(prediction.output, prediction.target, prediction.mask).item()
+        return (prediction.output if adapter else prediction.output.cpu()), error

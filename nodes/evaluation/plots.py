@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ...dco_core.drawing.pareto_plot import pareto_plot
 from ...dco_core.errors import DCOError
 from ...dco_core.evidence.labelled_sheet import labelled_sheet
-from ...dco_core.evidence.prompts import CATEGORIES, KINDS, evaluation_prompts, fill
+from ...dco_core.evidence.prompts import CATEGORIES, PROMPT_TYPES, evaluation_prompts, fill
 from ...dco_core.evidence.score_table import ALIGNMENT, LIKENESS, STYLE_LIKENESS, ScoreTable
 from ..guidance.sweep import as_uint8
 from . import inputs as shared
@@ -33,8 +33,8 @@ class DCOEvaluationPrompts(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "kind",
-                    options=list(KINDS),
-                    default=KINDS[0],
+                    options=list(PROMPT_TYPES),
+                    default=PROMPT_TYPES[0],
                     tooltip="customization: the subject in new places. stylization: in other styles. style: other "
                     "things in the style you taught. merge: your subject in your style.",
                 ),

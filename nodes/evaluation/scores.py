@@ -20,7 +20,7 @@ from . import inputs as shared
 SUBJECT, STYLE = "subject", "style"
 COLUMNS = {SUBJECT: LIKENESS, STYLE: STYLE_LIKENESS}
 SIGLIP = "google/siglip-base-patch16-224"
-MODELS = {SUBJECT: "facebook/dinov2-base", STYLE: SIGLIP}  # the paper's kinds
+MODELS = {SUBJECT: "facebook/dinov2-base", STYLE: SIGLIP}  # the paper's models
 
 
 class DCOImageSimilarity(io.ComfyNode):

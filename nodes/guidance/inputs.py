@@ -157,7 +157,7 @@ HIDDEN = [io.Hidden.unique_id, io.Hidden.dynprompt]  # for check_choices
 REPORT = io.String.Output(display_name="report", tooltip="The network rows that a step evaluates.")
 
 
-def resolved(
+def patches_of(
     model, lora: Any, strength: float, more: Mapping[str, Any] | None = None, personalized=None
 ) -> list[Patch]:
     """What the stack of LoRAs changes in MODEL, in its order. DCOError for a LoRA of another model."""
@@ -181,10 +181,10 @@ def regions_of(
 ) -> list[engine.Region]:  # fmt: skip
     """What a node's own LoRAs and its regions change in MODEL, and where. DCOError for a LoRA of another model and for
     what is no mask."""
-    patches = resolved(model, lora, strength, more, personalized)
+    patches = patches_of(model, lora, strength, more, personalized)
     found = [engine.Region(patches, personalized, None if mask is None else checked_mask(mask))]
     for r in regions or ():
-        patches = resolved(model, r.lora, r.strength, personalized=r.personalized)
+        patches = patches_of(model, r.lora, r.strength, personalized=r.personalized)
         found.append(engine.Region(patches, r.personalized, r.mask, r.factor))
     return found
 
@@ -203,7 +203,7 @@ def replaced(model) -> str:
 
 
 def reported(result: Any, report: str, model) -> io.NodeOutput:
-    """A guidance node's outputs; what it says stands on the node as well."""
+    """A guidance node's outputs; the report stands on the node as well."""
     text = report + replaced(model)
     return io.NodeOutput(result, text, ui={"text": [text]})
 

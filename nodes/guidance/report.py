@@ -1,4 +1,4 @@
-"""What a guidance node says: the network rows that a step evaluates."""
+"""The reports of guidance nodes: the network rows that a step evaluates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..host.guidance.engine import Region, acting
 
 _ALL = ("LoRA on the prompt", "base on the prompt", "base on the negative")
 _BASE = ("base on the prompt", "base on the negative")
-_RELATIVES = {
+_OTHER_METHODS = {
     "auto": _ALL,
     "personalization": ("LoRA on the prompt", "part of the LoRA on the negative"),
     "negative": ("base on the prompt", "LoRA on the negative"),
@@ -49,11 +49,11 @@ def _regional(count: int, w_text: float | None) -> str:
     return text if w_text is not None else f"{text}; {count + 1} where cfg is 1"
 
 
-def relative_report(kind: str, scale: float, adds: bool = True, **options) -> str:
-    """The relatives of reward guidance, at the sampler's cfg."""
+def method_report(kind: str, scale: float, adds: bool = True, **options) -> str:
+    """The other guidance methods, at the sampler's cfg."""
     if not adds or (kind, scale) == ("auto", 1):
         return _base(None)
-    names = _RELATIVES[kind]
+    names = _OTHER_METHODS[kind]
     text = f"{_rows(names)}; {len(names) - 1} where cfg is 1"  # the negative falls away
     return text + _beside(None, in_interval=kind == "auto", **options)
 

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..host import sampling
 from ..host.node_choices import check_choices
 from . import inputs as shared
-from .report import relative_report, reward_report
+from .report import method_report, reward_report
 
 
 class DCORewardGuidance(io.ComfyNode):
@@ -181,7 +181,7 @@ class DCOLoRAGuidance(io.ComfyNode):
         ]  # fmt: skip
         return io.Schema(
             node_id="DCOLoRAGuidance",
-            display_name="LoRA Guidance: Relatives (DCO)",
+            display_name="LoRA Guidance: Other Methods (DCO)",
             category="advanced/guidance",
             description="Other ways to guide with a LoRA, on the engine of reward guidance, to compare with: "
             "AutoGuidance with the LoRA as the weak model (arXiv 2406.02507), Steering Guidance for personalised "
@@ -222,7 +222,7 @@ class DCOLoRAGuidance(io.ComfyNode):
         scale = {"auto": method.get("w_auto"), "personalization": method.get("weak_strength")}.get(kind, 1.0)
         found = shared.regions_of(model, lora, lora_strength, more_loras, personalized)
         patched = shared.patched(model, found, kind, scale, **options)
-        return shared.reported(patched, relative_report(kind, scale, found[0].adds, **options), model)
+        return shared.reported(patched, method_report(kind, scale, found[0].adds, **options), model)
 
 
 NODES = [DCORewardGuidance, DCORewardGuidanceSampler, DCORewardGuider, DCOLoRAGuidance]

@@ -130,7 +130,7 @@ class DCORewardGuidanceSweep(io.ComfyNode):
             )
         pictures: list[list[torch.Tensor]] = []
         stacks: dict[float, list] = {}
-        text, said = NodeText(cls), []
+        text, lines = NodeText(cls), []
         for i, (label, cfg, strength) in enumerate(rows):
             if strength not in stacks:
                 stacks[strength] = shared.regions_of(
@@ -146,10 +146,10 @@ class DCORewardGuidanceSweep(io.ComfyNode):
                     patched, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise
                 )  # fmt: skip
                 pictures[-1].append(sampling.decode(vae, samples))
-                said.append(f"{at}: {reward_report(w_rg, cfg, stacks[strength], **options)}")
+                lines.append(f"{at}: {reward_report(w_rg, cfg, stacks[strength], **options)}")
                 if w_rg and any(region.adds for region in stacks[strength]):
                     options["self_check"] = False  # one picture proves it for all
-        report = "\n".join(said) + shared.replaced(model)
+        report = "\n".join(lines) + shared.replaced(model)
         return io.NodeOutput(
             torch.cat(
                 [picture[k : k + 1] for row in pictures for k in range(len(row[0])) for picture in row]

@@ -1,4 +1,4 @@
-"""The one door to the host: only modules in this folder import `comfy` and `folder_paths`.
+"""All that imports the host: only modules in this folder import `comfy` and `folder_paths`.
 
 toy_world.py     MODEL, CLIP and VAE of the embedded Toy World
 conditioning.py  captions and images to conditioning and latents

@@ -22,26 +22,26 @@ def progress_bar(total: int) -> comfy.utils.ProgressBar:
 
 
 class NodeText:
-    """What stands on a running node: one line of progress, which the next one replaces, above what is said for good.
+    """What stands on a running node: one line of progress, which the next one replaces, above messages that stay.
     The frontend keeps the last text alone, so each one that is sent holds both.
 
     node: a node with the hidden input unique_id; outside of a prompt nothing is shown."""
 
     def __init__(self, node: type[io.ComfyNode]):
         self._node_id = getattr(node.hidden, "unique_id", None)
-        self._line, self._said = "", list[str]()
+        self._line, self._messages = "", list[str]()
 
     def progress(self, line: str) -> None:
         self._line = line
         self._send()
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Something that must not be lost behind progress: advice, a file that was saved."""
         if text:
-            self._said.append(text)
+            self._messages.append(text)
             self._send()
 
     def _send(self) -> None:
         if self._node_id is not None:
-            text = "\n\n".join(filter(None, [self._line, *self._said]))
+            text = "\n\n".join(filter(None, [self._line, *self._messages]))
             PromptServer.instance.send_progress_text(printable_lines(text), self._node_id)

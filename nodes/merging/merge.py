@@ -69,10 +69,10 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
         path = new_lora_path(filename_prefix) if filename_prefix.strip() else None
         blocks = blocks_for(block_weights, inputs)
         wanted, chosen = merge_inputs.parse_size(size), merge_inputs.parse_method(method)
-        dtype, said = DTYPES[save_dtype], []
+        dtype, lines = DTYPES[save_dtype], []
         if chosen is None:
             chosen, text = _zipped(inputs, factors, method)
-            said.append(text)
+            lines.append(text)
         progress = NodeText(cls)
         if compare:
             progress.progress(f"Comparing {len(inputs)} LoRAs ...")
@@ -87,16 +87,16 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
         layers = dict(merged.layers)
         header = merged.metadata | rank_header(report.ranks()) | report.header()
         merged = LoraWeights(layers, merged.other, header, merged.paths, merged.vectors)
-        said.insert(
+        lines.insert(
             0,
             f"Merged {len(inputs)} LoRAs with weights {', '.join(f'{w:g}' for w in factors)}: "
             f"{len(layers)} modules, {chosen.name}.",
         )
         if path is not None:
             write_lora(path, merged, keys=save_keys, dtype=dtype)
-            said.append(f"Saved {shown_name(path)}. Press R to see it in the LoRA lists.")
-        said += [report.text(), *carried(merged)]
-        text = printable_lines("\n".join(said))
+            lines.append(f"Saved {shown_name(path)}. Press R to see it in the LoRA lists.")
+        lines += [report.text(), *carried(merged)]
+        text = printable_lines("\n".join(lines))
         return io.NodeOutput(to_tensors(merged, dtype=dtype), text, picture, table, ui={"text": [text]})
 
 
@@ -112,7 +112,7 @@ def _interruptible(lora: LoraWeights) -> LoraWeights:
 
 
 def _zipped(inputs: Sequence[LoraWeights], weights: Sequence[float], options) -> tuple[MergeMethod, str]:
-    """ZipLoRA's mergers, trained on the MODEL, and what to say of it."""
+    """ZipLoRA's mergers, trained on the MODEL, and a report on them."""
     from ..host.merging import zip_mergers_of
 
     if len(inputs) != 2:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from comfy_api.latest import io
 
 from ...dco_core.captions.check import CaptionNote, by_caption, check_captions, report
-from ...dco_core.captions.draft import KINDS, clean_answer, instruction, plain_draft
+from ...dco_core.captions.draft import CONCEPTS, clean_answer, instruction, plain_draft
 from ...dco_core.errors import printable_lines
 from ..host import vision_language
 from ..host.progress import NodeText, progress_bar, raise_if_interrupted
@@ -30,7 +30,7 @@ class DCOComprehensiveCaption(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="Reference images: a batch, or the list of a dataset node."),
-                io.Combo.Input("kind", options=list(KINDS), default="subject", tooltip="What you teach."),
+                io.Combo.Input("kind", options=list(CONCEPTS), default="subject", tooltip="What you teach."),
                 io.String.Input(
                     "name",
                     default="dog",
@@ -126,7 +126,7 @@ class DCOCheckCaptions(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "kind",
-                    options=["auto", *KINDS],
+                    options=["auto", *CONCEPTS],
                     default="auto",
                     tooltip="What you teach. auto: told from the captions.",
                 ),

@@ -58,15 +58,15 @@ class DCOLoadDataset(io.ComfyNode):
     def execute(cls, folder: str) -> io.NodeOutput:
         images, captions, masks = [], [], []
         pictures = load_folder(files.dataset_folder(folder))
-        said = made_smaller(pictures)
-        for line in said:
+        notes = made_smaller(pictures)
+        for line in notes:
             logging.info("DCO: %s", line)
         for picture in pictures:
             mask = torch.ones(picture.image.shape[:2]) if picture.mask is None else picture.mask
             images += [picture.image[None]] * picture.repeats  # the same memory, which the trainer reads once
             captions += [picture.caption] * picture.repeats
             masks += [mask[None]] * picture.repeats
-        text = printable_lines("\n".join([_summary(folder, pictures, len(images)), *said]))
+        text = printable_lines("\n".join([_summary(folder, pictures, len(images)), *notes]))
         return io.NodeOutput(images, captions, masks, ui={"text": [text]})
 
 

@@ -265,7 +265,7 @@ def inputs() -> list[Any]:
             max=100000,
             optional=True,
             advanced=True,
-            tooltip="Score the LoRA on held-out noise after this many steps: how far it is ahead of the base model, "
+            tooltip="Score the LoRA on validation noise after this many steps: how far it is ahead of the base model, "
             "and how far from it. 0: never.",
         ),
         io.Combo.Input(

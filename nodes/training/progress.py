@@ -29,7 +29,7 @@ class TrainerProgress:
 
     def begin(self, run: Training) -> None:
         self._first_step, self._started = run.step, time.monotonic()
-        self._text.say("\n".join(run.notes))
+        self._text.message("\n".join(run.notes))
 
     def on_step(self, report: StepReport) -> None:
         self._bar.update_absolute(report.step)

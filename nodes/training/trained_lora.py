@@ -48,16 +48,16 @@ def finished(
 def save(target: Target, lora: LoraWeights, tokens: LearnedTokens | None) -> list[str]:
     """Write the LoRA file (tokens alone need none) and one embedding file for each token that was trained; says what
     was written."""
-    said = []
+    lines = []
     if lora.layers:
         write_lora(target.path, lora, keys=target.kohya_names)
-        said.append(f"Saved {files.shown_name(target.path)}. Press R to see it in the LoRA lists.")
+        lines.append(f"Saved {files.shown_name(target.path)}. Press R to see it in the LoRA lists.")
     rows_in_file = from_bundle(lora.other)
     for name in tokens.rows() if tokens is not None else ():
         path = files.new_embedding_path(target.path.stem + re.sub(r"\W+", "_", name))
         write_embedding(path, rows_in_file[name], lora.metadata)
-        said.append(f'The token <{name}> works in any prompt as "embedding:{path.stem}".')
-    return said
+        lines.append(f'The token <{name}> works in any prompt as "embedding:{path.stem}".')
+    return lines
 
 
 def lora_model(target: Target, lora: LoraWeights) -> LoraTensors:

@@ -93,11 +93,11 @@ class DCOLoRATrainer(io.ComfyNode):
         adapter = adapter_config(values, model, start, token_options["learned_tokens"])
 
         words = vocabulary(image_model, texts, token_options, start, config.seed)
-        said = check(
+        caption_notes = check(
             [r.caption for r in distinct(references)], clip=clip, initializers=words.initializers,
             vectors=words.vectors,
         )  # fmt: skip
-        text.say(said)  # before training, while there is time to mend captions
+        text.message(caption_notes)  # before training, while there is time to mend captions
         pictures = TrainingPictures(
             references, config, generation_config(options), given_class_images(class_images)
         )
@@ -113,7 +113,7 @@ class DCOLoRATrainer(io.ComfyNode):
             if values["compile"]:
                 denoiser.compile_blocks()
             needed = _make_room(denoiser, examples, config, values["gradient_checkpointing"])
-            text.say(needed)
+            text.message(needed)
             run = Training(
                 denoiser, examples, config, words.tokens, checkpoints=_checkpoints(values),
                 content=_content(image_model, prepared, values, adapter),
@@ -144,7 +144,7 @@ class DCOLoRATrainer(io.ComfyNode):
                 if run.learned:  # nothing that was learned is lost: cancel and errors save it too
                     kept = trained_lora.save(target, lora_so_far(), words.tokens)
                     text.progress(f"Stopped after step {run.step} of {config.steps}.")
-                    text.say("\n".join(kept))
+                    text.message("\n".join(kept))
                 raise
             finally:
                 if log is not None:
@@ -153,7 +153,7 @@ class DCOLoRATrainer(io.ComfyNode):
             lora = lora_so_far()
             used = f"{needed} Peak: {memory}."
         saved = trained_lora.save(target, lora, words.tokens)
-        report = printable_lines("\n".join([_summary(run), used, *run.notes, *saved, said]))
+        report = printable_lines("\n".join([_summary(run), used, *run.notes, *saved, caption_notes]))
         plot = torch.tensor(loss_plot([r for r in run.history if not r.skipped], run.scores)).float()[None] / 255
         loss_map = {"loss": [r.loss for r in run.history if not r.skipped]}
         sheets = previews.images(image_model)
@@ -166,7 +166,7 @@ class DCOLoRATrainer(io.ComfyNode):
 
 
 def _make_room(denoiser, examples, config: TrainingConfig, checkpointing: str) -> str:
-    """Switch gradient checkpointing on where it is wanted or needed, and say what a step will take."""
+    """Switch gradient checkpointing on where it is wanted or needed, and report what a step will take."""
     needed = estimate(denoiser, examples, config)
     free = denoiser.free_memory()
     if checkpointing == "on" or (checkpointing == "auto" and needed.total > 0.9 * free):
@@ -228,13 +228,13 @@ def _summary(run: Training) -> str:
     )
     seconds = sum(report.seconds for report in run.history)
     beta = f", beta {run.config.beta:.4g}" if run.config.is_dco else ""
-    said = (
+    text = (
         f"{run.step} steps in {seconds:.0f} s ({seconds / run.step:.2f} s a step){beta}. "
         f"Mean of the last {len(last)}: {mean}."
     )
     if len(history) < run.step:
-        said += f" {run.step - len(history)} steps were skipped because their numbers were not finite."
-    return f"{said} {validation.summary(run.scores)}".strip()
+        text += f" {run.step - len(history)} steps were skipped because their numbers were not finite."
+    return f"{text} {validation.summary(run.scores)}".strip()
 
 
 NODES = [DCOLoRATrainer]

@@ -1,4 +1,4 @@
-"""What nodes say stands on them: during a run, after it, when they were cached, and when they fail. In both kinds of
+"""Reports stand on their nodes: during a run, after it, when they were cached, and when they fail. In both kinds of
 nodes of the frontend."""
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def test_the_trainer_shows_progress_previews_its_report_and_the_file(nodes):
     )
     run(nodes, says("DCOLoRATrainer", "Saved loras/reports"), timeout=300_000)
     steps_seen = [text for text in nodes.evaluate("() => window.seen") if text.startswith("step ")]
-    assert steps_seen and all("Memory of a step" in text for text in steps_seen)  # what was said stays
+    assert steps_seen and all("Memory of a step" in text for text in steps_seen)  # messages stay
     shown = text_of(nodes, "DCOLoRATrainer")
     assert "40 steps in" in shown and "Press R" in shown
     state = nodes.evaluate(

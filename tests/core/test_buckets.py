@@ -129,17 +129,17 @@ def test_sizes_that_make_no_bucket_are_refused_by_value(arguments, text):
 def test_a_picture_of_the_right_size_comes_back_bit_for_bit():
     image, mask = _noise(64, 96), _noise(64, 96, 1)[..., 0]
     image[0, 0, 0] = 1.25  # brighter than white, which only resampling would cut
-    fitted = fit(image, (96, 64), mask)
-    assert torch.equal(fitted.image, image)
-    assert fitted.mask is not None and torch.equal(fitted.mask, mask)
-    assert (fitted.original_size, fitted.crop, fitted.target_size) == ((64, 96), (0, 0), (64, 96))
+    bucketed = fit(image, (96, 64), mask)
+    assert torch.equal(bucketed.image, image)
+    assert bucketed.mask is not None and torch.equal(bucketed.mask, mask)
+    assert (bucketed.original_size, bucketed.crop, bucketed.target_size) == ((64, 96), (0, 0), (64, 96))
 
 
 def test_a_picture_that_only_needs_cropping_is_not_resampled():
     image = _noise(64, 101)
-    fitted = fit(image, (64, 64))
-    assert torch.equal(fitted.image, image[:, 18:82])
-    assert fitted.crop == (0, 18)
+    bucketed = fit(image, (64, 64))
+    assert torch.equal(bucketed.image, image[:, 18:82])
+    assert bucketed.crop == (0, 18)
 
 
 @pytest.mark.parametrize(
@@ -153,18 +153,18 @@ def test_a_picture_that_only_needs_cropping_is_not_resampled():
     ],
 )
 def test_the_picture_covers_the_size_and_only_one_direction_is_cut(height, width, size, crop):
-    fitted = fit(_noise(height, width), size)
-    assert fitted.target_size == (size[1], size[0])
-    assert fitted.image.shape == (size[1], size[0], 3)
-    assert fitted.crop == crop
-    assert fitted.original_size == (height, width)
+    bucketed = fit(_noise(height, width), size)
+    assert bucketed.target_size == (size[1], size[0])
+    assert bucketed.image.shape == (size[1], size[0], 3)
+    assert bucketed.crop == crop
+    assert bucketed.original_size == (height, width)
 
 
 def test_the_centre_stays_where_it_is():
     image = torch.zeros(100, 300, 3)
     image[40:60, 140:160] = 1
-    fitted = fit(image, (64, 64))
-    rows, columns = torch.nonzero(fitted.image[..., 0] > 0.5, as_tuple=True)
+    bucketed = fit(image, (64, 64))
+    rows, columns = torch.nonzero(bucketed.image[..., 0] > 0.5, as_tuple=True)
     assert abs(float(rows.float().mean()) - 31.5) < 0.6
     assert abs(float(columns.float().mean()) - 31.5) < 0.6
 
@@ -185,55 +185,55 @@ def test_resized_pixels_stay_between_0_and_1():
 
 def test_grey_becomes_three_equal_channels():
     image = _noise(32, 32, 1)
-    fitted = fit(image, (32, 32))
-    assert torch.equal(fitted.image, image.repeat(1, 1, 3))
+    bucketed = fit(image, (32, 32))
+    assert torch.equal(bucketed.image, image.repeat(1, 1, 3))
 
 
 def test_a_transparent_picture_is_put_on_white_and_makes_no_mask():
     image = torch.zeros(32, 32, 4)
     image[:, 16:, 3] = 1
     image[0, 0, 3] = 0.25
-    fitted = fit(image, (32, 32))
-    assert fitted.mask is None
-    assert (fitted.image[:, 16:] == 0).all()
-    assert (fitted.image[1:, :16] == 1).all()
-    assert (fitted.image[0, 0] == 0.75).all()
+    bucketed = fit(image, (32, 32))
+    assert bucketed.mask is None
+    assert (bucketed.image[:, 16:] == 0).all()
+    assert (bucketed.image[1:, :16] == 1).all()
+    assert (bucketed.image[0, 0] == 0.75).all()
 
 
 def test_the_mask_follows_the_picture_through_resize_and_crop():
     mask = torch.zeros(100, 300)
     mask[20:70, 120:200] = 1
-    fitted = fit(mask[..., None], (64, 64), mask)
-    assert fitted.mask is not None and fitted.mask.shape == (64, 64)
-    torch.testing.assert_close(fitted.mask, fitted.image[..., 0])
+    bucketed = fit(mask[..., None], (64, 64), mask)
+    assert bucketed.mask is not None and bucketed.mask.shape == (64, 64)
+    torch.testing.assert_close(bucketed.mask, bucketed.image[..., 0])
 
 
 def test_a_mask_of_another_resolution_is_stretched_over_the_whole_picture():
     mask = torch.zeros(10, 10)
     mask[:, 5:] = 1
-    fitted = fit(_noise(200, 400), (64, 64), mask)
-    assert fitted.mask is not None and fitted.mask.shape == (64, 64)
-    assert fitted.mask[:, :24].max() < 0.01 and fitted.mask[:, 40:].min() > 0.99
-    assert fitted.mask.min() >= 0 and fitted.mask.max() <= 1
+    bucketed = fit(_noise(200, 400), (64, 64), mask)
+    assert bucketed.mask is not None and bucketed.mask.shape == (64, 64)
+    assert bucketed.mask[:, :24].max() < 0.01 and bucketed.mask[:, 40:].min() > 0.99
+    assert bucketed.mask.min() >= 0 and bucketed.mask.max() <= 1
 
     # in two steps, so that it has the same softness as a mask drawn at the picture's own size
     drawn = torch.nn.functional.interpolate(mask[None, None], (200, 400), mode="bilinear", antialias=True)[
         0, 0
     ]
     same = fit(_noise(200, 400), (64, 64), drawn).mask
-    torch.testing.assert_close(fitted.mask, same, atol=1e-5, rtol=0)
+    torch.testing.assert_close(bucketed.mask, same, atol=1e-5, rtol=0)
 
 
 def test_a_mask_is_cut_to_0_and_1_even_where_nothing_is_resized():
     mask = torch.full((32, 32), 2.0)
     mask[0] = -1
-    fitted = fit(_noise(32, 32), (32, 32), mask).mask
-    assert fitted is not None and (fitted[0] == 0).all() and (fitted[1:] == 1).all()
+    bucketed = fit(_noise(32, 32), (32, 32), mask).mask
+    assert bucketed is not None and (bucketed[0] == 0).all() and (bucketed[1:] == 1).all()
 
 
 def test_a_yes_or_no_mask_is_taken():
-    fitted = fit(_noise(32, 32), (32, 32), torch.ones(32, 32, dtype=torch.bool))
-    assert fitted.mask is not None and fitted.mask.dtype == torch.float32 and fitted.mask.min() == 1
+    bucketed = fit(_noise(32, 32), (32, 32), torch.ones(32, 32, dtype=torch.bool))
+    assert bucketed.mask is not None and bucketed.mask.dtype == torch.float32 and bucketed.mask.min() == 1
 
 
 def test_a_picture_below_the_smallest_edge_is_refused_with_its_size():

@@ -8,7 +8,7 @@ from dco_core.network.lora_layers import AdapterConfig
 from dco_core.toy_world import model as toy
 from dco_core.toy_world.renderer import render
 from dco_core.toy_world.world import subject_references
-from dco_core.training.calibration import beta_T_for, resolved
+from dco_core.training.calibration import beta_T_for, with_beta
 from dco_core.training.config import TrainingConfig
 from dco_core.training.draws import random_draws
 from dco_core.training.examples import Example
@@ -39,11 +39,11 @@ def test_distances_count_and_no_difference_at_all_gives_the_papers_value():
 
 def test_epsilon_prediction_gets_the_papers_value_and_a_given_beta_stays(examples):
     denoiser = toy.ToyDenoiser(AdapterConfig(rank=2))
-    assert resolved(TrainingConfig(beta=0.2), denoiser, examples).beta == 0.2
+    assert with_beta(TrainingConfig(beta=0.2), denoiser, examples).beta == 0.2
     denoiser.schedule = type(denoiser.schedule).stable_diffusion()
-    assert resolved(TrainingConfig(beta=None), denoiser, examples).beta == 1.0
-    on_images = resolved(TrainingConfig(beta=None, automatic_beta="images"), denoiser, examples)
-    wider = resolved(TrainingConfig(beta=None, automatic_beta="images", target_gate=0.4), denoiser, examples)
+    assert with_beta(TrainingConfig(beta=None), denoiser, examples).beta == 1.0
+    on_images = with_beta(TrainingConfig(beta=None, automatic_beta="images"), denoiser, examples)
+    wider = with_beta(TrainingConfig(beta=None, automatic_beta="images", target_gate=0.4), denoiser, examples)
     assert on_images.beta != 1.0 and wider.beta < on_images.beta
     with pytest.raises(DCOError, match="automatic_beta 'none' is unknown"):
         TrainingConfig(automatic_beta="none").check()
@@ -55,13 +55,13 @@ def test_a_flow_model_gets_a_beta_that_learns_and_nothing_else_changes(examples)
     config = TrainingConfig(beta=None, steps=80, learning_rate=1e-3, batch_size=2)
     denoiser = toy.ToyDenoiser(AdapterConfig(rank=4, layers="all linear"))
     before = {name: p.detach().clone() for name, p in denoiser.trainable().items()}
-    ticks = []
-    found = resolved(config, denoiser, examples, callback=lambda: ticks.append(1))
+    calls = []
+    found = with_beta(config, denoiser, examples, callback=lambda: calls.append(1))
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in denoiser.trainable().items())
     assert 0.01 < found.beta < 1.0
-    assert len(ticks) > 8
-    assert resolved(config, denoiser, examples).beta == found.beta
-    stricter = resolved(TrainingConfig(**config.as_dict() | {"target_gate": 0.1}), denoiser, examples)
+    assert len(calls) > 8
+    assert with_beta(config, denoiser, examples).beta == found.beta
+    stricter = with_beta(TrainingConfig(**config.as_dict() | {"target_gate": 0.1}), denoiser, examples)
     assert stricter.beta > found.beta
 
     reports = []
@@ -87,5 +87,5 @@ def test_an_interrupt_of_the_calibration_leaves_everything_as_it_was(examples):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        resolved(TrainingConfig(beta=None, learning_rate=0.1), denoiser, examples, callback=stop)
+        with_beta(TrainingConfig(beta=None, learning_rate=0.1), denoiser, examples, callback=stop)
     assert all(p.abs().max() == 0 for name, p in denoiser.trainable().items() if name.endswith("up"))

@@ -38,7 +38,7 @@ def only(captions, problem, **options) -> CaptionNote:
     return notes[0]
 
 
-def resolved(captions, note, **options):
+def is_settled(captions, note, **options):
     """Whether the note's problem is gone from its image once the suggestion is used."""
     new = list(captions)
     new[note.image] = note.suggestion
@@ -459,7 +459,7 @@ def test_each_suggestion_resolves_its_note_and_nothing_raises(captions, kind, ma
         assert "\n" not in note.advice + note.suggestion
         # "auto" may read a changed set as another kind
         if note.suggestion and kind != "auto":
-            assert resolved(captions, note, kind=kind, count_tokens=count_words, max_tokens=max_tokens), note
+            assert is_settled(captions, note, kind=kind, count_tokens=count_words, max_tokens=max_tokens), note
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dco_core.captions.check import check_captions
-from dco_core.captions.draft import KINDS, clean_answer, instruction, plain_draft
+from dco_core.captions.draft import CONCEPTS, clean_answer, instruction, plain_draft
 from dco_core.captions.language import article, fix_article, mark_word
 from dco_core.errors import DCOError
 
@@ -128,7 +128,7 @@ def test_a_place_before_the_style_is_not_taken_for_the_style():
     assert made == "A cat asleep in a basket in a kitchen in watercolor style"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CONCEPTS)
 def test_a_long_answer_is_cut_at_a_sentence_or_comma_within_sixty_words(kind):
     sentence = "The dog sits on a wooden bench next to a pond with many ducks, which swim slowly. "
     made = clean_answer(sentence * 10, kind, "dog")
@@ -153,7 +153,7 @@ def test_the_article_fits_the_name(name, start):
     assert clean_answer("Near a wall.", "subject", name) == start + "Near a wall"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CONCEPTS)
 @pytest.mark.parametrize(
     "answer", ["", "  \n", "...", "<think>hm</think>", "<think>never closed", "Sure!", '""']
 )
@@ -181,7 +181,7 @@ def test_an_answer_that_names_the_style_only_is_refused():
 
 
 @pytest.mark.parametrize("name", ["", "  ", "<>", "< >"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CONCEPTS)
 def test_an_empty_name_is_refused(kind, name):
     for make in (
         lambda: instruction(kind, name),
@@ -227,7 +227,7 @@ def test_the_instruction_for_a_style_asks_to_end_with_it(name):
 
 def test_the_plain_draft_is_to_be_filled_in():
     assert plain_draft("subject", "dog") == "a photo of a <dog> [doing what, where], [view], [style]"
-    for kind in KINDS:
+    for kind in CONCEPTS:
         notes = check_captions([plain_draft(kind, "otter")], kind=kind)
         assert [note.rule for note in notes] == ["compact"] and "filled in" in notes[0].advice
 
@@ -255,7 +255,7 @@ NOISE = st.sampled_from(
 @settings(max_examples=600, deadline=None)
 @given(
     st.lists(NOISE, max_size=12).map(" ".join) | st.text(max_size=80),
-    st.sampled_from(KINDS),
+    st.sampled_from(CONCEPTS),
     st.sampled_from(["dog", "<dog>", "flat style", "image", "s", "\\1", "a(b", "[V]"]) | st.text(max_size=8),
 )
 def test_any_answer_becomes_a_caption_or_an_error_with_a_remedy(answer, kind, name):
@@ -279,7 +279,7 @@ def test_any_answer_becomes_a_caption_or_an_error_with_a_remedy(answer, kind, na
 )  # fmt: skip
 def test_ten_thousand_characters_are_cleaned_in_seconds(text):
     start = time.perf_counter()
-    for kind in KINDS:
+    for kind in CONCEPTS:
         try:
             clean_answer(text, kind, "dog")
         except DCOError:

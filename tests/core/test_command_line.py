@@ -182,10 +182,10 @@ def without_captions(folder):
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(data, tmp_path, capsys, options, words):
     assert main(command(**{"data": data, "output": tmp_path / "toy.safetensors", **options})[3:]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert words in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert words in printed
+    assert printed.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -212,7 +212,7 @@ def test_gradient_checkpointing_and_a_log_do_not_change_what_is_learned(whole, d
 def test_scores_and_the_kept_adapter_are_reported(data, tmp_path, capsys):
     options = ["--validation-steps", "2", "--keep", "best", "--ema-decay", "0.9"]
     assert main([*command(data, tmp_path / "toy.safetensors", steps=4)[3:], *options]) == 0
-    assert re.search(r"Held-out margin: best -?[\d.]+ at step [24], last ", capsys.readouterr().out)
+    assert re.search(r"Validation margin: best -?[\d.]+ at step [24], last ", capsys.readouterr().out)
 
 
 def test_compiled_blocks_are_asked_for(data, tmp_path, monkeypatch, capsys):
@@ -288,8 +288,8 @@ def test_a_file_of_others_is_not_replaced_without_being_asked(whole, data, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(commands, "load_model", no_model)
         assert main(arguments) == 1
-    said = capsys.readouterr().err
-    assert f"{output} was not written by this command and would be lost" in said and "--overwrite" in said
+    printed = capsys.readouterr().err
+    assert f"{output} was not written by this command and would be lost" in printed and "--overwrite" in printed
     assert digest(output) == before and list(tmp_path.iterdir()) == [output]
     assert main([*arguments, "--overwrite"]) == 0
     first = digest(output)
@@ -309,9 +309,9 @@ def test_control_codes_in_captions_and_names_do_not_reach_the_terminal(tmp_path)
     output = tmp_path / "to\x1by.safetensors"
     done = run(command(folder, output, steps=1))
     assert done.returncode == 0, done.stderr
-    said = done.stdout + done.stderr
-    assert "\\x1b[31mred" in said and "to\\x1by.safetensors" in said
-    assert all(c.isprintable() or c == "\n" for c in said)
+    printed = done.stdout + done.stderr
+    assert "\\x1b[31mred" in printed and "to\\x1by.safetensors" in printed
+    assert all(c.isprintable() or c == "\n" for c in printed)
     error = DCOError("There is no \x1b]0;picture\n.png")
     assert str(error) == "There is no \\x1b]0;picture\\n.png"
 
@@ -326,18 +326,18 @@ def test_words_that_a_console_cannot_show_do_not_stop_a_run(tmp_path):
 
 def test_objectives_without_a_margin_do_not_print_one(data, tmp_path, capsys):
     assert main(command(data, tmp_path / "a.safetensors", steps=1, objective="dreambooth")[3:]) == 0
-    said = capsys.readouterr()
-    assert "step 1/1  loss " in said.err and "margin" not in said.err and "gate" not in said.err
+    printed = capsys.readouterr()
+    assert "step 1/1  loss " in printed.err and "margin" not in printed.err and "gate" not in printed.err
     assert main(command(data, tmp_path / "b.safetensors", steps=1, objective="dco")[3:]) == 0
     assert re.search(r"margin -?\d.*gate 0\.\d", capsys.readouterr().err)
 
 
-def test_markers_are_said_to_be_read_as_words(data, tmp_path, capsys):
+def test_markers_are_reported_as_read_as_words(data, tmp_path, capsys):
     assert main(command(data, tmp_path / "toy.safetensors", steps=1)[3:]) == 0
     assert 'reads <toy> as the word "toy": no new token is learned here' in capsys.readouterr().out
 
 
-def test_large_pictures_are_said_to_be_made_smaller(data, tmp_path, capsys, monkeypatch):
+def test_large_pictures_are_reported_as_made_smaller(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(folders, "MAX_PIXELS", 200 * 200)
     assert main(command(data, tmp_path / "toy.safetensors", steps=1)[3:]) == 0
     assert "0.png has 256 x 256 px and was read at 200 x 200 px." in capsys.readouterr().out

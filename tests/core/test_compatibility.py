@@ -71,12 +71,12 @@ def test_columns_that_are_zero_and_lost_ranks_do_not_count():
     assert only(DOWN, nothing, one).shared[DOWN].cross_talk == 0
 
 
-def test_blocks_kinds_and_total_add_up():
+def test_blocks_layer_types_and_total_add_up():
     a = LoraWeights({DOWN: layer(0), UP: layer(1), CONV: layer(2, kernel=(3, 3))})
     b = LoraWeights({DOWN: layer(3), UP: layer(4)})
     found = compare(a, b)
     assert (found.only_a, found.only_b) == (1, 0)
-    assert list(found.by_block()) == ["down 4", "up 1"] and set(found.by_kind()) == {
+    assert list(found.by_block()) == ["down 4", "up 1"] and set(found.by_layer_type()) == {
         "attn1_to_q",
         "attn2_to_k",
     }
@@ -93,9 +93,9 @@ def test_the_chart_has_the_numbers_of_the_report():
         LoraWeights({DOWN: layer(0), UP: layer(1)}), LoraWeights({DOWN: layer(3), UP: layer(4)}), (1.0, 1e-3)
     )
     figure = compatibility_figure(found, "$a and b$.safetensors")
-    by_kind, talk, ratio = figure.axes
-    assert [text.get_text() for text in by_kind.get_yticklabels()] == list(found.by_kind())
-    assert np.allclose([bar.get_width() for bar in by_kind.patches], list(found.by_kind().values()))
+    by_layer_type, talk, ratio = figure.axes
+    assert [text.get_text() for text in by_layer_type.get_yticklabels()] == list(found.by_layer_type())
+    assert np.allclose([bar.get_width() for bar in by_layer_type.patches], list(found.by_layer_type().values()))
     blocks = found.by_block().values()
     assert [text.get_text() for text in talk.get_yticklabels()] == list(found.by_block())
     assert np.allclose([bar.get_width() for bar in talk.patches], [fit.cross_talk for fit in blocks])
@@ -151,4 +151,4 @@ def test_layers_of_a_high_rank_are_left_out_and_counted():
     assert list(found.shared) == [UP] and found.skipped == 1 and found.only_a == 0
     assert "1 more have a high rank" in found.table()
     none = compare(one, two, max_rank=2)
-    assert none.skipped == 2 and "nothing is said" in none.advice()
+    assert none.skipped == 2 and "they are not compared" in none.advice()

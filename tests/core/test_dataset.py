@@ -437,7 +437,7 @@ def _scene(width: int, height: int) -> Image.Image:
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_large_picture_is_made_smaller_as_it_is_read_upright_and_said(tmp_path, monkeypatch, name, orientation):
+def test_a_large_picture_is_made_smaller_as_it_is_read_upright_and_reported(tmp_path, monkeypatch, name, orientation):
     monkeypatch.setattr(folders, "MAX_PIXELS", 120 * 90)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation

@@ -9,7 +9,7 @@ from dco_core.cli import commands
 from dco_core.network.denoiser import NetworkDenoiser
 from dco_core.toy_world.references import write_toy_references
 
-KINDS = {"sd15": (sd15, diffusers.StableDiffusionPipeline), "sdxl": (sdxl, diffusers.StableDiffusionXLPipeline)}
+FAMILIES = {"sd15": (sd15, diffusers.StableDiffusionPipeline), "sdxl": (sdxl, diffusers.StableDiffusionXLPipeline)}
 
 
 @pytest.fixture(scope="module")
@@ -17,12 +17,13 @@ def data(tmp_path_factory):
     return write_toy_references(tmp_path_factory.mktemp("references") / "subject", "toy")
 
 
-@pytest.fixture(scope="module", params=[(kind, n) for kind in KINDS for n in (1, 3)], ids=lambda p: f"{p[0]}, {p[1]}")
+@pytest.fixture(scope="module", params=[(kind, n) for kind in FAMILIES for n in (1, 3)],
+                ids=lambda p: f"{p[0]}, {p[1]}")
 def written(request, tmp_path_factory):
     kind, layers = request.param
     folder = tmp_path_factory.mktemp(f"{kind}{layers}")
-    KINDS[kind][0](folder, layers=layers)
-    return folder / "pipeline", KINDS[kind][1]
+    FAMILIES[kind][0](folder, layers=layers)
+    return folder / "pipeline", FAMILIES[kind][1]
 
 
 @pytest.mark.parametrize("layers", ["attention", "all linear and convolution"])

@@ -17,15 +17,15 @@ from dco_core.models.diffusers_model import load
 from dco_core.network.lora_layers import AdapterConfig
 from dco_core.toy_world.references import write_toy_references
 
-KINDS = {"sd15": sd15, "sdxl": sdxl}
+FAMILIES = {"sd15": sd15, "sdxl": sdxl}
 CAPTION = "a photo of a <toy> on the beach, seen from above"
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=FAMILIES)
 def written(request, tmp_path_factory):
     """(folder, the pipeline that was saved there)."""
     folder = tmp_path_factory.mktemp(request.param)
-    return folder / "pipeline", KINDS[request.param](folder)
+    return folder / "pipeline", FAMILIES[request.param](folder)
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +43,12 @@ def draws(n=2):
 
 
 def conditioning(model):
-    fitted = BucketedImage(torch.zeros(32, 48, 3), None, (60, 90), (2, 5))
+    bucketed = BucketedImage(torch.zeros(32, 48, 3), None, (60, 90), (2, 5))
     (text,) = model.encode_captions(["a dog"])
-    return model.with_size(text, fitted)
+    return model.with_size(text, bucketed)
 
 
-def said_by_hand(pipeline, unet, x, t):
+def predicted_by_hand(pipeline, unet, x, t):
     """The UNet's prediction on the pipeline's own reading of the prompt."""
     text, _, *pooled = pipeline.encode_prompt(
         "a dog", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
@@ -66,7 +66,7 @@ def test_it_predicts_what_the_pipeline_predicts(written):
     model = loaded(folder)
     denoiser, (x, t) = model.denoiser(AdapterConfig(rank=2)), draws()
     with torch.no_grad():
-        expected = said_by_hand(pipeline, pipeline.unet, x, t)
+        expected = predicted_by_hand(pipeline, pipeline.unet, x, t)
         found = denoiser.predict(x, t, [conditioning(model)] * 2, adapter=False)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
@@ -142,7 +142,7 @@ def test_trained_stopped_and_resumed_the_file_is_the_same_and_works_in_diffusers
     pipeline.load_lora_weights(whole.parent, weight_name=whole.name)
     try:
         with torch.no_grad():
-            expected = said_by_hand(pipeline, pipeline.unet, x, t)
+            expected = predicted_by_hand(pipeline, pipeline.unet, x, t)
             found = denoiser.predict(x, t, [conditioning(model)] * 2, adapter=True)
             base = denoiser.predict(x, t, [conditioning(model)] * 2, adapter=False)
     finally:
@@ -195,8 +195,8 @@ def test_what_is_no_such_pipeline_is_one_sentence(tmp_path, data, capsys, damage
     damage(tmp_path / "pipeline")
     output = tmp_path / "out" / "lora.safetensors"
     assert train(tmp_path / "pipeline", data, output) == 1
-    said = capsys.readouterr().err
-    assert "error: " in said and words in said and "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert "error: " in printed and words in printed and "Traceback" not in printed
     assert not output.parent.exists()
 
 

@@ -10,12 +10,12 @@ import torch
 from dco_core.errors import DCOError
 from dco_core.losses import weights_at
 from dco_core.schedules import Schedule
-from dco_core.training.calibration import is_calibrated, resolved
+from dco_core.training.calibration import is_calibrated, with_beta
 from dco_core.training.config import TrainingConfig
 from dco_core.training.draws import Draw, random_draws
 from dco_core.training.examples import Example
 from dco_core.training.objectives import OBJECTIVES, Batch
-from dco_core.training.validation import HeldOut
+from dco_core.training.validation import Validation
 
 SHAPE = (2, 3, 5)  # a latent that is not square
 SCHEDULES = {"v": Schedule.stable_diffusion("v"), "flow": Schedule.flow(shift=3.0)}
@@ -33,14 +33,14 @@ class Small:
 
     def predict(self, x_t, t, conditioning, *, adapter):
         text = torch.stack(list(conditioning)).view(-1, 1, 1, 1)
-        said = self._gain * x_t + text + 0.1 * torch.sin(t.float() / 100).view(-1, 1, 1, 1)
+        output = self._gain * x_t + text + 0.1 * torch.sin(t.float() / 100).view(-1, 1, 1, 1)
         if adapter:
-            said = said + self.adapter[0] * torch.tanh(x_t) + self.adapter[1] * text
+            output = output + self.adapter[0] * torch.tanh(x_t) + self.adapter[1] * text
         if not self._as_epsilon:
-            return said
+            return output
         alpha, sigma = self._native.at(t, x_t)
         # v: eps = sigma x_t + alpha v. flow: eps = x_t + (1 - sigma) v
-        return sigma * x_t + alpha * said if self._native.prediction == "v" else x_t + alpha * said
+        return sigma * x_t + alpha * output if self._native.prediction == "v" else x_t + alpha * output
 
     def trainable(self):
         return {"adapter": self.adapter}
@@ -73,10 +73,10 @@ def loss_and_gradient(denoiser, like, config):
     batch = draws(like)
     if not config.preservation_prompts:
         batch = [dataclasses.replace(d, preserved=-1) for d in batch]
-    outcome = OBJECTIVES[config.objective](Batch(denoiser, like, batch, config))
+    result = OBJECTIVES[config.objective](Batch(denoiser, like, batch, config))
     denoiser.adapter.grad = None
-    outcome.loss.backward()
-    return outcome.loss.detach(), denoiser.adapter.grad.clone(), outcome.margin
+    result.loss.backward()
+    return result.loss.detach(), denoiser.adapter.grad.clone(), result.margin
 
 
 HELD = [{}, {"preservation_prompts": "one; two", "preservation_weight": 5.0}]
@@ -117,20 +117,20 @@ def test_the_automatic_beta_is_the_papers_and_on_images_that_of_the_noises(predi
     automatic = TrainingConfig(beta=None, weighting="epsilon", batch_size=2, steps=90, learning_rate=1e-2)
     native = Small(schedule, as_epsilon=False)
     assert not is_calibrated(automatic, native)
-    assert resolved(automatic, native, like).beta == 1.0
+    assert with_beta(automatic, native, like).beta == 1.0
     on_images = TrainingConfig(**automatic.as_dict() | {"automatic_beta": "images"})
     of_noises = TrainingConfig(**on_images.as_dict() | {"weighting": "uniform"})
-    found = resolved(on_images, native, like).beta
-    assert found == pytest.approx(resolved(of_noises, Small(schedule, as_epsilon=True), like).beta, rel=1e-2)
-    assert found != pytest.approx(resolved(of_noises, native, like).beta, rel=0.1)
+    found = with_beta(on_images, native, like).beta
+    assert found == pytest.approx(with_beta(of_noises, Small(schedule, as_epsilon=True), like).beta, rel=1e-2)
+    assert found != pytest.approx(with_beta(of_noises, native, like).beta, rel=0.1)
 
 
 @pytest.mark.parametrize("prediction", list(SCHEDULES))
-def test_held_out_margins_are_weighted_as_the_loss_is(prediction):
+def test_validation_margins_are_weighted_as_the_loss_is(prediction):
     like, schedule = examples(masked=True), SCHEDULES[prediction]
     config = TrainingConfig(weighting="epsilon")
-    native = HeldOut(Small(schedule, as_epsilon=False), like, config).score(1).margin
-    expected = HeldOut(Small(schedule, as_epsilon=True), like, TrainingConfig()).score(1).margin
+    native = Validation(Small(schedule, as_epsilon=False), like, config).score(1).margin
+    expected = Validation(Small(schedule, as_epsilon=True), like, TrainingConfig()).score(1).margin
     assert native == pytest.approx(expected, rel=1e-3)
 
 

@@ -6,14 +6,14 @@ import pytest
 
 from dco_core.captions.markers import markers
 from dco_core.errors import DCOError
-from dco_core.evidence.prompts import CATEGORIES, KINDS, evaluation_prompts, fill
+from dco_core.evidence.prompts import CATEGORIES, PROMPT_TYPES, evaluation_prompts, fill
 from dco_core.toy_world.scorer import named
 from dco_core.toy_world.tokenizer import UNKNOWN, tokenize
 from dco_core.toy_world.world import FACTORS
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROMPT_TYPES)
 def test_each_kind_has_different_prompts_with_one_slot_for_each_thing(kind, category):
     templates = evaluation_prompts(kind, category)
     assert len(templates) >= 5 and len(set(templates)) == len(templates)
@@ -22,7 +22,7 @@ def test_each_kind_has_different_prompts_with_one_slot_for_each_thing(kind, cate
 
 
 def test_table_2_of_the_paper():
-    both = [evaluation_prompts(kind, c) for c in CATEGORIES[:2] for kind in KINDS[:2]]
+    both = [evaluation_prompts(kind, c) for c in CATEGORIES[:2] for kind in PROMPT_TYPES[:2]]
     assert [len(p) for p in both] == [7] * 4
     assert both[0][3] == "A photo of golden {}" and both[1][5] == "A {} in hygge style"
     assert both[2][2] == "A photo of {} in a wetsuit, surfing a giant wave in the ocean"
@@ -40,7 +40,7 @@ def test_other_spellings_are_read():
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROMPT_TYPES)
 def test_the_toy_worlds_prompts_name_every_factor_in_words_it_knows(kind):
     for prompt in fill(evaluation_prompts(kind, "toy world"), "print" if kind == "style" else "toy", "print"):
         assert UNKNOWN not in tokenize([prompt]), prompt

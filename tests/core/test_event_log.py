@@ -34,8 +34,8 @@ def test_every_step_and_every_score_is_in_the_log(tmp_path):
     log.close()
     assert curve(tmp_path, "train/loss") == pytest.approx({r.step: r.loss for r in run.history})
     assert curve(tmp_path, "train/gate") == pytest.approx({r.step: r.gate for r in run.history})
-    assert curve(tmp_path, "held-out/margin") == pytest.approx({s.step: s.margin for s in run.scores})
-    assert list(curve(tmp_path, "held-out/distance")) == [3, 6]
+    assert curve(tmp_path, "validation/margin") == pytest.approx({s.step: s.margin for s in run.scores})
+    assert list(curve(tmp_path, "validation/distance")) == [3, 6]
 
 
 def test_going_on_from_a_checkpoint_replaces_the_steps_beyond_it(tmp_path):

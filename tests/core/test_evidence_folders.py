@@ -15,12 +15,12 @@ from tiny_pipelines import sd15, sdxl
 
 from dco_core.data.folders import load_folder
 from dco_core.errors import DCOError
-from dco_core.evidence.bench import Bench
 from dco_core.evidence.jobs import Job, jobs_of
 from dco_core.evidence.runner import run
 from dco_core.evidence.setting import setting_for
 from dco_core.evidence.study import Study
 from dco_core.evidence.tables import read_table
+from dco_core.evidence.workspace import Workspace
 from dco_core.metrics import image_similarity, load_image_encoder, load_siglip
 
 
@@ -67,11 +67,11 @@ def test_a_study_of_folders(study, tmp_path):
     study.check()
     assert run(study, tmp_path, ["cpu"], lambda text: None) == []
     setting = setting_for(study, tmp_path / "references", "cpu")
-    bench = Bench(study, setting, tmp_path, "cpu")
-    rows = read_table(bench.path(Job("DreamBooth", study.subjects[0], None, 3)) / "scores.csv")
+    workspace = Workspace(study, setting, tmp_path, "cpu")
+    rows = read_table(workspace.path(Job("DreamBooth", study.subjects[0], None, 3)) / "scores.csv")
     assert len(rows) == 2 * 2 * 2 and all("dog" in row["prompt"] and "{}" not in row["prompt"] for row in rows)
     merged = read_table(
-        bench.path(Job("DreamBooth ZipLoRA", study.subjects[0], study.styles[0], 3)) / "scores.csv"
+        workspace.path(Job("DreamBooth ZipLoRA", study.subjects[0], study.styles[0], 3)) / "scores.csv"
     )
     for row in merged:
         assert all(-1 <= row[name] <= 1 for name in ("likeness", "style_likeness"))
@@ -89,11 +89,11 @@ def test_changed_captions_and_changed_models_open_the_jobs_they_concern_again(st
     )  # fmt: skip
     output = tmp_path / "output"
     assert run(study, output, ["cpu"], lambda text: None) == []
-    bench = Bench(study, setting_for(study, output / "references", "cpu"), output, "cpu")
+    workspace = Workspace(study, setting_for(study, output / "references", "cpu"), output, "cpu")
     jobs = [job for jobs in jobs_of(study) for job in jobs]
 
     def open_jobs():
-        return {job for job in jobs if not bench.done(job)}
+        return {job for job in jobs if not workspace.done(job)}
 
     assert open_jobs() == set()
     (room / "dog" / "0.txt").write_text("a photo of a <dog> on snow", encoding="utf-8")
@@ -152,7 +152,7 @@ def test_folders_of_one_name_have_jobs_and_copies_of_their_own(study, tmp_path):
     study = dataclasses.replace(study, subjects=tuple(folders), styles=(), style_methods=(), merges=(), categories={})
     jobs = [job for jobs in jobs_of(study) for job in jobs]
     setting = setting_for(study, tmp_path / "references", "cpu")
-    assert len({Bench(study, setting, tmp_path).path(job) for job in jobs}) == len(jobs)
+    assert len({Workspace(study, setting, tmp_path).path(job) for job in jobs}) == len(jobs)
     first, second = (setting.references(folder, "compact") for folder in folders)
     for folder, copy, word in ((folders[0], first, "adog"), (folders[1], second, "bdog")):
         assert [p.caption for p in load_folder(copy)] == [f"a photo of a <{word}>"] * 2

@@ -12,13 +12,13 @@ from test_evidence_study import SMALL
 from dco_core.cli.commands import main
 from dco_core.errors import DCOError
 from dco_core.evidence import toy_prompts
-from dco_core.evidence.bench import Bench
 from dco_core.evidence.claims import FAILS, FEW, HOLDS, OPEN, Evidence
 from dco_core.evidence.contrasts import contrasts_from, findings
 from dco_core.evidence.jobs import Job, groups_of, jobs_of
 from dco_core.evidence.setting import setting_for
 from dco_core.evidence.study import BASE, BUILT_IN, CEILING, study_from
 from dco_core.evidence.tables import read_table
+from dco_core.evidence.workspace import Workspace
 from dco_core.lora import read_lora
 
 A, B = ["e", "A", 10], ["e", "B", 10]
@@ -55,26 +55,26 @@ def finished(tmp_path_factory):
 
 def test_one_training_gives_every_checkpoint_and_its_tables(finished):
     study = study_from(STUDY, "")
-    bench = Bench(study, setting_for(study, finished / "references", None), finished)
+    workspace = Workspace(study, setting_for(study, finished / "references", None), finished)
     jobs = jobs_of(study)[0]
     assert (
         len(jobs) == 2 * (2 * 2 + 1 + 2)
-        and all(map(bench.done, jobs))
-        and all(map(bench.done, groups_of(study)))
+        and all(map(workspace.done, jobs))
+        and all(map(workspace.done, groups_of(study)))
     )
     assert {job.seed for job in jobs if job.subject == "toy-4"} == {4}
     job = Job("DreamBooth", "toy", None, 3, "two")
-    rows = read_table(bench.path(job) / "scores.csv")
+    rows = read_table(workspace.path(job) / "scores.csv")
     assert {r["checkpoint"] for r in rows} == {1, 2, 3, "stopped"}
     assert {r["checkpoint"] for r in rows if r["guidance"] == 1.0} == {2, "stopped"}
     others = [r for r in rows if r["prompts"] == "others"]
     assert len(others) == 4 * 2 and all(r["likeness"] is None and r["rmse"] > 0 for r in others)
-    first, last = (read_lora(bench.path(job) / f).layers for f in ("lora-1.safetensors", "lora.safetensors"))
+    first, last = (read_lora(workspace.path(job) / f).layers for f in ("lora-1.safetensors", "lora.safetensors"))
     assert any((first[k].up - last[k].up).abs().max() > 1e-4 for k in first)
-    assert {r["on"] for r in read_table(bench.path(job) / "distances.csv")} == {"references", "prompts"}
-    ceiling = read_table(bench.path(Job(CEILING, "toy", None, 3, "one")) / "scores.csv")
+    assert {r["on"] for r in read_table(workspace.path(job) / "distances.csv")} == {"references", "prompts"}
+    ceiling = read_table(workspace.path(Job(CEILING, "toy", None, 3, "one")) / "scores.csv")
     assert np.mean([r["alignment"] for r in ceiling]) > 0.9
-    base = read_table(bench.path(Job(BASE, "toy", None, 3, "one")) / "scores.csv")
+    base = read_table(workspace.path(Job(BASE, "toy", None, 3, "one")) / "scores.csv")
     assert {r["rmse"] for r in base if r["prompts"] == "others"} == {0}
     page = (finished / "evidence.md").read_text(encoding="utf-8")
     assert "Primary contrasts" in page and "sooner or later" in page and FEW in page
@@ -83,8 +83,8 @@ def test_one_training_gives_every_checkpoint_and_its_tables(finished):
 def test_a_study_copied_from_another_machine_is_done(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "copy")
     study = study_from(STUDY, "")
-    bench = Bench(study, setting_for(study, tmp_path / "copy" / "references", None), tmp_path / "copy")
-    assert all(map(bench.done, jobs_of(study)[0]))
+    workspace = Workspace(study, setting_for(study, tmp_path / "copy" / "references", None), tmp_path / "copy")
+    assert all(map(workspace.done, jobs_of(study)[0]))
 
 
 def rows(method, likeness, rmse, checkpoint=10, alignment=1.0, guidance="plain"):
@@ -104,15 +104,15 @@ def verdict(means, family="primary", **test):
 
 
 @pytest.mark.parametrize(
-    ("lead", "expect", "margin", "said"),
+    ("lead", "expect", "margin", "message"),
     [(0.2, "above", None, HOLDS), (0.2, "below", None, FAILS), (0.0, "equal", 0.05, HOLDS), (0.2, "equal", 0.05, FAILS),
      (-0.01, "no worse", 0.05, HOLDS), (-0.2, "no worse", 0.05, FAILS), (0.0, "above", 0.05, FAILS),
      (0.0, "above", None, OPEN)],
 )  # fmt: skip
-def test_verdicts_of_differences(lead, expect, margin, said):
+def test_verdicts_of_differences(lead, expect, margin, message):
     b = rows("B", 0.5, 0.1)
     a = [r | {"method": "A", "likeness": r["likeness"] + lead + (0.001, -0.001)[r["seed"] % 2]} for r in b]
-    assert verdict(a + b, expect=expect, margin=margin) == said
+    assert verdict(a + b, expect=expect, margin=margin) == message
     assert verdict([r for r in a + b if r["seed"] < 4], expect=expect, margin=margin) == FEW
 
 
@@ -149,13 +149,13 @@ def test_primary_contrasts_are_corrected_together():
 
 
 @pytest.mark.parametrize(
-    ("test", "said"),
+    ("test", "message"),
     [({"expect": "equal"}, "margin"), ({"expect": "up"}, "up"), ({"kind": "ratio"}, "ratio"), ({"a": ["e"]}, "e"),
      ({"colour": 1}, "colour")],
 )  # fmt: skip
-def test_contrasts_that_cannot_be_are_refused(test, said):
+def test_contrasts_that_cannot_be_are_refused(test, message):
     values = {"kind": "difference", "a": A, "b": B, "expect": "above"} | test
-    with pytest.raises(DCOError, match=said):
+    with pytest.raises(DCOError, match=message):
         contrasts_from([{"claim": "", "tests": [values]}])
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from dco_core.evidence.analysis import gaps, mean_distance, mean_over_w_rg, paired
-from dco_core.evidence.bench import Bench
 from dco_core.evidence.intervals import interval
 from dco_core.evidence.report import collect
 from dco_core.evidence.runner import run
 from dco_core.evidence.setting import setting_for
 from dco_core.evidence.study import load_study
+from dco_core.evidence.workspace import Workspace
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -20,7 +20,7 @@ def evidence(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quick")
     study = load_study("toy-world-quick")
     assert run(study, folder, [None], lambda text: None) == []
-    found, _ = collect(study, Bench(study, setting_for(study, folder / "references", None), folder))
+    found, _ = collect(study, Workspace(study, setting_for(study, folder / "references", None), folder))
     return study, found
 
 

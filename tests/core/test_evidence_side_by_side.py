@@ -98,14 +98,14 @@ def test_runs_differ_from_one_another(model):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [({"ema_decay": 0.9}, "ema_decay"), ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps"),
      ({"reduction": "batch-mean"}, "reduction"),
      ({"beta": None}, "found on the images")],
 )  # fmt: skip
-def test_what_only_a_run_alone_can_do_is_refused(model, changes, said):
+def test_what_only_a_run_alone_can_do_is_refused(model, changes, message):
     starts = [model.denoiser(AdapterConfig(rank=2)).lora()]
-    with pytest.raises(DCOError, match=said):
+    with pytest.raises(DCOError, match=message):
         SideBySide(
             model.denoiser(None),
             starts,

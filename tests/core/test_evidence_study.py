@@ -12,9 +12,8 @@ from PIL import Image
 
 from dco_core.cli.commands import main
 from dco_core.errors import DCOError
-from dco_core.evidence import bench as bench_module
 from dco_core.evidence import setting as setting_module
-from dco_core.evidence.bench import Bench
+from dco_core.evidence import workspace as workspace_module
 from dco_core.evidence.job_scores import Scorer
 from dco_core.evidence.jobs import Job, folder_names, jobs_of
 from dco_core.evidence.pictures import draw, with_lora
@@ -23,6 +22,7 @@ from dco_core.evidence.setting import setting_for
 from dco_core.evidence.snapshots import LORA
 from dco_core.evidence.study import METHODS, PLAIN, load_study, study_from
 from dco_core.evidence.tables import read_table
+from dco_core.evidence.workspace import Workspace
 from dco_core.lora import LoraLayer, read_lora
 from dco_core.network.lora_layers import AdapterConfig
 from dco_core.toy_world.image_model import ToyWorldModel
@@ -65,8 +65,8 @@ def test_the_command_does_every_job_and_writes_tables_figures_and_verdicts(finis
     status, output, _ = finished
     assert status == 0
     done = [job for jobs in jobs_of(small()) for job in jobs]
-    bench = Bench(small(), setting_for(small(), output / "references", None), output)
-    assert len(done) == 10 and all((bench.path(job) / "scores.csv").is_file() for job in done)
+    workspace = Workspace(small(), setting_for(small(), output / "references", None), output)
+    assert len(done) == 10 and all((workspace.path(job) / "scores.csv").is_file() for job in done)
     page = (output / "evidence.md").read_text(encoding="utf-8")
     for text in (
         "## Claims of the paper",
@@ -101,8 +101,8 @@ def test_a_changed_setting_does_its_jobs_again_and_no_others(finished):
     setting = setting_for(study, output / "references", None)
 
     def open_jobs(changed):
-        bench = Bench(changed, setting, output)
-        return {job.method for jobs in jobs_of(changed) for job in jobs if not bench.done(job)}
+        workspace = Workspace(changed, setting, output)
+        return {job.method for jobs in jobs_of(changed) for job in jobs if not workspace.done(job)}
 
     assert open_jobs(study) == set()
     assert open_jobs(dataclasses.replace(study, w_rg=(1.0, 2.0))) == {*study.methods, *study.merges}
@@ -123,15 +123,15 @@ def test_a_changed_setting_does_its_jobs_again_and_no_others(finished):
 def test_other_weights_of_the_base_model_do_every_job_again(finished, tmp_path, monkeypatch):
     _, output, _ = finished
     study = small()
-    bench = Bench(study, setting_for(study, output / "references", None), output)
+    workspace = Workspace(study, setting_for(study, output / "references", None), output)
     jobs = [job for jobs in jobs_of(study) for job in jobs]
-    assert all(map(bench.done, jobs))
+    assert all(map(workspace.done, jobs))
     for file in setting_module.TOY_FILES.glob("*.safetensors"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     changed = tmp_path / file.name
     changed.write_bytes(changed.read_bytes()[:-1] + bytes([changed.read_bytes()[-1] ^ 1]))
     monkeypatch.setattr(setting_module, "TOY_FILES", tmp_path)
-    assert not any(map(bench.done, jobs))
+    assert not any(map(workspace.done, jobs))
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def one_thread():
 def test_a_stopped_job_goes_on_and_ends_as_if_it_had_not_been(finished, one_thread, tmp_path):
     _, output, _ = finished
     job = Job("DCO", "toy", None, 0)
-    bench = Bench(small(), setting_for(small(), tmp_path / "references", None), tmp_path)
+    workspace = Workspace(small(), setting_for(small(), tmp_path / "references", None), tmp_path)
     calls = []
 
     def stop():
@@ -155,27 +155,27 @@ def test_a_stopped_job_goes_on_and_ends_as_if_it_had_not_been(finished, one_thre
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        bench.do(job, stop)
-    assert not bench.done(job) and list(bench.path(job).glob("*.checkpoints/*.safetensors"))
-    bench.do(job)
-    assert bench.done(job)
-    whole = output / "jobs" / bench.path(job).name
+        workspace.do(job, stop)
+    assert not workspace.done(job) and list(workspace.path(job).glob("*.checkpoints/*.safetensors"))
+    workspace.do(job)
+    assert workspace.done(job)
+    whole = output / "jobs" / workspace.path(job).name
     for name in (LORA, "scores.csv", "distances.csv"):
-        assert (bench.path(job) / name).read_bytes() == (whole / name).read_bytes()
+        assert (workspace.path(job) / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_other_checkpoints_of_a_finished_training_are_made(finished, tmp_path):
     """The run itself is the same and is done already: asked again, it takes no step."""
     study = small(checkpoints=[1], others=2)
     job = Job("DreamBooth", "toy", None, 0)
-    Bench(study, setting_for(study, tmp_path / "references", None), tmp_path).do(job)
+    Workspace(study, setting_for(study, tmp_path / "references", None), tmp_path).do(job)
     more = small(checkpoints=[1, 2], others=2)
-    bench = Bench(more, setting_for(more, tmp_path / "references", None), tmp_path)
-    bench.do(job)
-    assert bench.done(job)
-    rows = read_table(bench.path(job) / "scores.csv")
+    workspace = Workspace(more, setting_for(more, tmp_path / "references", None), tmp_path)
+    workspace.do(job)
+    assert workspace.done(job)
+    rows = read_table(workspace.path(job) / "scores.csv")
     assert {row["checkpoint"] for row in rows} == {1, 2, 3}
-    assert (bench.path(job) / LORA).read_bytes() != (bench.path(job) / "lora-2.safetensors").read_bytes()
+    assert (workspace.path(job) / LORA).read_bytes() != (workspace.path(job) / "lora-2.safetensors").read_bytes()
 
 
 def test_the_end_of_a_training_with_a_moving_average_is_the_average(tmp_path):
@@ -183,10 +183,10 @@ def test_the_end_of_a_training_with_a_moving_average_is_the_average(tmp_path):
     ups = {}
     for ema in (0.0, 0.9):
         study = small(training=training | {"ema_decay": ema})
-        bench = Bench(study, setting_for(study, tmp_path / "references", None), tmp_path / str(ema))
+        workspace = Workspace(study, setting_for(study, tmp_path / "references", None), tmp_path / str(ema))
         job = Job("DreamBooth", "toy", None, 0)
-        bench.do(job)
-        ups[ema] = [layer.up for layer in read_lora(bench.main_lora(job)).layers.values()]
+        workspace.do(job)
+        ups[ema] = [layer.up for layer in read_lora(workspace.main_lora(job)).layers.values()]
     plain, averaged = (sum(float(up.norm()) for up in ups[ema]) for ema in (0.0, 0.9))
     assert 0 < averaged < 0.5 * plain
 
@@ -208,18 +208,18 @@ def test_folders_of_one_name_are_told_apart_wherever_they_lie():
 
 def test_one_job_that_fails_does_not_end_the_others(tmp_path, monkeypatch):
     study = small(merges=[], styles=[], style_methods=[])
-    real = bench_module.FolderTraining
+    real = workspace_module.FolderTraining
 
     def failing(model, folder, *args, **kwargs):
         if folder.config.objective == "dreambooth":
             raise DCOError("the disk is full")
         return real(model, folder, *args, **kwargs)
 
-    monkeypatch.setattr(bench_module, "FolderTraining", failing)
+    monkeypatch.setattr(workspace_module, "FolderTraining", failing)
     failed = run(study, tmp_path, [None], lambda text: None)
     assert len(failed) == 1 and "dreambooth" in failed[0] and "the disk is full" in failed[0]
-    bench = Bench(study, setting_for(study, tmp_path / "references", None), tmp_path)
-    assert bench.done(Job("DCO", "toy", None, 0)) and not bench.done(Job("DreamBooth", "toy", None, 0))
+    workspace = Workspace(study, setting_for(study, tmp_path / "references", None), tmp_path)
+    assert workspace.done(Job("DCO", "toy", None, 0)) and not workspace.done(Job("DreamBooth", "toy", None, 0))
 
 
 def test_every_method_trains_with_what_it_names():
@@ -244,7 +244,7 @@ def test_compact_captions_name_the_subject_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"methods": ["DPO"]}, "DPO"),
         ({"seeds": []}, "seed"),
@@ -261,8 +261,8 @@ def test_compact_captions_name_the_subject_alone(tmp_path):
         ),
     ],
 )
-def test_a_study_that_cannot_be_run_is_refused_before_anything_is_done(changes, said):
-    with pytest.raises(DCOError, match=said):
+def test_a_study_that_cannot_be_run_is_refused_before_anything_is_done(changes, message):
+    with pytest.raises(DCOError, match=message):
         small(**changes)
 
 
@@ -309,10 +309,10 @@ def test_memory_that_runs_out_ends_one_job_and_not_the_study(monkeypatch, tmp_pa
         done.append(job)
         return 1.0
 
-    monkeypatch.setattr(Bench, "do", do)
+    monkeypatch.setattr(Workspace, "do", do)
     failed = run(study, tmp_path, ["cpu"], lambda text: None)
     lost = [job for jobs in jobs_of(study) for job in jobs if job.method == "DCO" and job.seed == 0]
-    assert len(failed) == len(lost) and all("the memory ran out: lower resolution" in said for said in failed)
+    assert len(failed) == len(lost) and all("the memory ran out: lower resolution" in message for message in failed)
     assert len(done) == sum(map(len, jobs_of(study))) - len(lost)
 
 
@@ -366,12 +366,12 @@ def test_a_study_may_have_methods_of_its_own():
     config, adapter = study.config("DCO, rank 4", 1), study.adapter_config("DCO, rank 4", 1)
     assert (config.learning_rate, config.beta, adapter.rank, adapter.seed) == (0.5, pytest.approx(0.12), 4, 1)
     assert study.adapter_config("DCO", 1).rank == 2
-    for wrong, said in (
+    for wrong, message in (
         ({"colour": 1}, "colour"),
         ({"captions": "long"}, "long"),
         ({"adapter": {"ranks": 1}}, "ranks"),
     ):
-        with pytest.raises(DCOError, match=said):
+        with pytest.raises(DCOError, match=message):
             small(methods=["DreamBooth", "DCO", "mine"], own_methods={"mine": wrong})
 
 

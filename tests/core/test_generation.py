@@ -101,24 +101,24 @@ def test_other_objectives_make_nothing(data, objective, monkeypatch):
 
 
 def test_what_was_made_is_kept_until_it_would_be_other_pictures(data, tmp_path, monkeypatch):
-    said, kept = [], tmp_path / "kept.safetensors"
+    messages, kept = [], tmp_path / "kept.safetensors"
 
     def latents(seed=5, **changes):
         config, generation = TrainingConfig(objective="mapo", seed=seed), dataclasses.replace(FEW, **changes)
         examples = folder_examples_of(data, config, generation).examples(
-            ToyDenoiser(AdapterConfig(rank=2)), kept, said.append
+            ToyDenoiser(AdapterConfig(rank=2)), kept, messages.append
         )
         return [latent for e in examples for latent in e.rejected]
 
     first, again = latents(), latents()
-    assert said == ["The base model makes 8 rejected images first."]
+    assert messages == ["The base model makes 8 rejected images first."]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     for change in ({"seed": 6}, {"generation_steps": 2}, {"generation_w_text": 1.5}, {"rejected_images": 1}):
         assert not torch.equal(latents(**change)[0], first[0]) or "rejected_images" in change
-    assert len(said) == 5
+    assert len(messages) == 5
     kept.write_bytes(kept.read_bytes()[:-3])
     assert len(latents(rejected_images=1)) == 4
-    assert len(said) == 6
+    assert len(messages) == 6
 
 
 def command(data, output, *more, model="toy-world"):
@@ -136,9 +136,9 @@ def test_from_the_command_line_stopped_and_resumed_the_file_is_the_same(data, tm
     assert command(data, split, "--objective", objective, "--steps", 2) == 0
     capsys.readouterr()
     assert command(data, split, "--objective", objective) == 0
-    said = capsys.readouterr().out
-    assert "Found the checkpoint of step 2: going on" in said
-    assert "makes" not in said
+    printed = capsys.readouterr().out
+    assert "Found the checkpoint of step 2: going on" in printed
+    assert "makes" not in printed
     assert (checkpoint_folder(split) / GENERATED).exists()
     digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (whole, split)}
     assert len(digests) == 1
@@ -211,9 +211,9 @@ def test_sdxl_is_told_that_nothing_of_a_generated_picture_is_cut_off(data, tmp_p
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(data, tmp_path, capsys, options, words):
     assert command(data, tmp_path / "lora.safetensors", *options) == 1
-    said = capsys.readouterr().err
-    assert words in said
-    assert said.startswith("error: ") and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert words in printed
+    assert printed.startswith("error: ") and printed.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

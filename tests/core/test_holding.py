@@ -116,7 +116,8 @@ def test_each_option_holds_what_it_is_for(objective):
     preserved = drifts(
         Run(preservation_prompts="one; two; three", preservation_weight=300.0, **options).run()
     )
-    assert masked[0] < 0.5 * free[0] and masked[1] > 0.5 * free[1]
+    assert masked[0] < 0.5 * free[0]
+    assert masked[0] / masked[1] < 0.6 * free[0] / free[1]  # and not because nothing is learned
     assert preserved[2] < 0.5 * free[2]
 
 

@@ -92,11 +92,11 @@ def test_siglip_score_is_what_the_model_itself_gives(siglip):
     ]
     model = SiglipModel.from_pretrained(siglip).eval()
     with torch.no_grad():
-        said = model(input_ids=words, pixel_values=((eight_bit(images) - 0.5) / 0.5).movedim(-1, 1))
-    assert got.shape == (10, 3) and torch.allclose(got, said.logits_per_image.sigmoid(), atol=1e-4)
+        output = model(input_ids=words, pixel_values=((eight_bit(images) - 0.5) / 0.5).movedim(-1, 1))
+    assert got.shape == (10, 3) and torch.allclose(got, output.logits_per_image.sigmoid(), atol=1e-4)
     assert got.std(0).min() > 1e-3 and got.std(1).min() > 1e-4
     # scale e^2 and bias -1.5: the paper's formula on embeddings that carry the scale, with b = +1.5
-    cosine = cosines(said.image_embeds, said.text_embeds)
+    cosine = cosines(output.image_embeds, output.text_embeds)
     paper = 1 / (1 + np.exp(-math.exp(2.0) * cosine + 1.5))
     assert np.allclose(got.numpy(), paper, atol=1e-4)
 

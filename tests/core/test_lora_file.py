@@ -14,10 +14,10 @@ from dco_core.errors import DCOError
 from dco_core.lora import (
     LoraLayer,
     LoraWeights,
-    fingerprint,
     from_tensors,
     merge,
     read_lora,
+    tensors_sha256,
     to_tensors,
     training_metadata,
     write_lora,
@@ -243,7 +243,7 @@ def test_a_truncated_or_damaged_file_is_refused(tmp_path):
         ("lora_B.bias", "biases"),
     ],
 )
-def test_other_kinds_are_named(tmp_path, key, kind):
+def test_other_adapter_types_are_named(tmp_path, key, kind):
     path = tmp_path / "a.safetensors"
     extra = {f"{UNET_KEY}.{key}": torch.ones(2, 2)}
     save_pair(path, f"{UNET_KEY}.lora_down.weight", f"{UNET_KEY}.lora_up.weight", extra)
@@ -398,7 +398,7 @@ def test_training_metadata_is_text_and_repeats_the_run(tmp_path):
 def test_tensors_go_through_a_socket_and_back():
     lora = sdxl_lora()
     again = from_tensors(to_tensors(lora), "lora_1")
-    assert fingerprint(again) == fingerprint(lora)
+    assert tensors_sha256(again) == tensors_sha256(lora)
     with pytest.raises(DCOError, match=f"^lora_1: {UNET_KEY} has down but no up"):
         from_tensors({f"{UNET_KEY}.lora_down.weight": torch.ones(2, 4)}, "lora_1")
     trained = {key: t.requires_grad_() for key, t in to_tensors(lora).items() if "bundle" not in key}

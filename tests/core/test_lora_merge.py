@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dco_core.errors import DCOError
-from dco_core.lora import LoraLayer, LoraWeights, fingerprint, merge
+from dco_core.lora import LoraLayer, LoraWeights, merge, tensors_sha256
 
 KEY = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
 OTHER_KEY = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_k"
@@ -140,8 +140,8 @@ def test_the_header_says_where_the_sum_came_from():
     b = LoraWeights({KEY: layer(1)}, metadata={"ss_base_model_version": "sdxl_base_v1-0"})
     metadata = merge([a, b], [1.0, -0.5]).metadata
     assert json.loads(metadata["dco.merge"]) == [
-        {"sha256": fingerprint(a), "weight": 1.0, "title": "dog"},
-        {"sha256": fingerprint(b), "weight": -0.5, "title": ""},
+        {"sha256": tensors_sha256(a), "weight": 1.0, "title": "dog"},
+        {"sha256": tensors_sha256(b), "weight": -0.5, "title": ""},
     ]
     assert metadata["ss_base_model_version"] == "sdxl_base_v1-0"
     assert all(isinstance(value, str) for value in metadata.values())
@@ -149,19 +149,19 @@ def test_the_header_says_where_the_sum_came_from():
 
 def test_the_inputs_stay_as_they_are():
     one = LoraWeights({KEY: layer(0)})
-    before = fingerprint(one)
+    before = tensors_sha256(one)
     merge([one, one], [2.0, 3.0])
-    assert fingerprint(one) == before
+    assert tensors_sha256(one) == before
 
 
 def test_the_fingerprint_follows_values_and_not_order():
     a, b = layer(0), layer(1)
-    assert fingerprint(LoraWeights({KEY: a, OTHER_KEY: b})) == fingerprint(
+    assert tensors_sha256(LoraWeights({KEY: a, OTHER_KEY: b})) == tensors_sha256(
         LoraWeights({OTHER_KEY: b, KEY: a})
     )
-    assert fingerprint(LoraWeights({KEY: a})) != fingerprint(LoraWeights({KEY: b}))
+    assert tensors_sha256(LoraWeights({KEY: a})) != tensors_sha256(LoraWeights({KEY: b}))
     halved = LoraLayer(a.down, a.up, a.rank / 2)
-    assert fingerprint(LoraWeights({KEY: a})) != fingerprint(LoraWeights({KEY: halved}))
+    assert tensors_sha256(LoraWeights({KEY: a})) != tensors_sha256(LoraWeights({KEY: halved}))
 
 
 @pytest.mark.parametrize(

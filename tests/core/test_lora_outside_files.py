@@ -68,7 +68,7 @@ def test_peft_says_the_strength_of_whole_factors_too(tmp_path, kind):
     ],
     ids=["ia3", "boft"],
 )
-def test_kinds_of_peft_are_named_when_they_are_refused(tmp_path, config, kind):
+def test_adapter_types_of_peft_are_named_when_they_are_refused(tmp_path, config, kind):
     model = peft.get_peft_model(tiny_sdxl_unet(), config())
     model.save_pretrained(tmp_path)
     with pytest.raises(DCOError, match=kind):
@@ -106,9 +106,9 @@ def test_a_hostile_header_is_one_clear_sentence_or_harmless(tmp_path, capsys, ca
     path.write_bytes(joined(header, body))
     for command in commands(path, other, out):
         status = main([str(part) for part in command])
-        said = capsys.readouterr().err
+        printed = capsys.readouterr().err
         assert status == 0 or (
-            status == 1 and said.startswith("error: ") and said.count("\n") == 1 and len(said) < 600
+            status == 1 and printed.startswith("error: ") and printed.count("\n") == 1 and len(printed) < 600
         )
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from dco_core.cli.commands import main
 from dco_core.errors import DCOError, printable
-from dco_core.lora import LoraLayer, LoraWeights, fingerprint, from_tensors, merge, read_lora, write_lora
+from dco_core.lora import LoraLayer, LoraWeights, from_tensors, merge, read_lora, tensors_sha256, write_lora
 from dco_core.merging import NPLora, Size, reduce
 
 KEY = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
@@ -22,9 +22,9 @@ def layer(seed, rank=3, alpha=None, factor=1.0):
 
 def refused(capsys, *arguments):
     assert main([str(argument) for argument in arguments]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and said.count("\n") == 1
-    return said
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1
+    return printed
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float16])
@@ -50,8 +50,8 @@ def test_values_that_no_lora_has_are_refused(tmp_path, capsys, options, factor):
 def test_small_parts_of_a_huge_module_are_refused_before_it_is_made(tmp_path, capsys):
     half = torch.ones(100_000, 1)
     save_file({f"{KEY}.lokr_w1": half, f"{KEY}.lokr_w2": half.clone()}, tmp_path / "a.safetensors")
-    said = refused(capsys, "merge", tmp_path / "a.safetensors", "--output", tmp_path / "out.safetensors")
-    assert "37 GiB" in said
+    printed = refused(capsys, "merge", tmp_path / "a.safetensors", "--output", tmp_path / "out.safetensors")
+    assert "37 GiB" in printed
 
 
 def test_an_embedding_without_numbers_is_none():
@@ -72,8 +72,8 @@ def test_names_do_not_steer_the_terminal(tmp_path, capsys):
     assert "x\\nerror: b" in refused(capsys, "merge", path, "--output", tmp_path / "out.safetensors")
     save_file(pair | {"\x1b[2J": torch.ones(1)}, path, {"modelspec.title": "\x1b[2J\nall is well"})
     assert main(["inspect", str(path)]) == 0
-    said = capsys.readouterr().out
-    assert "\x1b" not in said and "\\x1b[2J\\nall is well" in said
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and "\\x1b[2J\\nall is well" in printed
 
 
 def test_the_words_and_tokens_of_a_lora_of_weight_0_are_left_out_but_its_place_is_kept():
@@ -94,10 +94,10 @@ def test_inputs_of_a_merge_are_found_again_by_what_inspect_tells(tmp_path, capsy
     made_of = json.loads(read_lora(tmp_path / "out.safetensors").metadata["dco.merge"])
     capsys.readouterr()
     assert main(["inspect", *files]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert [entry["weight"] for entry in made_of] == [0.8, -0.5]
     for entry, path in zip(made_of, files, strict=True):
-        assert entry["sha256"] == fingerprint(read_lora(path)) and entry["sha256"] in said
+        assert entry["sha256"] == tensors_sha256(read_lora(path)) and entry["sha256"] in printed
 
 
 def test_a_lora_made_smaller_twice_tells_both_errors(tmp_path):

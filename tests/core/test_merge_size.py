@@ -19,7 +19,7 @@ from dco_core.merging import (
     Size,
     block_of,
     blocks_for,
-    kind_of_layer,
+    layer_type_of,
     merge_with,
     parse_blocks,
     reduce,
@@ -139,8 +139,8 @@ def test_sizes_that_cannot_be_are_refused():
         ("lora_unet_time_embed_0", "other", "other"),
     ],
 )
-def test_blocks_and_kinds_of_layers(key, block, kind):
-    assert block_of(key) == block and kind_of_layer(key) == kind
+def test_blocks_and_layer_types(key, block, kind):
+    assert block_of(key) == block and layer_type_of(key) == kind
 
 
 def test_block_weights_are_weights():
@@ -230,8 +230,8 @@ def test_resize_convert_and_inspect(tmp_path, capsys):
     capsys.readouterr()
     picture, drawing = tmp_path / "fit.png", tmp_path / "fit.svg"
     assert run("inspect", a, small, "--plot", picture) == 0
-    said = capsys.readouterr().out
-    assert "learned tokens: token0" in said and "float16" in said and "column cosine" in said
+    printed = capsys.readouterr().out
+    assert "learned tokens: token0" in printed and "float16" in printed and "column cosine" in printed
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 1000
     assert run("inspect", a, small, "--plot", drawing) == 0
     assert "<svg" in drawing.read_text(encoding="utf-8")
@@ -257,6 +257,6 @@ def test_mistakes_on_the_command_line_are_one_sentence_and_leave_nothing(tmp_pat
     a, out = tmp_path / "a.safetensors", tmp_path / "out.safetensors"
     write_lora(a, lora(0))
     assert run(*[text.format(a=a, out=out) for text in arguments]) == 1
-    said = capsys.readouterr().err
-    assert words.lower() in said.lower() and said.startswith("error: ") and "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert words.lower() in printed.lower() and printed.startswith("error: ") and "Traceback" not in printed
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

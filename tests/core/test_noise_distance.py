@@ -31,20 +31,20 @@ def trained(schedule: Schedule, strength: float = 0.3) -> Denoiser:
 
 
 class Recording:
-    """A denoiser that keeps what it was asked and what it said."""
+    """A denoiser that keeps what it was asked and what it answered."""
 
     def __init__(self, inner):
         self.inner, self.schedule, self.calls = inner, inner.schedule, []
 
     def predict(self, x_t, t, conditioning, *, adapter):
-        said = self.inner.predict(x_t, t, conditioning, adapter=adapter)
-        self.calls.append((adapter, x_t, t, torch.stack(list(conditioning)), said))
-        return said
+        output = self.inner.predict(x_t, t, conditioning, adapter=adapter)
+        self.calls.append((adapter, x_t, t, torch.stack(list(conditioning)), output))
+        return output
 
 
-def implied_noise(schedule, x_t, said, t):
+def implied_noise(schedule, x_t, output, t):
     alpha, sigma = schedule.at(t, x_t)
-    return (x_t - alpha * schedule.denoised(x_t, said, t)) / sigma
+    return (x_t - alpha * schedule.denoised(x_t, output, t)) / sigma
 
 
 @pytest.mark.parametrize("prediction", SCHEDULES)
@@ -59,9 +59,9 @@ def test_it_is_the_squared_difference_of_both_predictions_on_the_same_noise(pred
         )
         x_t, t = torch.cat([c[1] for c in theta]), torch.cat([c[2] for c in theta])
         assert len(x_t) == 12 and torch.equal(x_t, torch.cat([c[1] for c in phi]))
-        said = [torch.cat([c[4] for c in calls]) for calls in (theta, phi)]
-        native = (said[0] - said[1]).square().flatten(1).mean(1).double()
-        noises = [implied_noise(schedule, x_t.double(), s.double(), t) for s in said]
+        output = [torch.cat([c[4] for c in calls]) for calls in (theta, phi)]
+        native = (output[0] - output[1]).square().flatten(1).mean(1).double()
+        noises = [implied_noise(schedule, x_t.double(), s.double(), t) for s in output]
         assert row.native == pytest.approx(native.mean().item(), rel=1e-5) and row.native > 0
         assert row.deviation == pytest.approx(native.std(correction=0).item(), rel=1e-4)
         assert row.epsilon == pytest.approx((noises[0] - noises[1]).square().mean().item(), rel=1e-4)

@@ -136,7 +136,7 @@ def test_axes_have_ticks_and_hold_all_values(values):
         (*axes.get_ylim(), axes.get_yticks()),
     ):
         assert low < values[0] <= values[1] < high
-        assert 3 <= sum(low <= callback <= high for callback in ticks) <= 11
+        assert 3 <= sum(low <= tick <= high for tick in ticks) <= 11
 
 
 @settings(max_examples=60, deadline=None)

@@ -72,23 +72,23 @@ def test_the_loss_is_on_a_log_axis_only_where_it_spans_magnitudes():
     assert "0.01" in [text.get_text() for text in wide.get_yticklabels()]
 
 
-def test_the_held_out_margin_stands_beside_the_margin_and_its_best_is_named():
+def test_the_validation_margin_stands_beside_the_margin_and_its_best_is_named():
     reports = [report(i + 1, 0.6, i / 100) for i in range(100)]
     scores = [Score(25, 0.2, 0.01), Score(50, 3.0, 0.02), Score(75, -2.0, 0.03), Score(100, math.nan, 0.03)]
     axes = panels(loss_figure(reports, scores))["margin"]
-    line = curve(axes, "held out")
+    line = curve(axes, "validation")
     assert line.get_xdata().tolist() == [25, 50, 75] and line.get_ydata().tolist() == [0.2, 3.0, -2.0]
     low, high = axes.get_ylim()
     assert low < -2 and high > 3
     assert "best 3, step 50" in [text.get_text() for text in axes.texts]
 
 
-def test_an_objective_without_margin_shows_the_held_out_one_alone():
+def test_an_objective_without_margin_shows_the_validation_one_alone():
     reports = [plain(i + 1, 0.1) for i in range(10)]
     assert list(panels(loss_figure(reports))) == ["loss"]
     found = panels(loss_figure(reports, [Score(5, 0.2, 0.1), Score(10, 0.3, 0.1)]))
     assert list(found) == ["loss", "margin"]
-    assert [line.get_label() for line in found["margin"].lines][0] == "held out"
+    assert [line.get_label() for line in found["margin"].lines][0] == "validation"
 
 
 def test_numbers_that_are_not_finite_are_gaps():

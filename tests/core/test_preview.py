@@ -64,13 +64,13 @@ def theta_of(denoiser):
 
 
 def guided(theta, phi, x, t, own, base, empty, w_rg, w_text):
-    def said(net, text):
+    def predicted(net, text):
         return net(x, torch.full((len(x),), t), text.expand(len(x), -1, -1))
 
     return (
-        w_rg * (said(theta, own) - said(phi, base))
-        + w_text * (said(phi, base) - said(phi, empty))
-        + said(phi, empty)
+        w_rg * (predicted(theta, own) - predicted(phi, base))
+        + w_text * (predicted(phi, base) - predicted(phi, empty))
+        + predicted(phi, empty)
     )
 
 
@@ -178,7 +178,7 @@ def test_a_conditioning_may_be_a_function_and_is_read_once():
     )
 
 
-def test_bad_input_is_said():
+def test_bad_input_is_refused():
     denoiser, (own, base, _) = small(), texts()
     with pytest.raises(DCOError, match="phi_uncond"):
         sample(denoiser, own, base, None, noise(), w_rg=3.0, w_text=7.5, steps=4)
@@ -327,10 +327,10 @@ def test_the_base_is_sampled_once_unless_it_reads_tokens_in_training():
         "same": PreviewPrompt("a", own, None, empty),
         "tokens": PreviewPrompt("a", lambda: own, None, empty),
     }.items():
-        denoiser, ticks = small(), []
-        shots = Previews(denoiser, [prompt], (6, 2, 2), 0, steps=4, callback=lambda ticks=ticks: ticks.append(1))
+        denoiser, calls = small(), []
+        shots = Previews(denoiser, [prompt], (6, 2, 2), 0, steps=4, callback=lambda calls=calls: calls.append(1))
         shots.take(), shots.take()
-        counts[name] = len(ticks)
+        counts[name] = len(calls)
     assert counts == {"fixed": 20, "same": 20, "tokens": 24}
 
 

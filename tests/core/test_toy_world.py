@@ -118,14 +118,14 @@ def test_guided_sampling_uses_the_lora_only_where_w_rg_asks():
     assert not torch.allclose(sample(network, c, e, noise, 1.0, steps=4), base, atol=1e-3)
 
 
-def test_dco_training_lowers_the_held_out_loss_on_the_subject():
+def test_dco_training_lowers_the_validation_loss_on_the_subject():
     scenes, captions = subject_references()
     conditioning = encode(load_text_encoder(), [base_caption(text) for text in captions])
     examples = [Example(x, c) for x, c in zip(render(scenes), conditioning, strict=True)]
     denoiser = ToyDenoiser(AdapterConfig(rank=4, layers="all linear"))
     config = TrainingConfig(steps=20, batch_size=4, learning_rate=1e-3, beta=0.03)
     stream = random_draws(examples, 1000, TrainingConfig(batch_size=4, seed=99))
-    held_out = [next(stream) for _ in range(6)]
-    before = evaluate(denoiser, examples, config, held_out)
+    validation_draws = [next(stream) for _ in range(6)]
+    before = evaluate(denoiser, examples, config, validation_draws)
     train(denoiser, examples, config)
-    assert evaluate(denoiser, examples, config, held_out) < before - 0.02
+    assert evaluate(denoiser, examples, config, validation_draws) < before - 0.02

@@ -142,14 +142,14 @@ def test_the_same_seed_trains_the_same_weights_and_another_does_not(base, exampl
     assert not torch.equal(first["attn2.to_q"].up, other["attn2.to_q"].up)
 
 
-def test_training_lowers_the_held_out_loss_and_leaves_the_base_untouched(base, examples):
+def test_training_lowers_the_validation_loss_and_leaves_the_base_untouched(base, examples):
     network = copy.deepcopy(base)
     denoiser = Denoiser(network, Schedule.stable_diffusion(), AdapterConfig(rank=4))
     config = TrainingConfig(steps=60, learning_rate=1e-2, beta=0.05, batch_size=2)
-    held_out = recorded_draws(2, examples, steps=20)
-    before = evaluate(denoiser, examples, config, held_out)
+    validation_draws = recorded_draws(2, examples, steps=20)
+    before = evaluate(denoiser, examples, config, validation_draws)
     train(denoiser, examples, config)
-    assert evaluate(denoiser, examples, config, held_out) < before
+    assert evaluate(denoiser, examples, config, validation_draws) < before
     trained = {n.replace(".base_layer", ""): p for n, p in network.named_parameters() if "lora_" not in n}
     assert all(torch.equal(p, trained[n]) for n, p in base.named_parameters())
 
@@ -314,9 +314,9 @@ def test_dropout_changes_training_repeats_with_the_seed_and_stays_out_of_evaluat
         state = torch.get_rng_state()
         lora = train(denoiser, examples, config)["attn2.to_v"].up
         assert torch.equal(torch.get_rng_state(), state)  # the global generator is left alone
-        held_out = recorded_draws(1, examples, 3)
-        assert evaluate(denoiser, examples, config, held_out) == evaluate(
-            denoiser, examples, config, held_out
+        validation_draws = recorded_draws(1, examples, 3)
+        assert evaluate(denoiser, examples, config, validation_draws) == evaluate(
+            denoiser, examples, config, validation_draws
         )
         return lora
 

@@ -162,11 +162,11 @@ def test_the_moving_average_is_the_mean_of_the_path():
 def test_scores_are_margin_and_distance_on_draws_that_training_has_not_seen():
     run = Run(validation_steps=3).run()
     assert [s.step for s in run.training.scores] == [3, 6, 9]
-    assert run.training._held_out.score(9) == run.training.scores[-1]
-    held_out = run.training._held_out
+    assert run.training._validation.score(9) == run.training.scores[-1]
+    validation = run.training._validation
     margins, distances = [], []
     with torch.no_grad():
-        for d in held_out._draws:
+        for d in validation._draws:
             e = run.examples[d.image]
             t = torch.tensor([d.t])
             x_t = run.denoiser.schedule.noised(e.latent[None], d.noise[None], t)
@@ -177,7 +177,7 @@ def test_scores_are_margin_and_distance_on_draws_that_training_has_not_seen():
             distances.append(((theta - phi) ** 2).mean().item())
     assert run.training.scores[-1].margin == pytest.approx(sum(margins) / 16, rel=1e-4)
     assert run.training.scores[-1].distance == pytest.approx(sum(distances) / 16, rel=1e-4)
-    assert len({d.t for d in held_out._draws}) == 16
+    assert len({d.t for d in validation._draws}) == 16
 
 
 def test_scoring_changes_nothing_that_is_trained():
@@ -276,8 +276,8 @@ def test_steps_that_become_many_times_slower_stop_the_run():
 
 
 def test_a_run_that_crawls_stops_and_goes_on_later(tmp_path, monkeypatch):
-    def slow(outcomes, step, *rest):
-        report = trainer_report(outcomes, step, *rest)
+    def slow(results, step, *rest):
+        report = trainer_report(results, step, *rest)
         return dataclasses.replace(report, seconds=0.3 if step <= 14 else 30.0)
 
     def training(folder):

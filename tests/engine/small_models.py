@@ -149,12 +149,12 @@ def _generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
 
 
-def layers(model, kinds: Iterable[type] = (nn.Linear, nn.Conv2d)) -> dict[str, tuple[int, ...]]:
+def layers(model, types: Iterable[type] = (nn.Linear, nn.Conv2d)) -> dict[str, tuple[int, ...]]:
     """{name under diffusion_model: shape of the weight} of a MODEL's layers."""
     return {
         name: tuple(module.weight.shape)
         for name, module in model.model.diffusion_model.named_modules()
-        if isinstance(module, tuple(kinds))
+        if isinstance(module, tuple(types))
     }
 
 

@@ -1,4 +1,4 @@
-"""Every kind of adapter that the host merges, given to one row of a batch, against the host's own merge."""
+"""Every adapter type that the host merges, given to one row of a batch, against the host's own merge."""
 
 import functools
 from collections.abc import Callable
@@ -117,7 +117,7 @@ def norm(name: str) -> Parts:
     return {"w_norm": draw(width, size=0.3), "b_norm": draw(width, size=0.3, seed=1)}
 
 
-KINDS = [
+ADAPTER_TYPES = [
     (lora, LINEAR), (lora, CONV), (lora, POINT), (lora, STRIDED), (tucker, CONV), (loha, LINEAR), (loha, CONV),
     (loha_tucker, CONV), (lokr, LINEAR), (lokr, CONV), (lokr_low_rank, LINEAR), (oft, LINEAR), (oft, CONV),
     (boft, LINEAR), (glora, LINEAR), (dora(lora), LINEAR), (dora(lora), CONV), (dora(lora, True), LINEAR),
@@ -147,7 +147,7 @@ def check(loras: list[tuple[Parts, float]], batch: int = 1) -> None:
     assert difference(ours, expected) < 1e-5
 
 
-@pytest.mark.parametrize("kind, name", KINDS, ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize("kind, name", ADAPTER_TYPES, ids=lambda value: getattr(value, "__name__", value))
 def test_every_kind_is_what_the_host_merges(kind, name):
     check([(named(kind(name), name), 1.0)], batch=2)
 

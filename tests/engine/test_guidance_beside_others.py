@@ -19,7 +19,7 @@ W_RG, W_TEXT = 2.0, 4.0
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_runs_all_rows_in_one_call(family, caplog):
     """A LoRA on all layers, and none of them has to leave the batch."""
-    host.pack("nodes.host.guidance.notices")._said.clear()
+    host.pack("nodes.host.guidance.notices")._shown.clear()
     case, calls = Case(family), []
 
     def count(apply_model, args):
@@ -189,7 +189,7 @@ def test_layers_of_a_quantised_checkpoint(dora, caplog):
     case.phi, case.theta = quantised(case.phi), quantised(small_model("flux"))
     weights = [m.weight for m in case.phi.model.diffusion_model.modules() if hasattr(m, "quant_format")]
     assert len(weights) > 8 and all(isinstance(w, comfy.quant_ops.QuantizedTensor) for w in weights)
-    host.pack("nodes.host.guidance.notices")._said.clear()
+    host.pack("nodes.host.guidance.notices")._shown.clear()
     if dora:
         name = next(k for k in case.lora if "double_blocks" in k).removesuffix(".lora_down.weight")
         out = len(case.lora[f"{name}.lora_up.weight"])
@@ -270,7 +270,7 @@ def test_loras_of_conditioning_hooks_are_part_of_the_base():
 
 
 def test_the_slower_ways_are_told_once(caplog):
-    host.pack("nodes.host.guidance.notices")._said.clear()
+    host.pack("nodes.host.guidance.notices")._shown.clear()
     name = "middle_block.1.transformer_blocks.0.attn1.to_q"
     case = Case()
     case.lora = {f"diffusion_model.{name}.set_weight": torch.zeros(64, 64)}

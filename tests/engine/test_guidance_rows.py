@@ -1,4 +1,4 @@
-"""What a step evaluates: rows that are not needed are not run; intervals and schedules; the relatives."""
+"""What a step evaluates: rows that are not needed are not run; intervals and schedules; the other guidance methods."""
 
 import pytest
 import torch
@@ -136,12 +136,12 @@ def test_autoguidance_holds_in_its_interval():
     "kind, scale, rows, at_one",
     [("auto", 2.5, 3, 2), ("auto", 1, 2, 1), ("personalization", 0.4, 2, 1), ("negative", 1.0, 2, 1)],
 )
-def test_relatives_run_the_rows_that_they_report(kind, scale, rows, at_one):
+def test_other_methods_run_the_rows_that_they_report(kind, scale, rows, at_one):
     case = Case()
     for w_text, expected in ((4.0, rows), (1.0, at_one)):
         model = guided(case.phi, case.lora, scale, kind=kind, self_check=False)
         assert rows_of_each_step(case, model, w_text) == [expected] * 3
-    report = host.pack("nodes.guidance.report").relative_report(kind, scale)
+    report = host.pack("nodes.guidance.report").method_report(kind, scale)
     assert report.startswith(f"{rows} UNet rows a step") and f"; {at_one} where cfg is 1" in report
 
 
@@ -216,7 +216,7 @@ def test_the_self_check_names_the_module_that_leaks(monkeypatch):
 def test_a_module_that_mixes_rows_gets_a_call_of_its_own(caplog):
     """A batch of one for all rows: the layer cannot tell them apart."""
     case = Case()
-    host.pack("nodes.host.guidance.notices")._said.clear()
+    host.pack("nodes.host.guidance.notices")._shown.clear()
 
     for model in (case.phi, case.theta):
         embed = model.model.diffusion_model.time_embed

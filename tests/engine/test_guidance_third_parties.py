@@ -125,7 +125,7 @@ def test_nag_is_on_both_models(family, options):
 @pytest.mark.parametrize("low_memory", [False, True])
 @pytest.mark.parametrize("name", PATCHES)
 def test_patches_that_relate_rows_find_what_they_expect(name, low_memory, caplog):
-    host.pack("nodes.host.guidance.notices")._said.clear()
+    host.pack("nodes.host.guidance.notices")._shown.clear()
     case = case_for("sd15", PATCHES[name])
     expected = of_two_models(case)
     assert difference(expected, case.ours(model=case.unpatched, low_memory=low_memory)) > 1e-3
@@ -136,7 +136,7 @@ def test_patches_that_relate_rows_find_what_they_expect(name, low_memory, caplog
 
 @pytest.mark.parametrize("options", WAYS)
 @pytest.mark.parametrize("kind, scale", [("personalization", 0.4), ("negative", 1.0), ("auto", 2.5)])
-def test_nag_with_the_relatives(kind, scale, options):
+def test_nag_with_the_other_methods(kind, scale, options):
     """Each prediction is that of its own model on both prompts."""
     case = case_for("sd15", nag)
     case.lora = lora_for(case.phi, size=NEGLIGIBLE)
@@ -234,7 +234,7 @@ def test_a_leak_names_both_remedies_and_what_to_do_about_random_numbers(monkeypa
 
 def test_a_cache_that_knows_rows_by_their_index_only_is_told(caplog):
     """As TeaCache: what a step added is kept by the index of a row, and added again in the steps between."""
-    host.pack("nodes.host.guidance.notices")._said.clear()
+    host.pack("nodes.host.guidance.notices")._shown.clear()
     kept, calls = {}, []
 
     def cached(apply_model, args):
@@ -255,7 +255,7 @@ def test_a_cache_that_knows_rows_by_their_index_only_is_told(caplog):
         case.ours(self_check=False, sampling={"steps": 4})
     assert "the LoRA made no difference at all" in caplog.text and "EasyCache" in caplog.text
 
-    host.pack("nodes.host.guidance.notices")._said.clear()
+    host.pack("nodes.host.guidance.notices")._shown.clear()
     caplog.clear()
     Case().ours()
     assert "made no difference" not in caplog.text
@@ -296,8 +296,8 @@ def test_a_second_guidance_node_says_that_it_replaces_the_first(second, caplog):
     assert "takes its place" not in report + caplog.text
     more = {"w_rg": 3.0} if second == "DCORewardGuidance" else {"method": {"method": "AutoGuidance", "w_auto": 2.0}}
     twice, report = nodes[second].execute(once, lora_for(case.phi, seed=8), **more).args
-    for said in (report, caplog.text):
-        assert "guidance from another DCO node" in said and "more_loras" in said
+    for message in (report, caplog.text):
+        assert "guidance from another DCO node" in message and "more_loras" in message
     alone, _ = nodes[second].execute(case.phi, lora_for(case.phi, seed=8), **more).args
     pictures = [sample(cfg(m, case.positive, case.negative, W_TEXT), case.start) for m in (twice, alone)]
     assert equal(*pictures)

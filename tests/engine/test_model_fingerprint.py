@@ -8,8 +8,8 @@ from small_models import fill, lora_for, small_model
 from benchmarks import host
 
 
-def fingerprint(model, clip, vae):
-    return host.pack("nodes.host.training.model_fingerprint").fingerprint(model, clip, vae)
+def model_fingerprint(model, clip, vae):
+    return host.pack("nodes.host.training.model_fingerprint").model_fingerprint(model, clip, vae)
 
 
 def loaded():
@@ -169,7 +169,7 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def found():
-    return {name: fingerprint(*change(*loaded())) for name, change in CHANGES.items()}
+    return {name: model_fingerprint(*change(*loaded())) for name, change in CHANGES.items()}
 
 
 def test_every_change_shows(found):
@@ -181,13 +181,13 @@ def test_equal_runs_are_one_whatever_is_loaded(found, name):
     import comfy.model_management as management
 
     model, clip, vae = CHANGES[name](*loaded())
-    assert fingerprint(model, clip, vae) == found[name]
+    assert model_fingerprint(model, clip, vae) == found[name]
     patchers = [model, clip.patcher, vae.patcher]
     for some in ([0], [1], [2], [0, 1, 2]):
         management.load_models_gpu([patchers[i] for i in some], force_full_load=True)
-        assert fingerprint(model, clip, vae) == found[name]
+        assert model_fingerprint(model, clip, vae) == found[name]
         management.unload_all_models()
-    assert fingerprint(model, clip, vae) == found[name]
+    assert model_fingerprint(model, clip, vae) == found[name]
 
 
 def test_it_is_the_same_in_a_training_session(found):
@@ -198,7 +198,7 @@ def test_it_is_the_same_in_a_training_session(found):
         for tokens_train in (False, True):
             model, clip, vae = CHANGES[name](*loaded())
             with network.training_session(model, config, clip if tokens_train else None):
-                assert fingerprint(model, clip, vae) == found[name]
+                assert model_fingerprint(model, clip, vae) == found[name]
 
 
 def test_a_half_precision_model_with_a_lora_is_told_before_and_after_it_is_loaded():
@@ -208,9 +208,9 @@ def test_a_half_precision_model_with_a_lora_is_told_before_and_after_it_is_loade
     for strength in (0.5, 1.0):
         model, clip, vae = loaded()
         model = with_lora(strength=strength)(small_model("sd3", dtype=torch.bfloat16), clip, vae)[0]
-        before = fingerprint(model, clip, vae)
+        before = model_fingerprint(model, clip, vae)
         management.load_models_gpu([model], force_full_load=True)
-        assert fingerprint(model, clip, vae) == before
+        assert model_fingerprint(model, clip, vae) == before
         management.unload_all_models()
         keys.add(before)
     assert len(keys) == 2

@@ -190,20 +190,20 @@ def a_lora(family):
         names = host.pack("nodes.host.layer_names").kohya_names(model)
         lora = host.pack("dco_core.lora").to_tensors(denoiser.weights(), keys=names)
         with torch.no_grad():
-            said = denoiser.predict(x, torch.tensor([500]), [conds], adapter=True)
-    return dict(lora), x, conds, said
+            output = denoiser.predict(x, torch.tensor([500]), [conds], adapter=True)
+    return dict(lora), x, conds, output
 
 
 @pytest.mark.parametrize("family", INPAINTING)
 def test_an_inpainting_lora_loads_and_guidance_agrees(family):
-    lora, x, conds, said = a_lora(family)
+    lora, x, conds, output = a_lora(family)
     _, _, positive, negative, _ = inpainted(family)
     case = Case(family, lora=lora)
     case.positive, case.negative = positive, negative
     case.check()
     with training().training_session(case.theta, None) as merged, torch.no_grad():
         by_host = merged.predict(x, torch.tensor([500]), [conds], adapter=False)
-    torch.testing.assert_close(said, by_host, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output, by_host, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", [*INPAINTING, "sd15"])
@@ -239,8 +239,8 @@ def test_masks_weight_every_frame_of_their_own_sample(family):
         with torch.no_grad():
             (found,) = predictions.predict(denoiser, examples, draws, adapter=False)
             error = host.pack("dco_core.losses").mean_squared_error(found.output, found.target, found.mask)
-    for place, said in zip(found.places, error.tolist(), strict=True):
+    for place, output in zip(found.places, error.tolist(), strict=True):
         squared = (found.output - found.target)[found.places.index(place)].square()
         mask = masks[draws[place].image]
         cells = squared if mask is None else squared[..., mask.bool()]
-        assert said == pytest.approx(float(cells.mean()), rel=1e-4)
+        assert output == pytest.approx(float(cells.mean()), rel=1e-4)

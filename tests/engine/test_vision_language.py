@@ -43,15 +43,15 @@ def test_it_says_what_generate_text_says_of_the_same_picture(clip):
     g = torch.Generator().manual_seed(0)
     pictures = [torch.rand(64, 96, 3, generator=g), torch.zeros(64, 64, 3)]
     with torch.inference_mode():
-        said = [describe(clip, "What is this?", picture, 12, 0) for picture in pictures]
+        answers = [describe(clip, "What is this?", picture, 12, 0) for picture in pictures]
         core = [
             TextGenerate.execute(clip, "What is this?", 12, {"sampling_mode": "off"}, image=p[None]).args[0]
             for p in pictures
         ]
         longer = describe(clip, "What is this?", pictures[0], 20, 0)
-    assert said == core
-    assert said[0] != said[1]
-    assert len(longer) > len(said[0]) > 0
+    assert answers == core
+    assert answers[0] != answers[1]
+    assert len(longer) > len(answers[0]) > 0
 
 
 def test_the_caption_node_takes_its_answers(clip):

@@ -22,9 +22,9 @@ def test_the_host_keeps_all_its_files_in_the_scratch_tree(host: HostServer) -> N
 
 
 def test_a_prompt_runs_reports_itself_and_its_image_comes_back(host: HostServer, tmp_path: Path) -> None:
-    kinds: list[str] = []
-    outputs = host.client.run({"1": PIXEL, "2": save("1", "pixel")}, lambda kind, data: kinds.append(kind))
-    assert {"execution_start", "progress_state", "executed", "execution_success"} <= set(kinds)
+    events: list[str] = []
+    outputs = host.client.run({"1": PIXEL, "2": save("1", "pixel")}, lambda kind, data: events.append(kind))
+    assert {"execution_start", "progress_state", "executed", "execution_success"} <= set(events)
     image = host.client.download(**outputs["2"]["images"][0])
     assert image.startswith(b"\x89PNG")
     (tmp_path / "up.png").write_bytes(image)

@@ -1,4 +1,4 @@
-"""The doors to the guidance engine as nodes: guider, sweep, relatives; what they report and refuse."""
+"""The nodes of the guidance engine: guider, sweep, other methods; what they report and refuse."""
 
 import io
 import threading
@@ -37,7 +37,7 @@ class Toy(Graph):
         )  # fmt: skip
         return [node, 0]
 
-    def said(self, text):
+    def shown_text(self, text):
         return self.add("PreviewAny", source=text)
 
 
@@ -52,8 +52,8 @@ def sampling(**changes):
     } | changes  # fmt: skip
 
 
-def doors(g, w_rg, w_text=2.0, **options):
-    """The image through each of the three doors, and what they say: (latents, reports)."""
+def three_nodes(g, w_rg, w_text=2.0, **options):
+    """The image through each of the three nodes, and their reports: (latents, reports)."""
     patch = g.add(
         "DCORewardGuidance", model=g.base["model"], lora=g.lora, w_rg=w_rg, lora_strength=1.0, **options
     )
@@ -67,7 +67,7 @@ def doors(g, w_rg, w_text=2.0, **options):
     latents = [
         sampler, g.advanced([guider, 0]), g.ksample([patch, 0], g.c, g.empty, g.start, w_text), g.advanced([core, 0]),
     ]  # fmt: skip
-    return latents, [g.said([sampler[0], 1]), g.said([guider, 1]), g.said([patch, 1])]
+    return latents, [g.shown_text([sampler[0], 1]), g.shown_text([guider, 1]), g.shown_text([patch, 1])]
 
 
 @pytest.mark.parametrize(
@@ -83,15 +83,15 @@ def doors(g, w_rg, w_text=2.0, **options):
         ),
     ],
 )  # fmt: skip
-def test_three_doors_make_one_image_bit_for_bit(host, w_rg, options, rows):
+def test_three_nodes_make_one_image_bit_for_bit(host, w_rg, options, rows):
     g = Toy()
-    (first, *others), said = doors(g, w_rg, **options)
+    (first, *others), reports = three_nodes(g, w_rg, **options)
     same = [g.compare(other, first) for other in others]
     plain = g.compare(first, g.ksample(g.base["model"], g.c, g.empty, g.start, 2.0))
     outputs = host.client.run(g.prompt)
     assert all(facts(outputs, node)["equal"] for node in same)
     assert facts(outputs, plain)["equal"] == (w_rg == 0)
-    sampler, guider, patch = (outputs[node]["text"][0] for node in said)
+    sampler, guider, patch = (outputs[node]["text"][0] for node in reports)
     assert sampler.startswith(rows) and guider.startswith(rows)
     where = "1 where cfg is 1" if w_rg == 0 else f"2 where cfg is 1 or w_rg ({w_rg:g})"
     assert ("2 where cfg is 1" if options else where) in patch
@@ -146,7 +146,7 @@ def test_a_sweep_is_the_pictures_one_by_one(host, across):
     alone = g.guided(g.base["model"], g.lora, g.c, g.empty, g.start, 1.4, w_text, lora_strength=strength)
     decoded = g.add("VAEDecode", samples=alone, vae=g.base["vae"])
     expected = g.add("PreviewImage", images=[decoded, 0])
-    said, told = g.said([node, 3]), []
+    reports, told = g.shown_text([node, 3]), []
 
     def on_progress(kind, data):
         if kind == "text":
@@ -156,7 +156,7 @@ def test_a_sweep_is_the_pictures_one_by_one(host, across):
     pictures = [picture(host, image) for image in outputs[shown]["images"]]
     for n in range(len(pictures)):
         assert any(f"Picture {n + 1} of {len(pictures)}: w_rg {(0, 1.4)[n % 2]:g}" in text for text in told)
-    lines = outputs[said]["text"][0].splitlines()
+    lines = outputs[reports]["text"][0].splitlines()
     assert len(lines) == len(pictures)
     assert "w_rg 0" in lines[0] and "2 UNet rows a step" in lines[0]
     assert "w_rg 1.4" in lines[1] and "3 UNet rows a step" in lines[1] and "self-check" in lines[1]
@@ -190,10 +190,10 @@ def test_bad_values_are_told_before_anything_is_sampled(host, changes, message):
         host.client.run(g.prompt)
 
 
-def test_relatives_run_in_any_sampler(host):
+def test_other_methods_run_in_any_sampler(host):
     g = Toy()
     plain = g.ksample(g.base["model"], g.c, g.empty, g.start, 2.0)
-    differ, said = [], []
+    differ, reports = [], []
     for method, values in (
         ("AutoGuidance", {"method__w_auto": 2.0}),
         ("Personalization guidance", {"method__weak_strength": 0.5}),
@@ -203,7 +203,7 @@ def test_relatives_run_in_any_sampler(host):
             "DCOLoRAGuidance", model=g.base["model"], lora=g.lora, method=method, **values, lora_strength=1.0
         )
         differ.append(g.compare(g.ksample([node, 0], g.c, g.empty, g.start, 2.0), plain))
-        said.append(g.said([node, 1]))
+        reports.append(g.shown_text([node, 1]))
     off = g.add(
         "DCOLoRAGuidance", model=g.base["model"], lora=g.lora, method="AutoGuidance", method__w_auto=1.0,
         lora_strength=1.0,
@@ -213,7 +213,7 @@ def test_relatives_run_in_any_sampler(host):
     assert all(facts(outputs, node)["relative"] > 1e-3 for node in differ)
     assert facts(outputs, same)["equal"]
     for node, words in zip(
-        said,
+        reports,
         ("3 UNet rows a step: LoRA on the prompt, base on the prompt, base on the negative; 2 where cfg is 1",
          "2 UNet rows a step: LoRA on the prompt, part of the LoRA on the negative; 1 where cfg is 1",
          "2 UNet rows a step: base on the prompt, LoRA on the negative; 1 where cfg is 1"),

@@ -29,8 +29,8 @@ def test_every_node_is_translated_and_no_other(host, language):
         required = set(sections.get("required", {}))
         if name != "DCOLoRATrainer":
             assert required <= set(node.get("inputs", {})), name
-        for label, said in node.get("inputs", {}).items():
-            assert said["name"] and said["tooltip"], f"{name}.{label}"
+        for label, translated in node.get("inputs", {}).items():
+            assert translated["name"] and translated["tooltip"], f"{name}.{label}"
 
 
 def test_the_languages_say_the_same_things():

@@ -182,5 +182,5 @@ def test_a_checkpoint_folder_that_cannot_be_written_is_an_error_and_the_lora_is_
 def test_the_report_says_how_it_scored(host):
     g, trainer = toy(filename_prefix="loras/scored", steps=20, validation_steps=10, keep="best", resume=False)
     text = host.client.run(g.prompt)[trainer]["text"][0]
-    assert "Held-out margin: best " in text
+    assert "Validation margin: best " in text
     assert "distance to the base " in text

@@ -27,7 +27,7 @@ class Scores(Graph):
     def references(self) -> str:
         return self.add("DCOToyWorldReferences", what="subject")
 
-    def said(self, text: list) -> str:
+    def shown_text(self, text: list) -> str:
         return self.add("PreviewAny", source=text)
 
 
@@ -69,7 +69,7 @@ def test_image_similarity_is_the_cores(host, models, pictures, name, what, colum
     images = [g.add("DCOLoadDataset", folder="scored"), 0]
     references = [g.add("DCOToyWorldReferences", what=what), 0]
     node = similarity(g, images, references, what=what, model=str(models[name]))
-    shown, mean = g.show([node, 0]), g.said([node, 1])
+    shown, mean = g.show([node, 0]), g.shown_text([node, 1])
     outputs = host.client.run(g.prompt)
     scenes = render(subject_references()[0]) if what == "subject" else None
     got = facts(outputs, shown)
@@ -153,7 +153,7 @@ def test_toy_world_scores_of_the_references(host):
     likeness = toy_score(g, [references, 0], "subject likeness")
     style = toy_score(g, [references, 0], "style likeness", scores=[likeness, 0])
     both = toy_score(g, [references, 0], "prompt alignment", prompts=[references, 1], scores=[style, 0])
-    shown, table = g.show([both, 0]), g.said([both, 2])
+    shown, table = g.show([both, 0]), g.shown_text([both, 2])
     styled = g.add("DCOToyWorldReferences", what="style")
     other = g.show([toy_score(g, [styled, 0], "style likeness"), 0])
     own = g.show([toy_score(g, [styled, 0], "style likeness", references=[styled, 0]), 0])
@@ -199,7 +199,7 @@ def test_a_sweep_over_prompts_becomes_a_plot_and_a_sheet(host):
         "DCOParetoPlot", names="DCO\nDreamBooth", title="Toy World", x="alignment", y="likeness",
         **{f"curves.scores_{i}": [both, 0] for i, (_, both, _) in enumerate(tables.values())},
     )  # fmt: skip
-    picture, text = g.add("PreviewImage", images=[plot, 0]), g.said([plot, 1])
+    picture, text = g.add("PreviewImage", images=[plot, 0]), g.shown_text([plot, 1])
     sheet = g.add(
         "DCOContactSheet", images=[tables["DCO"][0], 0], labels=[tables["DCO"][0], 2], row_names="", title="DCO"
     )  # fmt: skip
@@ -216,9 +216,9 @@ def test_a_sweep_over_prompts_becomes_a_plot_and_a_sheet(host):
     assert base_model[0] == pytest.approx(base_model[1], abs=1e-4)
     image = drawn(host, outputs[picture])
     assert image.shape[0] > 500 and image.shape[1] > 900 and len(np.unique(image.reshape(-1, 3), axis=0)) > 20
-    said = outputs[text]["text"][0]
+    report = outputs[text]["text"][0]
     assert (
-        said.startswith("DCO\n\n| label") and "DreamBooth\n\n| label" in said and "w_text 2, w_rg 1.4" in said
+        report.startswith("DCO\n\n| label") and "DreamBooth\n\n| label" in report and "w_text 2, w_rg 1.4" in report
     )
     drawn_sheet = drawn(host, outputs[sheet_shown])
     assert drawn_sheet.shape[0] > 4 * 256 and 2 * 256 < drawn_sheet.shape[1] < 3 * 256
@@ -240,7 +240,7 @@ def test_a_point_is_the_mean_over_the_images_of_its_label(host):
     plot = g.add(
         "DCOParetoPlot", names="", title="", x="alignment", y="likeness", curves__scores_0=[alignment, 0]
     )
-    text, shown = g.said([plot, 1]), g.show([alignment, 0])
+    text, shown = g.shown_text([plot, 1]), g.show([alignment, 0])
     outputs = host.client.run(g.prompt)
     likeness = facts(outputs, shown)["likeness"]
     lines = outputs[text]["text"][0].splitlines()
@@ -253,17 +253,17 @@ def test_a_point_is_the_mean_over_the_images_of_its_label(host):
 def test_evaluation_prompts_fill_their_slot(host, kind, word):
     g = Scores()
     node = g.add("DCOEvaluationPrompts", kind=kind, category="toy world", word=word, count=3, style="<print>")
-    said = g.said([node, 1])
-    each = g.said([node, 0])
+    report = g.shown_text([node, 1])
+    each = g.shown_text([node, 0])
     outputs = host.client.run(g.prompt)
     expected = fill(evaluation_prompts(kind, "toy world")[:3], word, "<print>")
-    assert outputs[said]["text"][0].splitlines() == expected
+    assert outputs[report]["text"][0].splitlines() == expected
     assert json.loads(json.dumps(outputs[each]["text"])) == expected
 
 
 def missing_style(g):
     node = g.add("DCOEvaluationPrompts", kind="merge", category="object", word="<dog>", count=0, style="")
-    g.said([node, 1])
+    g.shown_text([node, 1])
 
 
 def no_model(g):

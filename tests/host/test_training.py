@@ -31,12 +31,12 @@ def test_a_checkpoint_learns_from_a_dataset_folder_and_its_lora_loads_in_the_pla
     base = g.checkpoint(family)
     trainer = dataset_trainer(g, base, photos, filename_prefix=f"loras/{family}")
     picture = g.add("LoadImage", image="photos/00.jpg")
-    held_out = g.add(
-        "DCOTestHeldOutLoss", **base, image=[picture, 0], lora=[trainer, 0],
+    validation_loss = g.add(
+        "DCOTestValidationLoss", **base, image=[picture, 0], lora=[trainer, 0],
         caption="a photo of a dog in front of wall 0", rank=4, resolution=64, beta=0.01,
     )  # fmt: skip
     outputs = host.client.run(g.prompt)
-    loss = facts(outputs, held_out)
+    loss = facts(outputs, validation_loss)
     assert loss["before"] == pytest.approx(0.6931, abs=1e-3)
     assert loss["after"] < loss["before"] - 0.003
 

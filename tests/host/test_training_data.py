@@ -179,17 +179,17 @@ def test_the_caption_check_comes_before_training_and_in_the_report(host):
 
 
 def test_the_check_node_finds_what_is_too_long_for_the_encoder(host, sd15):
-    def said(base, captions):
+    def caption_report(base, captions):
         g = Graph()
         node = g.add("DCOCheckCaptions", captions=captions, kind="subject", clip=base(g)["clip"])
         return host.client.run(g.prompt)[node]["text"][0]
 
     long = "a photo of a <dog> on a couch, " + "very " * 100 + "close-up"
     short = "a close-up photo of a <dog> on a couch"
-    assert "tokens" in said(lambda g: g.checkpoint(sd15), long)
-    assert "no complaints" in said(lambda g: g.checkpoint(sd15), short)
+    assert "tokens" in caption_report(lambda g: g.checkpoint(sd15), long)
+    assert "no complaints" in caption_report(lambda g: g.checkpoint(sd15), short)
     eighteen = "a large <toy> on the left, on the beach, in flat style with a red star and a blue heart"
-    assert "tokens" in said(lambda g: g.toy(), eighteen)
+    assert "tokens" in caption_report(lambda g: g.toy(), eighteen)
 
 
 @pytest.mark.parametrize("node", ["DCOCheckCaptions", "DCOComprehensiveCaption"])

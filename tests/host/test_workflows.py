@@ -71,8 +71,8 @@ def test_the_comparison_ends_in_a_plot_with_a_curve_a_method(host):
     for colour in COLOURS[:2]:  # both curves, at least in the legend: after four steps they may coincide
         assert (np.abs(plot.astype(int) - colour).max(1) < 30).sum() > 20
     assert not (np.abs(plot.astype(int) - COLOURS[2]).max(1) < 30).any()
-    said = outputs[only("PreviewAny")]["text"][0]
-    dreambooth, dco = said.removeprefix("DreamBooth\n\n").split("\n\nDCO\n\n")
+    text = outputs[only("PreviewAny")]["text"][0]
+    dreambooth, dco = text.removeprefix("DreamBooth\n\n").split("\n\nDCO\n\n")
     batch = prompt[only("EmptyLatentImage")]["inputs"]["batch_size"]
     for table in (dreambooth, dco):
         head, _, *lines = [

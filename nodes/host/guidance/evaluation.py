@@ -30,7 +30,7 @@ def say_two_calls(why: str) -> None:
 
 def told_apart(prompt: list[dict], lora: int = 0, name: str = _NAME) -> list[dict]:
     """A prompt's entries under ids of their own, the same in every step: step caches (the host's EasyCache) keep what
-    the network said by the id of an entry, and several rows read the same one."""
+    the network gave by the id of an entry, and several rows read the same one."""
     name = f"{name} {lora}" if lora else name
     return [
         {**entry, "uuid": uuid.uuid5(entry["uuid"], name)} if "uuid" in entry else entry for entry in prompt
@@ -196,7 +196,7 @@ class _Evaluation:
             ]
             if any(prediction_differs(plain[i], alone[j], self.x, run.rows.dtype) for i, j in pairs):
                 return None
-        # The real call last: whoever keeps what the network said (step caches) keeps that of the LoRA.
+        # The real call last: whoever keeps the network's output (step caches) keeps that of the LoRA.
         outputs = self._rows(self.doses)
         if run.one_call and not run.low_memory and not self.looked_up:
             base = [i for i in self.own if i not in self.doses]

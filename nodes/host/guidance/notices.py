@@ -1,4 +1,4 @@
-"""Warnings that are said once in a session of the host, however many pictures they hold for."""
+"""Warnings that are shown once in a session of the host, however many pictures they hold for."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import logging
 
 from ....dco_core.errors import printable_lines
 
-_said: set[str] = set()
+_shown: set[str] = set()
 
 
 def say_once(text: str) -> None:
-    if text not in _said:
-        _said.add(text)
+    if text not in _shown:
+        _shown.add(text)
         logging.warning("DCO: %s", printable_lines(text))

@@ -37,12 +37,12 @@ def with_size(conditioning: Conditioning, sizes: Mapping[str, Any]) -> Condition
     return [[tensor, {**options, **sizes}] for tensor, options in conditioning]
 
 
-def real_sizes(fitted: BucketedImage) -> dict[str, int]:
+def real_sizes(bucketed: BucketedImage) -> dict[str, int]:
     """Size and crop conditioning as SDXL was trained: the picture as it was, what was cut off, what is left."""
     (height, width), (top, left), (to_height, to_width) = (
-        fitted.original_size,
-        fitted.crop,
-        fitted.target_size,
+        bucketed.original_size,
+        bucketed.crop,
+        bucketed.target_size,
     )
     return {
         "height": height, "width": width, "crop_h": top, "crop_w": left, "target_height": to_height,

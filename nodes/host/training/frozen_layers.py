@@ -19,6 +19,7 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
 from ....dco_core.network.frozen_layers import frozen_conv2d, frozen_linear
+from ....dco_core.network.weight_stream import Fetch
 
 
 def use_frozen_layers(network: nn.Module) -> nn.Module:
@@ -92,19 +93,38 @@ def _is_mixed_precision_linear(module: nn.Module) -> bool:
     )
 
 
+def take_from(module: nn.Module, fetch: Fetch, fetch_bias: Fetch | None) -> None:
+    """Let a layer that `use_frozen_layers` has changed compute with the weight and bias that the two functions return
+    on the device: its own may lie in main memory."""
+    module.streamed_weight, module.streamed_bias = fetch, fetch_bias  # type: ignore[assignment]
+    module.comfy_cast_weights = True  # type: ignore[assignment]
+
+
 def _stored(module: nn.Module) -> Callable[[torch.dtype, torch.device], Tensor]:
     """The weight as the host casts it, with the patches it applies on the way."""
 
     def cast(dtype: torch.dtype, device: torch.device) -> Tensor:
-        weight, _ = comfy.ops.cast_bias_weight(module, dtype=dtype, device=device, bias_dtype=dtype)
+        fetch = vars(module).get("streamed_weight")
+        layer = module if fetch is None else _Fetched(fetch(), module.weight_function)
+        weight, _ = comfy.ops.cast_bias_weight(layer, dtype=dtype, device=device, bias_dtype=dtype)
         # the host dequantises only where the precision changes as well
         return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
 
     return cast
 
 
+class _Fetched:
+    """What the host's cast reads of a layer, with another weight."""
+
+    bias, bias_function = None, ()
+
+    def __init__(self, weight: Tensor, weight_function):
+        self.weight, self.weight_function = weight, weight_function
+
+
 def _bias(module: nn.Module, x: Tensor) -> Tensor | None:
-    bias = module.bias
+    fetch = vars(module).get("streamed_bias")
+    bias = module.bias if fetch is None else fetch()
     if bias is not None:
         bias = comfy.model_management.cast_to(bias, x.dtype, x.device)
         for patch in module.bias_function:

@@ -18,7 +18,7 @@ from ....dco_core.suggested_scales import suggested_scales
 from ....dco_core.training.learned_tokens import LearnedTokens, TokenSpec
 from .. import layer_names, sampling, toy_world
 from . import conditioning, inpainting, learned_tokens, network
-from .model_fingerprint import fingerprint, prompt_tokens
+from .model_fingerprint import model_fingerprint, prompt_tokens
 
 _RESOLUTIONS = {"sd_v1": 512, "sd_v2": 768, "ToyWorld": 256}  # of all others 1024
 
@@ -46,11 +46,13 @@ class HostImageModel:
 
     @contextmanager
     def training(
-        self, config: AdapterConfig | None, texts: bool, precision: str
-    ) -> Iterator[network.HostDenoiser]:
-        """A training session on MODEL, and on CLIP where texts are read anew in every step."""
+        self, config: AdapterConfig | None, texts: bool, precision: str, stream_weights: str = "auto",
+        step_shape: Sequence[int] = (),
+    ) -> Iterator[network.HostDenoiser]:  # fmt: skip
+        """A training session on MODEL, and on CLIP where texts are read anew in every step; see `training_session`."""
         clip = self._clip if texts else None
-        with network.training_session(self._model, config, clip, precision) as self._denoiser:
+        session = network.training_session(self._model, config, clip, precision, stream_weights, step_shape)
+        with session as self._denoiser:
             yield self._denoiser
 
     def denoiser(self, config: AdapterConfig | None) -> network.HostDenoiser:
@@ -76,13 +78,13 @@ class HostImageModel:
     def encode_captions(self, captions: Sequence[str]) -> list[Any]:
         return conditioning.encode_captions(self._clip, captions)
 
-    def with_size(self, text: Any, fitted: BucketedImage) -> Any:
-        return conditioning.with_size(text, conditioning.real_sizes(fitted))
+    def with_size(self, text: Any, bucketed: BucketedImage) -> Any:
+        return conditioning.with_size(text, conditioning.real_sizes(bucketed))
 
-    def shown_beside(self, fitted: BucketedImage, latent: Tensor) -> Any:
-        if fitted.mask is None or not inpainting.takes_mask(self._model, latent):
+    def shown_beside(self, bucketed: BucketedImage, latent: Tensor) -> Any:
+        if bucketed.mask is None or not inpainting.takes_mask(self._model, latent):
             return None
-        return inpainting.entries(self._vae, fitted.image, fitted.mask)
+        return inpainting.entries(self._vae, bucketed.image, bucketed.mask)
 
     def network_input(self, text: Any, latent: Tensor, shown: Any = None) -> Any:
         assert self._denoiser is not None  # called outside the training session
@@ -115,7 +117,7 @@ class HostImageModel:
         return layer_names.canonical(module)
 
     def content(self) -> str:
-        return fingerprint(self._model, self._clip, self._vae)
+        return model_fingerprint(self._model, self._clip, self._vae)
 
     def text_tokens(self, texts: Sequence[str]) -> list[str]:
         """What the tokenizer makes of captions: the vectors of embedding files among it."""

@@ -33,7 +33,7 @@ _ON_CLIP = ("layer_idx", "tokenizer_options", "use_clip_schedule", "apply_hooks_
 _DEEPEST = 40
 
 
-def fingerprint(model, clip, vae) -> str:
+def model_fingerprint(model, clip, vae) -> str:
     """Tells MODEL, CLIP and VAE, with everything the user changed about them, from all others: weights, LoRAs on any of
     the three, sampling object, attention patches and other options, CLIP's layer. The same whether the host has
     loaded them or not."""

@@ -21,11 +21,13 @@ from ....dco_core.lora import LoraWeights
 from ....dco_core.network.denoiser import NetworkDenoiser
 from ....dco_core.network.lora_layers import AdapterConfig
 from ....dco_core.network.out_of_place import KeptCopies, out_of_place
+from ....dco_core.network.weight_stream import Copies
 from ....dco_core.schedules import Schedule
 from ..layer_names import canonical
 from .frozen_layers import use_frozen_layers
 from .fused_rope import differentiable_rope
 from .shared_weights import network_on_same_storage
+from .weight_stream import step_bytes, stream_offloaded, streams
 
 _PREDICTIONS = (  # most specific first: V_PREDICTION is a subclass of EPS, EDM of V_PREDICTION
     (comfy.model_sampling.CONST, "flow"),
@@ -94,9 +96,11 @@ def _autocast_dtype(model, precision: str) -> torch.dtype | None:
 
 class HostDenoiser(NetworkDenoiser):
     """One conditioning is the host's model conditions of one caption, {name: comfy.conds object}. precision: one of
-    TRAINING_PRECISIONS."""
+    TRAINING_PRECISIONS. Weights that the host left in main memory are streamed; copies: to stream all with."""
 
-    def __init__(self, model, config: AdapterConfig | None, precision: str = "auto"):
+    def __init__(
+        self, model, config: AdapterConfig | None, precision: str = "auto", copies: Copies | None = None
+    ):
         base = model.model
         self.device = model.load_device
         self._autocast = _autocast_dtype(model, precision)
@@ -113,7 +117,7 @@ class HostDenoiser(NetworkDenoiser):
         sigmas = sampling.sigmas.detach().cpu()
         self._sigmas = torch.empty_like(sigmas).copy_(sigmas)
         super().__init__(self._base._modules["diffusion_model"], schedule, config)
-        self.network.to(self.device)  # moves the injected LoRA; the weights are there already
+        self.weight_stream = stream_offloaded(self.network, self.device, copies)  # moves the injected LoRA too
 
     def forward(self, x_t: Tensor, t: Tensor, conditioning: Sequence[dict[str, Any]]) -> Tensor:
         sigma = self._sigmas[t.cpu()].to(self.device)
@@ -168,17 +172,24 @@ def _outside_inference(cond):
 
 @contextmanager
 def training_session(
-    model, config: AdapterConfig | None, clip=None, precision: str = "auto"
-) -> Iterator[HostDenoiser]:
+    model, config: AdapterConfig | None, clip=None, precision: str = "auto", stream_weights: str = "auto",
+    step_shape: Sequence[int] = (),
+) -> Iterator[HostDenoiser]:  # fmt: skip
     """Load MODEL (and CLIP, where tokens train), send every other model off the device, yield the Denoiser with
     autograd on, and leave nothing behind: neither gradients nor LoRA nor memory stay, whether training ends, fails
-    or is interrupted."""
+    or is interrupted. stream_weights: see weight_stream.py; step_shape: of the latents [B, C, ...] of a step, where
+    that is to be decided."""
     if model.is_dynamic():  # weights in evictable memory must not be aliased
         model = model.get_non_dynamic_delegate()
     needed = [model] if clip is None else [model, clip.patcher]
     keep = [comfy.model_management.LoadedModel(m) for m in needed]
     comfy.model_management.free_memory(1e30, model.load_device, keep_loaded=keep)
-    comfy.model_management.load_models_gpu(needed, force_full_load=True)
+    streamed = bool(step_shape) and streams(model, stream_weights, list(step_shape))
+    comfy.model_management.load_models_gpu(
+        needed,
+        memory_required=step_bytes(model, list(step_shape)) if streamed else 0,
+        force_full_load=not streamed,
+    )
     was_training = comfy.model_management.in_training
     comfy.model_management.in_training = True  # the host's fused kernels (rope, int8) have no gradient
     try:

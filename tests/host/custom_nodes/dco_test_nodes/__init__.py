@@ -277,7 +277,7 @@ class BrokenClip:
         return [[torch.full((1, 20, 128), float("nan")), {}]]
 
 
-class HeldOutLoss:
+class ValidationLoss:
     """The DCO loss of a trained LoRA on fixed draws that training did not use, with the LoRA and without it."""
 
     INPUT_TYPES = classmethod(
@@ -512,7 +512,7 @@ NODE_CLASS_MAPPINGS = {
     f"DCOTest{cls.__name__}": cls
     for cls in (
         Modules, WeightHash, OracleSampler, CompareLatents, TwoCalls, IndexingPatch, BrokenImage,
-        HeldOutLoss, RefusesQuantised, SecondModel, BrokenClip, ClipHash, TokenGradient, ShowDataset,
+        ValidationLoss, RefusesQuantised, SecondModel, BrokenClip, ClipHash, TokenGradient, ShowDataset,
         Posterior, Counting, Counts, Offload, VisionLanguage, CompileEagerly, CompiledGraphs,
     )
 }  # fmt: skip

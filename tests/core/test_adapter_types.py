@@ -118,7 +118,7 @@ def test_an_alpha_in_the_tensors_goes_before_the_configuration():
         ("set_weight", "replaces weights"),
     ],
 )
-def test_kinds_without_a_change_of_their_own_are_refused_with_the_reason(tmp_path, suffix, why):
+def test_types_without_a_change_of_their_own_are_refused_with_the_reason(tmp_path, suffix, why):
     tensors = {
         f"{KEY}.lora_down.weight": r(2, 8),
         f"{KEY}.lora_up.weight": r(6, 2),

@@ -68,8 +68,8 @@ _UNSUPPORTED = {
 
 
 def refuse_unsupported(source: str, keys: Iterable[str]) -> None:
-    """DCOError for kinds of adapters that have no dW of their own."""
-    patterns = {re.compile(rf"(?:{pattern})$"): said for pattern, said in _UNSUPPORTED.items()}
+    """DCOError for adapter types that have no dW of their own."""
+    patterns = {re.compile(rf"(?:{pattern})$"): reason for pattern, reason in _UNSUPPORTED.items()}
     for key in keys:
         for pattern, (kind, why) in patterns.items():
             if pattern.search(key):
@@ -79,8 +79,8 @@ def refuse_unsupported(source: str, keys: Iterable[str]) -> None:
                 )
 
 
-def kind_of(parts: Iterable[str]) -> str:
-    """'LoRA', 'LoHa', 'LoKr', 'difference' or, for biases alone, ''. Raises DCOError for parts of two kinds."""
+def adapter_type_of(parts: Iterable[str]) -> str:
+    """'LoRA', 'LoHa', 'LoKr', 'difference' or, for biases alone, ''. Raises DCOError for parts of two types."""
     parts = set(parts) - {"alpha"} - set(VECTORS)
     found = {
         "LoRA": parts & {"down", "up", "mid"},
@@ -88,10 +88,10 @@ def kind_of(parts: Iterable[str]) -> str:
         "LoKr": {p for p in parts if p.startswith("lokr_")},
         "difference": parts & {"diff"},
     }
-    kinds = [kind for kind, there in found.items() if there]
-    if len(kinds) > 1:
-        raise DCOError(f"is {' and '.join(kinds)} at once: save them as two files.")
-    return kinds[0] if kinds else ""
+    types = [kind for kind, there in found.items() if there]
+    if len(types) > 1:
+        raise DCOError(f"is {' and '.join(types)} at once: save them as two files.")
+    return types[0] if types else ""
 
 
 def part_name(part: str) -> str:
@@ -108,7 +108,7 @@ def layer_of(
     rank; whole_scale: alpha / r where they have neither, a LoKr of whole factors. Works on meta tensors too, to check
     shapes alone.
     Raises DCOError for parts that are missing or do not fit together."""
-    kind = kind_of(parts)
+    kind = adapter_type_of(parts)
     own = parts.get("alpha")
     if own is not None and own.numel() != 1:
         raise DCOError(f"has an alpha of shape {list(own.shape)}: it must be one number.")

@@ -38,7 +38,7 @@ from .tables import Row, write_table, write_text
 from .zip_merge import zip_merge
 
 
-class Bench:
+class Workspace:
     """Does jobs. folder: of the study, a folder a job in it. device: cuda, cuda:1, cpu; None for the best there
     is."""
 
@@ -129,7 +129,7 @@ class Bench:
         parts: list[Any] = [
             job.method, job.base, [Path(what).name for what in job.shown], style, job.seed,
             _portable(study.models()[job.base]), study.resolution, study.precision,
-            self._setting.fingerprint(*job.shown),
+            self._setting.contents_key(*job.shown),
         ]  # fmt: skip
         if job.trains:
             config = study.config(job.method, job.seed, style)
@@ -202,7 +202,7 @@ class Bench:
         study, style = self._study, jobs[0].subject is None
         for job in jobs:
             self.path(job).mkdir(parents=True, exist_ok=True)
-        said = train_together(
+        rows = train_together(
             self._setting.model(self._device, jobs[0].base),
             [self._references(job) for job in jobs],
             [(self.path(job), self._training_key(job)) for job in jobs],
@@ -211,7 +211,7 @@ class Bench:
             study.checkpoints_of(jobs[0].method, jobs[0].seed, style),
             study,
         )
-        for job, row in zip(jobs, said, strict=True):
+        for job, row in zip(jobs, rows, strict=True):
             write_table(self.path(job) / TRAINING, [{**job.columns, **row}])
 
     def _merge(self, job: Job, path: Path) -> None:

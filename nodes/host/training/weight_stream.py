@@ -1,0 +1,46 @@
+"""Which weights of a host MODEL are streamed in training: those that the host left in main memory."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import torch
+from torch import nn
+
+from ....dco_core.errors import DCOError
+from ....dco_core.network.gradient_checkpointing import blocks
+from ....dco_core.network.weight_stream import Copies, WeightStream, copies_to, stream_units, streamable
+from .frozen_layers import take_from
+
+STREAMING = ("auto", "on", "off")
+# Of the host's own estimate for sampling the same rows: what a step with checkpointed blocks takes, roughly.
+_OF_SAMPLING = 3.0
+
+
+def streams(model, choice: str, step_shape: list[int]) -> bool:
+    """Whether MODEL's weights are to be streamed: as chosen, or where they and a step on latents [B, C, ...] do not fit
+    into its device together. Call it when every other model has left the device. DCOError for an unknown choice."""
+    if choice not in STREAMING:
+        raise DCOError(f"stream_weights is {choice!r}: use {', '.join(STREAMING)}.")
+    device = model.load_device
+    if device.type == "cpu" or choice != "auto":
+        return device.type != "cpu" and choice == "on"
+    free = comfy.model_management.get_free_memory(device) + model.loaded_size()
+    return model.model_size() + step_bytes(model, step_shape) > free
+
+
+def step_bytes(model, step_shape: list[int]) -> int:
+    """What a training step takes beside the weights, estimated before there is anything to measure."""
+    return int(_OF_SAMPLING * model.model.memory_required(step_shape))
+
+
+def stream_offloaded(
+    network: nn.Module, device: torch.device, copies: Copies | None = None
+) -> WeightStream | None:
+    """Stream the layers of the network's blocks whose weights are not on the device, and move whatever else is not
+    there to it. Hand over the trainer's own copy, with its LoRA. copies: other ones than of the device, and then of
+    every block."""
+    units = [
+        [layer for layer in streamable(block) if copies is not None or layer.weight.device != device]
+        for block in blocks(network)
+    ]
+    return stream_units(network, units, copies or copies_to(device), device, take_from)
