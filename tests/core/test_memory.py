@@ -103,6 +103,21 @@ def test_an_objective_that_looks_twice_needs_twice(examples, objective):
     assert estimate(denoiser, data, TrainingConfig(objective=objective)).activations > 1.7 * once
 
 
+def test_preservation_looks_twice_and_the_mask_prior_does_not(examples):
+    (example,) = examples
+    half = torch.zeros(example.latent.shape[-2:])
+    half[:, :3] = 1
+    data = [dataclasses.replace(example, preserved=[torch.randn(20, 128)] * 3, mask=half)]
+    denoiser = ToyDenoiser(AdapterConfig(rank=4))
+    once = estimate(denoiser, data, TrainingConfig()).activations
+    rare = TrainingConfig(preservation_prompts="a; b; c", preservation_share=1e-6)
+    assert estimate(denoiser, data, rare).activations > 1.7 * once
+    calls, predict = [], denoiser.predict
+    denoiser.predict = lambda *args, adapter: calls.append(adapter) or predict(*args, adapter=adapter)
+    assert once <= estimate(denoiser, data, TrainingConfig(mask_prior=2.0)).activations < 1.1 * once
+    assert calls == [True]  # phi keeps nothing, and is not run
+
+
 def test_the_estimate_refuses_what_training_would(examples):
     with pytest.raises(DCOError, match="class images"):
         estimate(ToyDenoiser(AdapterConfig(rank=4)), examples, TrainingConfig(objective="dreambooth-prior"))
