@@ -67,7 +67,8 @@ def estimate(denoiser: Denoiser, examples: Sequence[Example], config: TrainingCo
         raise AssertionError("the estimate has no backward pass")
 
     some_beta = dataclasses.replace(config, beta=config.beta or 1.0)
-    draws = [dataclasses.replace(d, preserved=min(0, len(largest[d.image].preserved) - 1)) for d in draws]
+    if config.preservation_prompts:  # of the batches that have them
+        draws = [d if largest[d.image].prior else dataclasses.replace(d, preserved=0) for d in draws]
     batch = Batch(denoiser, largest, draws, some_beta, _blank_reference(largest, draws, config))
     with saved_tensors_hooks(count, unused), torch.random.fork_rng([]), torch.enable_grad():
         OBJECTIVES[config.objective](batch)
