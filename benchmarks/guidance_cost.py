@@ -70,11 +70,10 @@ class Setup:
         """w_rg: None for plain CFG."""
         import comfy.samplers
 
-        inputs = host.pack("nodes.guidance.inputs")
+        guided = host.pack("nodes.guidance.guided").Guided
         model = self.model
         if w_rg is not None:
-            regions = inputs.regions_of(model, self.lora, 1.0)
-            model = inputs.patched(model, regions, "reward", w_rg, **({"self_check": False} | options))
+            model = guided(model, self.lora, None, {"self_check": False} | options).patched("reward", w_rg)
 
         def run() -> None:
             guider = comfy.samplers.CFGGuider(model)

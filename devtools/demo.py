@@ -34,7 +34,11 @@ from .tasks import end_cleanly_on_sigterm
 from .workflow_prompt import to_prompt
 
 WORKFLOW = ROOT / "workflows" / "0_DCO_LoRA_training_Toy_World.json"
-_TRAINED = {"subject": "the subject, with DCO", "style": "the style, with DCO"}
+_TRAINED = {
+    "subject": "the subject, with DCO",
+    "style": "the style, with DCO",
+    "dreambooth": "the subject, with DreamBooth (plain loss), to compare",
+}
 
 
 class _Progress:
@@ -61,10 +65,8 @@ class _Progress:
 
 
 def _titles(prompt: dict[str, Any]) -> dict[str, str]:
-    titles = {demo_graph.trainer_of(prompt, what): f"training {text}" for what, text in _TRAINED.items()}
-    titles["dreambooth"] = "training the subject with DreamBooth (plain loss), to compare"
-    for node in demo_graph.find(prompt, "DCOLoRAArithmeticMerge"):
-        titles[node] = "merging subject and style"
+    titles = {node: f"training {_TRAINED[what]}" for what, node in demo_graph.trainers(prompt).items()}
+    titles[demo_graph.MERGE] = "merging subject and style"
     for node in prompt:
         if node.startswith("sample") and node.endswith("_0"):
             titles[node] = f"sampling row {int(node[6:-2]) + 1} of the sheet"
@@ -181,15 +183,15 @@ def run(client: Client, output: Path, loras: Path) -> None:
     )
     output.mkdir(parents=True, exist_ok=True)
     Image.fromarray(sheet.picture).save(output / "contact_sheet.png")
-    nodes = {what: demo_graph.trainer_of(prompt, what) for what in _TRAINED} | {"dreambooth": "dreambooth"}
+    nodes = demo_graph.trainers(prompt)
     texts = {name: (outputs.get(node) or first[node])["text"][0] for name, node in nodes.items()}
     saved = {name: text.split("Saved ")[1].split(". Press")[0] for name, text in texts.items()}
-    (merge,) = demo_graph.find(prompt, "DCOLoRAArithmeticMerge")
-    merge_text = (outputs.get(merge) or first[merge])["text"][0]
+    merge_text = outputs[demo_graph.MERGE]["text"][0]
     saved["merge"] = merge_text.split("Saved ")[1].split(". Press")[0]
     for name, file in saved.items():
         shutil.copyfile(loras.parent / file, output / f"toy_{name}.safetensors")
-    _save_plot(client, prompt, outputs, nodes, output)
+    plot = (outputs.get(nodes["subject"]) or first[nodes["subject"]])["dco_pictures"][-1]
+    (output / "loss_and_margin.png").write_bytes(client.download(plot["filename"], plot["subfolder"], plot["type"]))
     system = client.system_stats()
     report = {
         "date": datetime.date.today().isoformat(),
@@ -212,17 +214,6 @@ def run(client: Client, output: Path, loras: Path) -> None:
         f"\nWritten to {output}: contact_sheet.png, loss_and_margin.png, report.md, report.json, LoRAs",
         flush=True,
     )
-
-
-def _save_plot(client: Client, prompt, outputs, nodes: dict[str, str], output: Path) -> None:
-    """The plot of the subject's DCO training, as the trainer node drew it."""
-    previews = [
-        node
-        for node in outputs
-        if prompt[node]["class_type"] in ("PreviewImage", "SaveImage")
-        and prompt[node]["inputs"]["images"] == [nodes["subject"], 2]
-    ]
-    _pictures(client, outputs, previews[0])[0].save(output / "loss_and_margin.png")
 
 
 def main() -> int:

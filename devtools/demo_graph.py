@@ -1,4 +1,4 @@
-"""The demo's prompt: workflow 0 as it is, and the comparisons added to it."""
+"""The demo's prompt: workflow 0 as it is, with a style, a merge and the comparisons added to it."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ MERGE_W_RG = TOY_WORLD.w_rg
 IMAGES_PER_PROMPT = 4
 STEPS = 20
 SEED = 100
+MERGE = "merge"
 
 Prompt = dict[str, Any]
 
@@ -46,6 +47,12 @@ class Comparison:
     outputs: list[str] = field(default_factory=list)
 
 
+def trainers(prompt: Prompt) -> dict[str, str]:
+    """The nodes that train, by what they teach."""
+    (subject,) = find(prompt, "DCOLoRATrainer", name="toy_subject")
+    return {"subject": subject, "style": "style", "dreambooth": "dreambooth"}
+
+
 def find(prompt: Prompt, class_type: str, **inputs: Any) -> list[str]:
     """Ids of the nodes of a type whose inputs have the given values."""
     return [
@@ -56,26 +63,28 @@ def find(prompt: Prompt, class_type: str, **inputs: Any) -> list[str]:
     ]
 
 
-def trainer_of(prompt: Prompt, what: str) -> str:
-    """The trainer that learns the Toy World's "subject" or "style" with DCO."""
-    (references,) = find(prompt, "DCOToyWorldReferences", what=what)
-    (trainer,) = find(prompt, "DCOLoRATrainer", images=[references, 0], objective="DCO")
-    return trainer
-
-
 def with_comparisons(workflow_prompt: Prompt) -> tuple[Prompt, list[Comparison]]:
-    """The prompt of workflow 0 with a DreamBooth twin of its subject trainer and all samples of the sheet.
+    """The prompt of workflow 0 with all samples of the sheet, and what they need beside its trainer: the
+    style, a DreamBooth twin of the subject, the subject and the style merged.
 
     What workflow 0 has run already comes from the host's cache."""
     prompt = copy.deepcopy(workflow_prompt)
     (loader,) = find(prompt, "DCOToyWorldLoader")
-    subject = trainer_of(prompt, "subject")
-    (merge,) = find(prompt, "DCOLoRAArithmeticMerge")
-    twin = copy.deepcopy(prompt[subject])
-    twin["inputs"] = {k: v for k, v in twin["inputs"].items() if not k.startswith("objective.")}
-    twin["inputs"] |= {"objective": "DreamBooth", "filename_prefix": "loras/toy_subject_dreambooth"}
-    prompt["dreambooth"] = twin
-    dco, dreambooth, merged = [subject, 0], ["dreambooth", 0], [merge, 0]
+    (subject,) = find(prompt, "DCOLoRATrainer")
+    prompt["style references"] = _node("DCOToyWorldReferences", what="style")
+    for name, changes in {
+        "style": {"images": ["style references", 0], "captions": ["style references", 1]},
+        "dreambooth": {"objective": "DreamBooth"},
+    }.items():
+        inputs = prompt[subject]["inputs"] | {"name": f"toy_{name}"} | changes
+        if inputs["objective"] == "DreamBooth":  # has no settings of its own
+            inputs = {k: v for k, v in inputs.items() if not k.startswith("objective.")}
+        prompt[name] = _node("DCOLoRATrainer", **inputs)
+    prompt[MERGE] = _node(
+        "DCOLoRAArithmeticMerge", weights="1, 1", name="toy_merge", method="exact sum", files="",
+        **{"loras.lora_0": [subject, 0], "loras.lora_1": ["style", 0]},
+    )  # fmt: skip
+    dco, dreambooth, merged = [subject, 0], ["dreambooth", 0], [MERGE, 0]
     methods = [
         Comparison("base model", PLACES),
         Comparison("DreamBooth, plain guidance", PLACES, dreambooth),
@@ -122,7 +131,7 @@ def _add_samples(prompt: Prompt, loader: str, row: int, method: Comparison) -> N
         if method.w_rg is None:
             prompt[f"sample{name}"] = _node("KSampler", **common, cfg=W_TEXT)
         else:
-            guidance = {"lora": method.lora, "w_rg": method.w_rg, "w_text": W_TEXT, "lora_strength": 1.0}
+            guidance = {"lora": method.lora, "w_rg": method.w_rg, "w_text": W_TEXT}
             prompt[f"sample{name}"] = _node("DCORewardGuidanceSampler", **common, **guidance)
         prompt[f"decode{name}"] = _node("VAEDecode", samples=[f"sample{name}", 0], vae=[loader, 2])
         prompt[f"save{name}"] = _node(

@@ -11,8 +11,8 @@ const WIDGET = "$$node-text-preview";
 const ON_TOP = ["DCOLoRATrainer"]; // long nodes, whose foot is off the screen
 const EMPTY = "What this node reports appears here when it has run.";
 const MIN_HEIGHT = 56;
-const MAX_HEIGHT = 260;
-const PICTURE_HEIGHT = 200;
+const MAX_HEIGHT = 180;
+const PICTURE_HEIGHT = 160;
 const LINE_HEIGHT = 15;
 const CHARACTER_WIDTH = 6.2;
 
@@ -154,7 +154,9 @@ function extend(nodeType, nodeData) {
   const { onNodeCreated, onExecuted, onExecutionStart, onSerialize } = nodeType.prototype;
   nodeType.prototype.onNodeCreated = function () {
     onNodeCreated?.apply(this, arguments);
-    if (nodeData.output_node) addReport(this);
+    if (!nodeData.output_node) return;
+    addReport(this);
+    this.setSize([this.size[0], Math.max(this.size[1], this.computeSize()[1])]);
   };
   nodeType.prototype.onExecutionStart = function () {
     onExecutionStart?.apply(this, arguments);

@@ -10,8 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..host.guidance.masks import checked_mask
-
-REGIONS = io.Custom("DCO_REGIONS")  # a tuple of RegionalLoRA
+from .inputs import REGIONS_TYPE
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,10 @@ class DCORegionalLoRA(io.ComfyNode):
                     tooltip="What it reads, where that is not the positive prompt: the personalized output of Encode "
                     "DCO Prompt with this LoRA, for learned tokens.",
                 ),
-                REGIONS.Input("regions", optional=True, tooltip="The regions before this one."),
+                REGIONS_TYPE.Input("regions", optional=True, tooltip="The regions before this one."),
             ],
             outputs=[
-                REGIONS.Output(
+                REGIONS_TYPE.Output(
                     display_name="regions",
                     tooltip="For regions of a guidance node, or of the next Regional LoRA.",
                 )

@@ -20,7 +20,7 @@ def reward_report(
     w_rg: float, w_text: float | None, regions: Sequence[Region] | None = None, **options
 ) -> str:
     """Reward guidance. w_text: None where the sampler decides (its cfg). regions: of the node, None: one LoRA that acts
-    everywhere. options: those of guidance_inputs.options()."""
+    everywhere. options: those of inputs.guidance_options()."""
     act = None if regions is None else acting(regions)
     falls = options.get("w_rg_schedule", "constant") != "constant"
     if w_rg == 0 or act == []:

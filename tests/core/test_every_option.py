@@ -30,12 +30,15 @@ def test_every_field_of_a_configuration_is_set_in_a_core_test(name):
     assert is_set(name, sources("core"))
 
 
-def test_every_input_of_the_trainer_is_set_in_a_host_test():
+@pytest.mark.parametrize("node", [
+    "DCOLoRATrainer", "DCOTrainingOptions", "DCOLoRAOptions", "DCODataOptions", "DCORunOptions",
+])  # fmt: skip
+def test_every_input_of_the_trainer_and_its_options_is_set_in_a_host_test(node):
     snapshot = json.loads((TESTS / "host" / "snapshot.json").read_text(encoding="utf-8"))
-    inputs = [entry[-2] for entry in snapshot["DCOLoRATrainer"]["inputs"]]
+    inputs = {entry[-2] for entry in snapshot[node]["inputs"]}
     graph = (TESTS / "host" / "host_graph.py").read_text(encoding="utf-8")
-    given_by_name = {"model", "clip", "vae", "images", "captions"}  # arguments of Graph.trainer
-    assert given_by_name <= set(inputs) and "def trainer(self, base" in graph
+    # arguments of Graph.trainer, or what it makes of them: numbers given as beta and previews
+    given_by_name = {"model", "clip", "vae", "images", "captions", "options", "value", "preview_every"}
+    assert "def trainer(self, base" in graph and "beta__value" in graph and "preview_every" in graph
     source = sources("host")
-    missing = [name for name in set(inputs) - given_by_name if not is_set(name, source)]
-    assert missing == []
+    assert [name for name in sorted(inputs - given_by_name) if not is_set(name, source)] == []

@@ -16,12 +16,12 @@ def guided(
     model, lora, w_rg: float = 2.0, personalized=None, kind: str = "reward", mask=None, regions=(), **options
 ):
     """The MODEL with guidance. lora: one, or [(LoRA, strength), ...]. regions: as `region` makes them."""
-    inputs = host.pack("nodes.guidance.inputs")
-    (first, strength), *others = lora if isinstance(lora, list) else [(lora, 1.0)]
-    more = {f"lora_{n}": one for n, (one, _) in enumerate(others, 2)}
-    more |= {f"strength_{n}": s for n, (_, s) in enumerate(others, 2)}
-    found = inputs.regions_of(model, first, strength, more, personalized, mask, regions)
-    return inputs.patched(model, found, kind, w_rg, **options)
+    (first, strength), *rest = lora if isinstance(lora, list) else [(lora, 1.0)]
+    more = {f"lora_{n}": one for n, (one, _) in enumerate(rest, 2)}
+    more |= {f"strength_{n}": s for n, (_, s) in enumerate(rest, 2)}
+    values = {"lora_strength": strength, "more_loras": more} | options
+    made = host.pack("nodes.guidance.guided").Guided(model, first, personalized, values, mask, regions)
+    return made.patched(kind, w_rg)
 
 
 def region(lora, mask=None, personalized=None, factor: float = 1.0, strength: float = 1.0, before=()):

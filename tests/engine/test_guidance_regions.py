@@ -164,14 +164,13 @@ def test_regions_that_do_nothing_change_nothing_and_cost_nothing():
     )
     assert equal(case.ours(), case.ours(regions=nothing))
     assert equal(case.plain(), case.ours(mask=torch.zeros(1, 9, 9)))
-    report = host.pack("nodes.guidance.report").reward_report
-    inputs = host.pack("nodes.guidance.inputs")
-    said = report(W_RG, W_TEXT, inputs.regions_of(case.phi, case.lora, 1.0, regions=nothing))
+    guided_by = host.pack("nodes.guidance.guided").Guided
+    said = guided_by(case.phi, case.lora, regions=nothing).reward_report(W_RG, W_TEXT)
     assert said.startswith(
         "3 UNet rows a step: LoRA on the prompt, base on the prompt, base on the negative. 3 of 4 "
     )
-    empty = inputs.regions_of(case.phi, case.lora, 1.0, mask=torch.zeros(1, 9, 9))
-    assert report(W_RG, W_TEXT, empty).endswith("The LoRA takes no part.")
+    empty = guided_by(case.phi, case.lora, mask=torch.zeros(1, 9, 9))
+    assert empty.reward_report(W_RG, W_TEXT).endswith("The LoRA takes no part.")
 
 
 @pytest.mark.parametrize("w_text, rows", [(4.0, 4), (2.0, 4), (1.0, 3)])
@@ -187,10 +186,9 @@ def test_the_report_says_the_rows_that_run(w_text, rows):
     model.set_model_unet_function_wrapper(count)
     sample(cfg(model, case.positive, text("sd15", 7, 2), w_text), case.start)
     assert counts == [rows] * 3
-    inputs, report = host.pack("nodes.guidance.inputs"), host.pack("nodes.guidance.report").reward_report
-    found = inputs.regions_of(case.phi, case.lora, 1.0, mask=left(), regions=chain)
-    assert report(W_RG, w_text, found).startswith(f"{rows} UNet rows a step: LoRA 1 on the prompt, LoRA 2 on")
-    said = report(W_RG, None, found)
+    made = host.pack("nodes.guidance.guided").Guided(case.phi, case.lora, mask=left(), regions=chain)
+    assert made.reward_report(W_RG, w_text).startswith(f"{rows} UNet rows a step: LoRA 1 on the prompt, LoRA 2 on")
+    said = made.reward_report(W_RG, None)
     assert said.startswith("4 UNet rows a step: LoRA 1 on the prompt") and "; 3 where cfg is 1" in said
 
 

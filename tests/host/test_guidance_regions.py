@@ -19,7 +19,7 @@ class TwoToys(Graph):
         super().__init__()
         self.base = self.toy()
         self.loras = [
-            [self.toy_trainer(self.base, what, filename_prefix=f"loras/region_{what}", **TOKENS), 0]
+            [self.toy_trainer(self.base, what, name=f"region_{what}", **TOKENS), 0]
             for what in ("subject", "style")
         ]
         encoded = [
@@ -49,8 +49,7 @@ class TwoToys(Graph):
 
     def common(self):
         return {
-            "model": self.base["model"], "lora": self.loras[0], "w_rg": 1.4, "lora_strength": 1.0,
-            "personalized": self.personalized[0],
+            "model": self.base["model"], "lora": self.loras[0], "w_rg": 1.4, "personalized": self.personalized[0],
         }  # fmt: skip
 
     def region(self, mask, **changes):
@@ -94,9 +93,9 @@ def test_the_doors_take_masks_and_regions_alike(host):
     g = TwoToys()
     regional = {"mask": g.column(0, 128), "regions": g.region(g.column(128, 128))}
     sampler = g.sampled(**regional)
-    patch = g.add("DCORewardGuidance", **g.common(), **regional)
+    patch = g.guidance("DCORewardGuidance", **g.common(), **regional)
     patched = g.ksample([patch, 0], g.prompt_of_base, g.empty, g.start, 2.0)
-    guider = g.add(
+    guider = g.guidance(
         "DCORewardGuider", **g.common(), **regional, positive=g.prompt_of_base, negative=g.empty, w_text=2.0
     )
     sigmas = g.add("BasicScheduler", model=g.base["model"], scheduler="normal", steps=4, denoise=1.0)
@@ -104,7 +103,7 @@ def test_the_doors_take_masks_and_regions_alike(host):
         "SamplerCustomAdvanced", noise=[g.add("RandomNoise", noise_seed=3), 0], guider=[guider, 0],
         sampler=[g.add("KSamplerSelect", sampler_name="euler"), 0], sigmas=[sigmas, 0], latent_image=g.start,
     )  # fmt: skip
-    swept = g.add(
+    swept = g.guidance(
         "DCORewardGuidanceSweep", **{k: v for k, v in g.common().items() if k != "w_rg"}, **regional, seed=3, steps=4,
         positive=g.prompt_of_base, negative=g.empty, latent_image=g.start, vae=g.base["vae"], w_rg_values="1.4",
         across="w_rg alone", w_text=2.0, sampler_name="euler", scheduler="normal", denoise=1.0,
