@@ -64,7 +64,9 @@ async ({prompt, places, titles, groups, notes, own, pack, version, models, colla
 
 
 def build(page: Any, layout: Layout) -> dict[str, Any]:
-    """The UI-format workflow of a layout, made in an open frontend."""
+    """The UI-format workflow of a layout, made in an open frontend: a fresh page, which keeps no values of another."""
+    page.reload()
+    browser.wait_until_ready(page)
     workflow = page.evaluate(
         _ARRANGE,
         {
@@ -86,7 +88,7 @@ def build(page: Any, layout: Layout) -> dict[str, Any]:
 
 
 _TO_SUBGRAPH = """
-async ({id, name, outside, shown, description}) => {
+async ({id, name, outside, shown}) => {
   const graph = window.app.graph;
   const inside = graph._nodes.filter(node => !outside.includes(String(node.id)));
   const {subgraph, node} = graph.convertToSubgraph(new Set(inside));
@@ -99,8 +101,6 @@ async ({id, name, outside, shown, description}) => {
     input.connect(slot, source);
   }
   subgraph.name = node.title = name;
-  subgraph.description = description;
-  subgraph.category = "DCO";
   await new Promise(done => setTimeout(done, 500));
   node.pos = [0, 0];
   node.setSize(node.computeSize());
@@ -121,10 +121,11 @@ def build_blueprint(page: Any, name: str, blueprint: Blueprint) -> dict[str, Any
             "name": name,
             "outside": sorted(blueprint.outside),
             "shown": blueprint.shown,
-            "description": blueprint.description,
         },
     )
     found.pop("id", None)
+    (subgraph,) = found["definitions"]["subgraphs"]
+    subgraph |= {"category": "DCO", "description": blueprint.description}
     found["extra"] = {
         "workflowRendererVersion": "LG",
         "BlueprintDescription": blueprint.description,

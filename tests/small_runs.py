@@ -10,6 +10,7 @@ from dco_core.schedules import Schedule
 from dco_core.training.checkpoints import Checkpoints
 from dco_core.training.config import TrainingConfig
 from dco_core.training.learned_tokens import LearnedTokens
+from dco_core.training.reference_cache import ReferenceCache
 from dco_core.training.trainer import Training
 from tests.small_network import Denoiser, small_base, small_examples
 
@@ -22,11 +23,12 @@ class Stop(BaseException):
 
 class Run:
     """A training on the small network: made anew each time, as after a restart. tokens: {name: rows} of learned tokens,
-    three rows of a caption at most; True is one of one row. held: with masks and preservation prompts."""
+    three rows of a caption at most; True is one of one row. held: with masks and preservation prompts. cache: a folder
+    for phi's errors."""
 
     def __init__(
-        self, folder=None, every=0, content="", schedule=None, dropout=0.0, tokens=False, prior=False, held=False,
-        **config,
+        self, folder=None, every=0, content="", schedule=None, dropout=0.0, tokens=False, prior=False, rank=2,
+        cache=None, held=False, **config
     ):  # fmt: skip
         self.examples = small_examples()
         if held:
@@ -34,7 +36,7 @@ class Run:
         if prior:
             self.examples += [dataclasses.replace(e, prior=True) for e in small_examples(5)[3:]]
         self.denoiser = Denoiser(
-            small_base(), schedule or Schedule.stable_diffusion(), AdapterConfig(rank=2, dropout=dropout)
+            small_base(), schedule or Schedule.stable_diffusion(), AdapterConfig(rank=rank, dropout=dropout)
         )
         self.tokens = None
         if tokens:
@@ -56,8 +58,9 @@ class Run:
         checkpoints = None if folder is None else Checkpoints(folder, every)
         config = TrainingConfig(**{"steps": STEPS, "learning_rate": 1e-2, "seed": 7, **config})
         self.training = Training(
-            self.denoiser, self.examples, config, self.tokens, checkpoints=checkpoints, content=content
-        )
+            self.denoiser, self.examples, config, self.tokens, checkpoints=checkpoints, content=content,
+            reference_cache=None if cache is None else ReferenceCache(cache, "small network"),
+        )  # fmt: skip
 
     def run(self, until=None):
         def on_step(report):

@@ -33,13 +33,15 @@ function addStyle() {
   document.head.append(style);
 }
 
-/** Height for the text at the node's width, without a layout: the element may not be on the page yet. */
-function heightOf(node, report) {
+/** Height for all of the text at the node's width, without a layout: the element may not be on the page yet. */
+function wholeHeight(node, report) {
   const columns = Math.max(20, (node.size[0] - 56) / CHARACTER_WIDTH);
   const lines = report.text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / columns)), 0);
-  const text = Math.min(MAX_HEIGHT, Math.max(MIN_HEIGHT, lines * LINE_HEIGHT + 14));
-  return text + report.pictures.children.length * (PICTURE_HEIGHT + 4);
+  return Math.max(MIN_HEIGHT, lines * LINE_HEIGHT + 14);
 }
+
+const picturesHeight = (report) => report.pictures.children.length * (PICTURE_HEIGHT + 4);
+const heightOf = (node, report) => Math.min(MAX_HEIGHT, wholeHeight(node, report)) + picturesHeight(report);
 
 /** The node grows to what it has to show, and never shrinks under the user's hand. */
 function fit(node) {
@@ -89,7 +91,7 @@ function addReport(node) {
     read_only: true,
     margin: 10,
     getMinHeight: () => heightOf(node, node.dcoReport) + 4,
-    getMaxHeight: () => MAX_HEIGHT + 2 * PICTURE_HEIGHT + 20,
+    getMaxHeight: () => wholeHeight(node, node.dcoReport) + 2 * picturesHeight(node.dcoReport) + 4,
     getValue: () => node.dcoReport.text,
     setValue: (text) => write(node, typeof text === "string" ? text : ""),
   });

@@ -19,6 +19,7 @@ from ..training import reference_pass
 from ..training.config import TrainingConfig
 from ..training.draws import Draw, random_draws
 from ..training.examples import Example
+from ..training.noise_levels import noise_levels
 from ..training.objectives import OBJECTIVES, Batch, batch_errors, checked_examples
 from ..training.optimizers import make_optimizer, rate_factor
 from ..training.validation import Validation
@@ -152,9 +153,9 @@ class SideBySide:
 
     def _draws(self) -> Iterator[list[Draw]]:
         """A batch of every run, one after the other, with the numbers of their examples among all."""
-        length = len(self.denoiser.schedule)
+        levels = noise_levels(self.denoiser, self.config)
         streams = [
-            random_draws(run, length, dataclasses.replace(self.config, seed=seed))
+            random_draws(run, levels, dataclasses.replace(self.config, seed=seed))
             for run, seed in zip(self._runs, self._seeds, strict=True)
         ]
         while True:

@@ -16,8 +16,9 @@ import numpy as np
 from ..files.content_key import content_key
 from ..lora import merge, read_lora, write_lora
 from ..pipeline.generation import GenerationConfig
+from ..pipeline.output_files import checkpoint_folder
 from ..pipeline.pictures import FolderPictures
-from ..pipeline.run import FolderTraining, checkpoint_folder
+from ..pipeline.run import FolderTraining
 from ..training.checkpoints import Checkpoints
 from .job_scores import Scorer
 from .jobs import (

@@ -170,6 +170,18 @@ def subject_references() -> tuple[Scenes, list[str]]:
     return scenes, [mark(caption(scenes, i), "toy") for i in range(4)]
 
 
+def one_place(references: Scenes) -> tuple[Scenes, list[str]]:
+    """References of a subject, all large and on the left, as photographs of one occasion are, and their captions."""
+    n = len(references)
+    # as far apart as the world draws within one place and size
+    centre = torch.stack([torch.linspace(9.4, 10.6, n), torch.linspace(18.0, 16.2, n)], 1)
+    scenes = replace(
+        references.with_(size=SIZES.index("large"), position=POSITIONS.index("on the left")),
+        centre=centre, radius=torch.linspace(8.2, 9.0, n),
+    )  # fmt: skip
+    return scenes, [mark(caption(scenes, i), "toy") for i in range(n)]
+
+
 def style_reference() -> tuple[Scenes, list[str]]:
     """One scene in the novel style (a large star on grass) and its caption with the marker `<print>`."""
     scenes = sample_scenes(1, torch.Generator().manual_seed(12)).with_(

@@ -14,6 +14,7 @@ OBJECTIVE_NAMES = ("dco", "dreambooth", "dreambooth-prior", "mapo", "output-pres
 KEPT = ("last", "best")
 AUTOMATIC_BETA = ("paper", "images")
 _SILENT = ("mask_prior", "preservation_prompts", "preservation_share")
+TIMESTEP_SAMPLINGS = ("uniform", "logit-normal", "sigmoid", "shifted", "family")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class TrainingConfig:
     ema_decay: decay of an exponential moving average of what trains, which then is the result; 0 is none.
     look_ahead: batches that phi looks at in one call (reference_pass.py): 1 is one a step, 0 as many as there is room
         for.
+    timestep_sampling: which noise levels are drawn, one of TIMESTEP_SAMPLINGS (noise_levels.py); the paper has uniform.
     validation_steps: score the adapter on validation draws after this many steps, 0 for never. keep: "last", or "best"
         for the adapter with the highest validation margin (at the steps that are scored).
     mask_prior: weight of |theta - phi|^2 outside of the pictures' masks (holding.py), 0 for none: what lies there then
@@ -74,6 +76,7 @@ class TrainingConfig:
     validation_steps: int = 0
     keep: str = "last"
     automatic_beta: str = "paper"
+    timestep_sampling: str = "uniform"
     mask_prior: float = 0.0
     preservation_prompts: str = ""
     preservation_share: float = 1.0
@@ -88,6 +91,7 @@ class TrainingConfig:
             ("lr_scheduler", LR_SCHEDULERS),
             ("keep", KEPT),
             ("automatic_beta", AUTOMATIC_BETA),
+            ("timestep_sampling", TIMESTEP_SAMPLINGS),
         ):
             if getattr(self, name) not in known:
                 raise DCOError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(known)}.")

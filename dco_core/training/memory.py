@@ -18,6 +18,7 @@ from .config import TrainingConfig
 from .draws import Draw, random_draws
 from .examples import Example
 from .holding import Reference, has_outside
+from .noise_levels import noise_levels
 from .objectives import OBJECTIVES, Batch, checked_examples, references_of
 
 # Values a trainable parameter needs in fp32 beside itself, by optimizer: gradient and states.
@@ -48,7 +49,7 @@ def estimate(denoiser: Denoiser, examples: Sequence[Example], config: TrainingCo
     examples = checked_examples(examples, config)
     groups = [[e for e in examples if e.prior == prior] for prior in (False, True)]
     largest = [max(kind, key=lambda e: e.latent.numel()) for kind in groups if kind]
-    draws = next(random_draws(largest, len(denoiser.schedule), config))
+    draws = next(random_draws(largest, noise_levels(denoiser, config), config))
     known = {t.untyped_storage().data_ptr() for t in denoiser.network_tensors()}
     alive: dict[int, StorageWeakRef] = {}
     activations = 0

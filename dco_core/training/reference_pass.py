@@ -21,6 +21,7 @@ from .examples import Example
 from .holding import Reference, reference_of
 from .memory import estimate, free_memory
 from .objectives import references_of
+from .reference_cache import ReferenceCache
 
 DEFAULT_ROWS = 8
 # A step must not need more memory for phi than theta needs anyway. Without gradient a row holds 0.05 to 0.08 of what a
@@ -54,17 +55,44 @@ def possible(examples: Sequence[Example]) -> bool:
     return not any(e.base_conditioning is None and callable(e.conditioning) for e in examples)
 
 
+def not_cached(examples: Sequence[Example], config: TrainingConfig, recorded: bool) -> str:
+    """Why phi's errors cannot be those of an earlier run, as a sentence; "" where they can, and where the objective
+    asks phi for nothing. recorded: the draws are given."""
+    if config.objective == "output-preservation":
+        return "The base model runs in every step: output-preservation compares its predictions, which are not kept."
+    if config.is_dco and recorded:
+        return "The base model runs in every step: draws that are given are of no series that could be found again."
+    if config.mask_prior or config.preservation_prompts:
+        return "The base model runs anew: mask_prior and preservation compare its predictions, which are not kept."
+    if config.is_dco and not possible(examples):
+        return "The base model runs in every step: it reads tokens in training."
+    return ""
+
+
 def with_reference(
     denoiser: Denoiser,
     examples: Sequence[Example],
     batches: Iterator[Sequence[Draw]],
     config: TrainingConfig,
     window: int,
+    cache: ReferenceCache | None = None,
+    first: int = 0,
 ) -> Iterator[tuple[Sequence[Draw], Reference]]:
-    """Every batch with phi on its references, which is had for `window` batches at once."""
-    while ahead := list(itertools.islice(batches, window)):
+    """Every batch with phi on its references, which is had for `window` batches at once. cache: where errors of earlier
+    runs are; first: the number of the first of these windows in it."""
+    for number in itertools.count(first):
+        ahead = list(itertools.islice(batches, window))
+        if not ahead:
+            return
         asked = [references_of(examples, batch) for batch in ahead]
-        found = reference_of(denoiser, examples, [d for draws in asked for d in draws], config)
-        ends = list(itertools.accumulate(len(draws) for draws in asked))
+        draws = [d for batch in asked for d in batch]
+        errors = cache.get(number) if cache is not None else None
+        if errors is None:
+            found = reference_of(denoiser, examples, draws, config)
+            if cache is not None:
+                cache.put(number, found.errors)
+        else:
+            found = Reference(errors, [None] * len(draws), [None] * len(draws))
+        ends = list(itertools.accumulate(len(batch) for batch in asked))
         for batch, start, stop in zip(ahead, [0, *ends], ends, strict=False):
             yield batch, found.part(start, stop)

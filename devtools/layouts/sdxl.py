@@ -32,13 +32,12 @@ def _paper_sampler(
 _SUBJECT = """\
 ## Train a subject
 
-1. Drop 1 to 20 photos on the node at the left.
-2. Describe **everything** in a caption: subject, background, view, style. Write the subject as `<dog>`:
-
-`a photo of a <dog> sitting on a ledge in front of red wall and tree, macro style`
-
-Run drafts what is empty for you to read, and says beside each photo what is missing.
-3. Press Run. The settings are the paper's for SDXL, with a learned token for `<dog>`. One photo: recipe `one image`.
+1. **Drop** 1 to 20 photos on the node at the left.
+2. **Describe everything** in a caption: subject, background, view, style. Write the subject as `<dog>`: \
+`a photo of a <dog> sitting on a ledge in front of red wall and tree, macro style`. Run drafts what is empty for you \
+to read, and says beside each photo what is missing.
+3. **Press Run.** The settings are the paper's for SDXL, with a learned token for `<dog>`. One photo: recipe \
+`one image`.
 
 Cancel any time: what was learned is saved, and the next Run goes on where it stopped.
 

@@ -8,8 +8,8 @@ from dco_core.suggested_scales import TOY_WORLD
 
 from .layout import Layout, trainer_settings
 
-TOY_TRAINING: dict[str, Any] = {"steps": 300, "learning_rate": 1e-3, "rank": 8}
-TOY_BATCH = 4
+TOY_TRAINING: dict[str, Any] = {"steps": 600, "learning_rate": 1e-3, "rank": 8}
+TOY_LORA: dict[str, Any] = {"layers": "all linear"}
 
 _READ_ME = f"""\
 ## Press Run
@@ -35,7 +35,7 @@ def try_it() -> Layout:
     w = Layout()
     world = w.add("DCOToyWorldLoader", (0, 40), (300, 100))
     subject = w.add("DCOToyWorldReferences", (0, 230), (300, 110), "My subject: 4 pictures", what="subject")
-    options = w.add("DCOTrainingOptions", (0, 430), (300, 360), batch_size=TOY_BATCH)
+    options = w.add("DCOLoRAOptions", (0, 430), (300, 230), **TOY_LORA)
     trainer = w.add(
         "DCOLoRATrainer", (350, 40), (400, 900), "Train my subject", model=[world, 0], clip=[world, 1],
         vae=[world, 2], images=[subject, 0], captions=[subject, 1], options=[options, 0],

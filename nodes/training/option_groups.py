@@ -9,12 +9,14 @@ from comfy_api.latest import io
 
 from ...dco_core.losses import REDUCTIONS, WEIGHTINGS
 from ...dco_core.network.lora_layers import LAYERS
-from ...dco_core.training.config import KEPT
+from ...dco_core.training.config import KEPT, TIMESTEP_SAMPLINGS
 from ...dco_core.training.optimizers import LR_SCHEDULERS, OPTIMIZERS
 from ..host.training.network import TRAINING_PRECISIONS
+from ..host.training.weight_stream import STREAMING
 from . import choices
 
-CHECKPOINTING = ("auto", "on", "off")
+OFFLOADED = "on, offloaded"
+CHECKPOINTING = ("auto", "on", OFFLOADED, "off")
 BUCKETS, SQUARE = "aspect buckets", "square"
 REAL_SIZES, FIXED_SIZES = "real", "fixed (as the authors)"
 
@@ -112,6 +114,15 @@ def training() -> list[Any]:
             default="last",
             optional=True,
             tooltip="Which LoRA is the result: the last, or the one that scored best.",
+        ),
+        io.Combo.Input(
+            "timestep_sampling",
+            options=list(TIMESTEP_SAMPLINGS),
+            default="uniform",
+            optional=True,
+            tooltip="Which noise levels are drawn. uniform: all alike (the paper); logit-normal: the middle more "
+            "often; for flow models also sigmoid, and shifted by the image's size as the family samples; family: what "
+            "its trainers use.",
         ),
         io.DynamicCombo.Input(
             "preservation",
@@ -284,7 +295,8 @@ def run() -> list[Any]:
             default="auto",
             optional=True,
             tooltip="Computes the network's blocks again in the backward pass instead of keeping what they computed: "
-            "a third slower, much less memory. auto: where a step would not fit otherwise.",
+            "a third slower, much less memory. auto: where a step would not fit otherwise. offloaded: what is kept of "
+            "each block waits in main memory, for large pictures.",
         ),
         io.Combo.Input(
             "precision",
@@ -306,6 +318,22 @@ def run() -> list[Any]:
             default=False,
             optional=True,
             tooltip="Write the curves to output/dco_logs for TensorBoard. Needs the package tensorboard.",
+        ),
+        io.Combo.Input(
+            "stream_weights",
+            options=list(STREAMING),
+            default="auto",
+            optional=True,
+            tooltip="Keep the model's weights in main memory and copy each block to the GPU just before it is needed. "
+            "auto: where the model does not fit beside a training step. The LoRA is the same, bit for bit.",
+        ),
+        io.Boolean.Input(
+            "reference_cache",
+            default=True,
+            optional=True,
+            tooltip="Keep the base model's errors in output/dco_reference_cache: another run on the same images and "
+            "seed, with another beta, rank, learning rate or number of steps, then costs what plain training costs. "
+            "The LoRA is the same with and without.",
         ),
     ]
 

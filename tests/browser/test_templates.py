@@ -156,7 +156,6 @@ def test_template_0_runs_from_the_link_to_the_picture_and_can_be_cancelled(host,
     page.goto(f"http://{host.address}/?template={TRY_IT}&source={PACK_FOLDER}")
     browser.wait_until_ready(page)
     page.wait_for_function("() => window.app.graph._nodes.some(n => n.type === 'DCOLoRATrainer')")
-    set_widgets(page, "DCOTrainingOptions", seed=seed)
     set_widgets(page, "DCORewardGuidanceSweep", steps=4)
     set_widgets(page, "DCOLoRATrainer", steps=2000, name=f"from_link_{seed}")
     run(page, says("DCOLoRATrainer", "step 1"), timeout=200_000)

@@ -1,14 +1,10 @@
-"""No option of training without a test that sets it: what such a test finds out is in its own file."""
+"""No input of the trainer without a host test that sets it (test_options_take_effect.py: what options change)."""
 
-import dataclasses
 import json
 import re
 from pathlib import Path
 
 import pytest
-
-from dco_core.network.lora_layers import AdapterConfig
-from dco_core.training.config import TrainingConfig
 
 TESTS = Path(__file__).parents[1]
 
@@ -20,14 +16,6 @@ def sources(folder):
 def is_set(name, source):
     """Whether some call or dictionary gives the option a value: `name=`, `"name":` or `"parent__name":`."""
     return re.search(rf"(?<![\w.])(?:{name}=(?!=)|\"(?:\w+__)?{name}\":|\w+__{name}=(?!=))", source)
-
-
-FIELDS = [f.name for config in (TrainingConfig, AdapterConfig) for f in dataclasses.fields(config)]
-
-
-@pytest.mark.parametrize("name", FIELDS)
-def test_every_field_of_a_configuration_is_set_in_a_core_test(name):
-    assert is_set(name, sources("core"))
 
 
 @pytest.mark.parametrize("node", [

@@ -179,10 +179,8 @@ def test_half_of_the_prompts_change_everything_and_others_are_no_toys():
 def test_subjects_are_the_first_whose_true_renders_are_read():
     found = toy_prompts.eligible_subjects("toy-1", 2, 0.7)
     numbers = [int(name.partition("-")[2]) for name in found]
-    from dco_core.evidence.setting import toy_likeness
-
     for i in range(1, max(numbers) + 1):
-        assert (toy_prompts.own_likeness(f"toy-{i}", toy_likeness) >= 0.7) == (i in numbers)
+        assert (toy_prompts.own_likeness(f"toy-{i}") >= 0.7) == (i in numbers)
     with pytest.raises(DCOError, match="toy-101"):
         toy_prompts.eligible_subjects("toy", 2, 0.7)
 

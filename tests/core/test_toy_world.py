@@ -90,14 +90,14 @@ def test_the_shipped_model_follows_prompts():
     text_encoder = load_text_encoder()
     noise = torch.randn(24, 3, 32, 32, generator=generator(8))
     pictures = sample(load_unet(), encode(text_encoder, prompts), encode(text_encoder, [""]), noise, 0.0)
-    followed = scorer.prompt_alignment(pictures, prompts).mean()
-    shuffled = scorer.prompt_alignment(pictures, prompts[1:] + prompts[:1]).mean()
+    followed = scorer.factors_obeyed(pictures, prompts).mean()
+    shuffled = scorer.factors_obeyed(pictures, prompts[1:] + prompts[:1]).mean()
     assert followed > 0.93
     assert shuffled < 0.6
 
 
 def test_every_word_reaches_the_network_through_cross_attention():
-    unet, text_encoder = load_unet(), load_text_encoder()
+    unet, text_encoder = load_unet("flow"), load_text_encoder()
     x, t = torch.randn(1, 3, 32, 32, generator=generator(9)), torch.tensor([0.8])
     plain = unet(x, t, encode(text_encoder, ["a large red star on the left, at night, in flat style"]))
     for other in (
@@ -122,7 +122,7 @@ def test_dco_training_lowers_the_validation_loss_on_the_subject():
     scenes, captions = subject_references()
     conditioning = encode(load_text_encoder(), [base_caption(text) for text in captions])
     examples = [Example(x, c) for x, c in zip(render(scenes), conditioning, strict=True)]
-    denoiser = ToyDenoiser(AdapterConfig(rank=4, layers="all linear"))
+    denoiser = ToyDenoiser(AdapterConfig(rank=4, layers="all linear"), base="flow")
     config = TrainingConfig(steps=20, batch_size=4, learning_rate=1e-3, beta=0.03)
     stream = random_draws(examples, 1000, TrainingConfig(batch_size=4, seed=99))
     validation_draws = [next(stream) for _ in range(6)]

@@ -7,7 +7,7 @@ from small_models import latent, lora_for, small_model, text
 from torch import Tensor
 from two_models import cfg, difference, formula, merged, oracle, sample
 
-from benchmarks import host
+from devtools import in_process_host as host
 
 TOLERANCE = 1e-5
 

@@ -11,7 +11,7 @@ from guiding import Case, difference, equal, guided
 from small_models import FAMILIES, fill, lora_for, small_model, text
 from two_models import cfg, evaluate, oracle, sample
 
-from benchmarks import host
+from devtools import in_process_host as host
 
 W_RG, W_TEXT = 2.0, 4.0
 

@@ -32,9 +32,10 @@ class Graph:
         }
         return node
 
-    def toy(self) -> dict[str, Any]:
-        """The Toy World: {"model", "clip", "vae"} links."""
-        node = self.add("DCOToyWorldLoader")
+    def toy(self, base: str = "flow") -> dict[str, Any]:
+        """A base of the Toy World: {"model", "clip", "vae"} links. flow: the checkpoints of the tests are no such
+        models."""
+        node = self.add("DCOToyWorldLoader", base=base)
         return {"model": [node, 0], "clip": [node, 1], "vae": [node, 2]}
 
     def checkpoint(self, family: str) -> dict[str, Any]:

@@ -132,8 +132,14 @@ def test_gradient_checkpointing_needs_less_memory_and_learns_the_same(host, sd15
     assert "with gradient checkpointing" in report
     assert "with gradient checkpointing" not in plain
     assert memory(plain, "of the whole process") > 0
+    # in main memory already, where there is no GPU: the same step
+    away, _, report = run(
+        host, "sd15", steps=4, gradient_checkpointing="on, offloaded", stream_weights="on"
+    )
+    assert "with gradient checkpointing, offloaded" in report
     for key, tensor in kept.items():
         torch.testing.assert_close(again[key], tensor, rtol=1e-3, atol=1e-5)
+        assert torch.equal(away[key], again[key])
 
 
 def test_compiled_blocks_learn_the_same(host, baselines):
