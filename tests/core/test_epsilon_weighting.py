@@ -25,6 +25,8 @@ class Small:
     """A Denoiser of a few numbers: its native prediction depends on x_t, t, the text and the adapter. as_epsilon: the
     same model as one that predicts the noise."""
 
+    family = ""
+
     def __init__(self, schedule: Schedule, as_epsilon: bool):
         self._native, self._as_epsilon = schedule, as_epsilon
         self.schedule = Schedule("epsilon", schedule.alpha, schedule.sigma) if as_epsilon else schedule

@@ -87,6 +87,17 @@ def test_looking_ahead_changes_nothing_but_the_number_of_calls(window, objective
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_predictions_are_not_taken_from_a_cache_of_errors(tmp_path):
+    """Errors on disk are numbers; what theta is held to are predictions, had anew in every run."""
+    free = {"held": True, "look_ahead": 3}
+    Run(cache=tmp_path, **free).run()
+    again = Run(cache=tmp_path, **free)
+    assert any("are there from an earlier run" in note for note in again.training.notes)
+    held = Run(cache=tmp_path, look_ahead=3, **HELD)
+    assert any("mask_prior and preservation compare its predictions" in note for note in held.training.notes)
+    assert_same(held.run(), Run(look_ahead=3, **HELD).run())
+
+
 def drifts(run):
     """(outside of the masks, inside, on the preservation prompts): mean |theta - phi|^2 of the trained network."""
     g, found = torch.Generator().manual_seed(8), []

@@ -12,6 +12,7 @@ from dco_core.toy_world.model import ToyDenoiser
 from dco_core.training.config import TrainingConfig
 from dco_core.training.draws import random_draws
 from dco_core.training.examples import Example
+from dco_core.training.holding import Reference
 from dco_core.training.memory import PeakMemory, estimate, megabytes
 from dco_core.training.objectives import OBJECTIVES, Batch, references_of
 from dco_core.training.trainer import Training
@@ -26,7 +27,9 @@ def examples():
 def really_kept(denoiser, examples, config):
     """Bytes that the allocator has given for one loss and not taken back, while its graph is held."""
     draws = next(random_draws(examples, len(denoiser.schedule), config))
-    batch = Batch(denoiser, examples, draws, config, torch.zeros(len(references_of(examples, draws))))
+    count = len(references_of(examples, draws))
+    ahead = Reference(torch.zeros(count), [None] * count, [None] * count)
+    batch = Batch(denoiser, examples, draws, config, ahead)
     OBJECTIVES[config.objective](batch)  # what torch makes once and keeps is not of a step
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
         held = OBJECTIVES[config.objective](batch)
