@@ -124,6 +124,13 @@ def training() -> list[Any]:
             "often; for flow models also sigmoid, and shifted by the image's size as the family samples; family: what "
             "its trainers use.",
         ),
+        io.DynamicCombo.Input(
+            "preservation",
+            options=choices.preservation(),
+            optional=True,
+            tooltip="Prompts on which the LoRA is held to the base model, so that words that are not the subject keep "
+            "their meaning. Beside any objective.",
+        ),
     ]
 
 
@@ -215,6 +222,18 @@ def data() -> list[Any]:
             step=0.01,
             optional=True,
             tooltip="How often the caption is left empty.",
+        ),
+        io.Float.Input(
+            "mask_prior",
+            default=0.0,
+            min=0.0,
+            max=100000.0,
+            step=1.0,
+            round=0.001,
+            optional=True,
+            tooltip="How strongly the LoRA is held to the base model outside of the masks, so that the background is "
+            "not learned and does not drift. 0: it is free there. 500 (beta*T/2) holds as strongly as DCO's open gate "
+            "learns at beta 1; for DreamBooth 1.",
         ),
     ]
 
