@@ -108,13 +108,13 @@ def reward_guidance() -> Layout:
     """Workflow 2: one LoRA at several w_rg."""
     w = Layout()
     sdxl = _sdxl(w)
-    lora = w.add("DCOLoadLoRA", (0, 200), (320, 110), "My LoRA", lora_name="my_subject_00001_.safetensors")
+    lora = w.add("DCOLoadLoRA", (0, 200), (320, 190), "My LoRA", lora_name="my_subject_00001_.safetensors")
     prompt = w.add(
-        "DCOEncodePrompt", (0, 340), (320, 180), "Prompt", clip=[sdxl, 1], lora=[lora, 0],
+        "DCOEncodePrompt", (0, 440), (320, 150), "Prompt", clip=[sdxl, 1], lora=[lora, 0],
         text="a photo of a <dog> in a wetsuit, surfing a giant wave in the ocean",
     )  # fmt: skip
-    empty = w.add("CLIPTextEncode", (0, 560), (320, 90), "Empty prompt", clip=[sdxl, 1], text="")
-    latent = w.add("EmptyLatentImage", (0, 720), (320, 110), width=1024, height=1024, batch_size=1)
+    empty = w.add("CLIPTextEncode", (0, 640), (320, 90), "Empty prompt", clip=[sdxl, 1], text="")
+    latent = w.add("EmptyLatentImage", (0, 800), (320, 110), width=1024, height=1024, batch_size=1)
     sampler = _paper_sampler(w, (370, 40), sdxl, lora, prompt, empty, latent)
     decoded = w.add("VAEDecode", (370, 540), (320, 50), samples=[sampler, 0], vae=[sdxl, 2])
     picture = w.add(
@@ -159,9 +159,9 @@ def subject_in_style() -> Layout:
     w = Layout()
     sdxl = _sdxl(w)
     subject = w.add(
-        "DCOLoadLoRA", (0, 200), (320, 110), "My subject's LoRA", lora_name="my_subject_00001_.safetensors"
+        "DCOLoadLoRA", (0, 200), (320, 190), "My subject's LoRA", lora_name="my_subject_00001_.safetensors"
     )
-    image = w.add("LoadImage", (0, 360), (320, 340), "My style: one image", image="example.png")
+    image = w.add("LoadImage", (0, 440), (320, 340), "My style: one image", image="example.png")
     trainer = w.add(
         "DCOLoRATrainer", (370, 40), (400, 900), "Train my style (the paper's settings)", model=[sdxl, 0],
         clip=[sdxl, 1], vae=[sdxl, 2], images=[image, 0],
