@@ -43,6 +43,6 @@ def trainer_settings(recipe: str, name: str, **changes: Any) -> dict[str, Any]:
     values = RECIPES[recipe].as_dict() | changes
     own = {f"recipe__{field}": values.pop(field) for field in ("learning_rate", "offset_noise")}
     values = {"recipe": recipe, "objective": "DCO", "resolution": 0, "name": name} | own | values
-    if "DCO" in values["objective"]:
+    if "DCO" in str(values["objective"]):
         values["objective__beta"] = "auto"
     return values
