@@ -9,7 +9,7 @@ const PACK = "DCO";
 // none. So there is a single place, whichever of the two it comes from.
 const WIDGET = "$$node-text-preview";
 const ON_TOP = ["DCOLoRATrainer"]; // long nodes, whose foot is off the screen
-const EMPTY = "What this node reports appears here when it has run.";
+const EMPTY = "What this node reports appears here.";
 const MIN_HEIGHT = 56;
 const MAX_HEIGHT = 180;
 const PICTURE_HEIGHT = 160;
