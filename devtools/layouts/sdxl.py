@@ -75,9 +75,9 @@ def train_a_subject() -> Layout:
     )
     w.notes += [(1560, 610, 380, 370, _SUBJECT)]
     w.groups += [
-        ("1. Model, photos, options", -20, -40, 730, 1050, _BLUE),
-        ("2. Train", 720, -40, 440, 1050, _GREEN),
-        ("3. Look", 1170, -40, 790, 1050, _YELLOW),
+        ("1. Model, photos, options", -20, -40, 730, 1090, _BLUE),
+        ("2. Train", 720, -40, 440, 1090, _GREEN),
+        ("3. Look", 1170, -40, 790, 1090, _YELLOW),
     ]
     w.app_inputs += [
         (trainer, "recipe"),
