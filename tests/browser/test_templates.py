@@ -190,7 +190,9 @@ def test_a_blueprint_is_in_the_library_of_nodes_and_sends_its_nodes(host, page, 
     assert [text for text in page.problems if not any(noise in text for noise in NOISE)] == []
     shown = page.evaluate("() => window.app.graph._nodes[0].widgets.map(w => w.label ?? w.name)")
     made = BLUEPRINTS[name]()
-    assert [label for _, _, label in made.shown] == shown
+    assert shown == ["captions", *(label for _, _, label in made.shown)]
+    inputs = page.evaluate("() => window.app.graph._nodes[0].inputs.map(i => i.label ?? i.name)")
+    assert inputs == [*made.sockets, *(label for _, _, label in made.shown)]
     sent = page.evaluate("async () => (await window.app.graphToPrompt()).output")
     inside = {n: c["class_type"] for n, c in made.layout.prompt.items() if n not in made.outside}
     assert sorted(node["class_type"] for node in sent.values()) == sorted(inside.values())
