@@ -76,4 +76,5 @@ def test_a_broken_loss_is_noticed(quick, tmp_path, monkeypatch, broken):
     broken(monkeypatch)
     finding = found(study, folder)[CLAIMS[ON_FLOW]]
     assert finding.results[0].difference.n == len(STUDY.subjects)
+    print(said(finding))
     assert finding.verdict != HOLDS, said(finding)
