@@ -221,14 +221,15 @@ def _sheet(
         f"4 of the subject, 1 of the style\nlikeness of true pictures {ceiling:.2f},\nof the base model {floor:.2f}",
     )
     places, styled = demo_graph.PLACES, demo_graph.STYLED
-    sweep = [(0.0, demo_graph.BASE), *((w, f"DCO, w_rg {w:g}") for w in demo_graph.W_RG)]
+    sweep = [(0.0, demo_graph.BASE), *((w, demo_graph.at(demo_graph.DCO, w)) for w in demo_graph.W_RG)]
     swept = Row(
         [rows[name, places].pictures[demo_graph.SWEPT] for _, name in sweep],
         demo_graph.DCO,
         places[demo_graph.SWEPT],
     )
     headings = ["w_rg 0: base model", *(f"w_rg {w:g}" for w, _ in sweep[1:])]
-    learned = [rows[name, places] for name in (demo_graph.PUBLISHED, demo_graph.DREAMBOOTH, demo_graph.DCO)]
+    shown = (demo_graph.PUBLISHED, demo_graph.DREAMBOOTH, demo_graph.DCO)
+    learned = [rows[demo_graph.at(name), places] for name in shown]
     return draw_sheet(
         [
             Section([taught], title="What is taught"),
