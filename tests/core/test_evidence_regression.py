@@ -1,8 +1,13 @@
-"""What the quick study finds robust, and that it finds it no more where the loss is broken: minutes on one core."""
+"""What the quick study finds robust: three minutes of one core. That it finds it no more where the loss is broken takes
+two more, with
+
+    DCO_BROKEN_LOSSES=1 python -m pytest tests/core/test_evidence_regression.py
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 
 import pytest
@@ -62,6 +67,7 @@ def _phi_with_the_adapter_on(monkeypatch):
     monkeypatch.setattr(reference_pass, "batch_errors", errors)
 
 
+@pytest.mark.skipif("DCO_BROKEN_LOSSES" not in os.environ, reason="minutes more: run it with DCO_BROKEN_LOSSES=1")
 @pytest.mark.parametrize("broken", [_margin_of_the_other_sign, _weight_on_one_term, _phi_with_the_adapter_on])
 def test_a_broken_loss_is_noticed(quick, tmp_path, monkeypatch, broken):
     folder = tmp_path / "broken"

@@ -58,7 +58,6 @@ TRAINING = {
     "keep": Row("best", {"validation_steps": 1, "learning_rate": 3.0, "objective": "dreambooth"}),
     "timestep_sampling": Row("logit-normal"),
     "automatic_beta": Row("images", {"beta": None, "weighting": "epsilon"}),
-    "timestep_sampling": Row("logit-normal"),
 }
 ADAPTER = {
     "rank": Row(3),
