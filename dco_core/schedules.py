@@ -20,11 +20,6 @@ from .errors import DCOError
 PREDICTIONS = ("epsilon", "v", "flow")
 
 
-def even_timesteps(length: int, count: int) -> list[int]:
-    """`count` indices in the middles of as many equal parts of a schedule of that length."""
-    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
-
-
 @dataclass(frozen=True)
 class Schedule:
     """alpha, sigma: [T] tables over the timestep index t = 0 (almost clean) to T - 1 (almost noise)."""
@@ -64,6 +59,10 @@ class Schedule:
         """Rectified flow with uniform times (1..T)/T, shifted as in SD3 (Esser et al. 2024, Sec. 5.3.2)."""
         t = torch.arange(1, steps + 1) / steps
         return Schedule.from_sigmas("flow", shift * t / (1 + (shift - 1) * t))
+
+    def even_timesteps(self, count: int) -> list[int]:
+        """`count` indices in the middles of as many equal parts."""
+        return [(2 * i + 1) * len(self) // (2 * count) for i in range(count)]
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at indices t [B], shaped to broadcast over `like` [B, ...]."""

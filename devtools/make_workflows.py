@@ -64,7 +64,9 @@ async ({prompt, places, titles, groups, notes, own, pack, version, models, colla
 
 
 def build(page: Any, layout: Layout) -> dict[str, Any]:
-    """The UI-format workflow of a layout, made in an open frontend."""
+    """The UI-format workflow of a layout, made in an open frontend: a fresh page, which keeps no values of another."""
+    page.reload()
+    browser.wait_until_ready(page)
     workflow = page.evaluate(
         _ARRANGE,
         {
@@ -86,11 +88,13 @@ def build(page: Any, layout: Layout) -> dict[str, Any]:
 
 
 _TO_SUBGRAPH = """
-async ({id, name, outside, shown, description}) => {
+async ({id, name, outside, sockets, shown}) => {
   const graph = window.app.graph;
   const inside = graph._nodes.filter(node => !outside.includes(String(node.id)));
   const {subgraph, node} = graph.convertToSubgraph(new Set(inside));
   for (const outer of [...graph._nodes]) if (outer !== node) graph.remove(outer);
+  // the frontend puts some widgets on the outside by itself
+  for (const input of [...subgraph.inputs]) if (!sockets.includes(input.name)) subgraph.removeInput(input);
   for (const [inner, widget, label] of shown) {
     const source = subgraph.getNodeById(Number(inner));
     const slot = source.inputs.find(input => input.widget?.name === widget);
@@ -99,8 +103,6 @@ async ({id, name, outside, shown, description}) => {
     input.connect(slot, source);
   }
   subgraph.name = node.title = name;
-  subgraph.description = description;
-  subgraph.category = "DCO";
   await new Promise(done => setTimeout(done, 500));
   node.pos = [0, 0];
   node.setSize(node.computeSize());
@@ -120,11 +122,13 @@ def build_blueprint(page: Any, name: str, blueprint: Blueprint) -> dict[str, Any
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{OWN_PACK}/{name}")),
             "name": name,
             "outside": sorted(blueprint.outside),
+            "sockets": blueprint.sockets,
             "shown": blueprint.shown,
-            "description": blueprint.description,
         },
     )
     found.pop("id", None)
+    (subgraph,) = found["definitions"]["subgraphs"]
+    subgraph |= {"category": "DCO", "description": blueprint.description}
     found["extra"] = {
         "workflowRendererVersion": "LG",
         "BlueprintDescription": blueprint.description,

@@ -41,7 +41,7 @@ async (types) => {
     row = Math.max(row, node.size[1]);
   }
   app.canvas.ds.scale = 1;
-  app.canvas.ds.offset = [80, 80];
+  app.canvas.ds.offset = [80, 150];
   app.canvas.setDirty(true, true);
 }
 """

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from typing import Any
 from ..errors import DCOError
 from ..files.atomic import whole_file
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ImportError:  # Python 3.10
-    import tomli as tomllib  # type: ignore[no-redef, import-not-found]
+else:
+    import tomli as tomllib
 
 _OF_THE_COMMAND = ("help", "config")  # make no sense in a file
 _NOT_WRITTEN = ("overwrite",)  # a file that is kept must not replace others years later
@@ -118,10 +119,16 @@ def _in_full(value: Any, action: argparse.Action) -> Any:
         return str(value.resolve())
     if isinstance(value, list):
         return [_in_full(v, action) for v in value]
-    if action.dest in ("model", "clip", "vae"):  # a scheme before the path, or a name in ComfyUI's folders
-        scheme, colon, place = value.rpartition(":") if action.dest == "model" else ("", "", value)
-        return f"{scheme}{colon}{Path(place).resolve()}" if colon + place and Path(place).exists() else value
-    return value
+    if action.dest == "model":
+        scheme, _, place = value.partition(":")
+        return f"{scheme}:{_found(place)}" if place else value
+    return _found(value) if action.dest in ("clip", "vae") else value
+
+
+def _found(name: str) -> str:
+    """A path in full; a name in ComfyUI's folders as it is."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
 
 
 def _toml(value: Any) -> str:

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..losses import REDUCTIONS, WEIGHTINGS
 from ..models.loading import PRECISIONS
 from ..network.lora_layers import LAYERS, AdapterConfig
 from ..pipeline.examples import SIZES
 from ..pipeline.generation import GenerationConfig
 from ..pipeline.vocabulary import LEARNED_TOKENS
-from ..training.config import OBJECTIVE_NAMES, TrainingConfig
+from ..training.config import OBJECTIVE_NAMES, REDUCTIONS, WEIGHTINGS, TrainingConfig
 from ..training.optimizers import LR_SCHEDULERS, OPTIMIZERS
 from .config_file import Several
 
@@ -34,7 +33,12 @@ _HELP = {
     "caption_dropout": "share of steps with the empty caption",
     "target_gate": "share of full rate that a beta found on the images aims at",
     "prior_weight": "of class images, for dreambooth-prior",
-    "preservation_weight": "of output-preservation",
+    "preservation_weight": "of output-preservation and of --preservation-prompts",
+    "mask_prior": "how strongly what is outside of the pictures' masks is held to the base model; 0: it is free. "
+    "Beside DCO, 1 is little: 500 (beta*T/2) holds as strongly as an open gate learns",
+    "preservation_prompts": "prompts on which the LoRA is held to the base model, between semicolons: your own, blank, "
+    "class (--class-prompt), or bundled (forty everyday ones); left out: none",
+    "preservation_share": "of the batches that have one",
     "mapo_beta": "weight of the margin, for mapo",
     "mapo_snr": "scale of the margin, for mapo",
     "optimizer": f"{', '.join(OPTIMIZERS)} (the last two need the packages bitsandbytes and prodigyopt);",

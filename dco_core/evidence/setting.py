@@ -44,8 +44,9 @@ class Setting(Protocol):
         scorers, and of the references of what is shown."""
         ...
 
-    def references(self, what: str, captions: str) -> Path:
-        """The folder of pictures with captions ("comprehensive" or "compact") to train on."""
+    def references(self, what: str, captions: str, masks: bool = False) -> Path:
+        """The folder of pictures with captions ("comprehensive" or "compact") to train on. masks: with masks of what is
+        taught, which the Toy World can make."""
         ...
 
     def prompts(self, subject: str | None, style: str | None) -> list[str]:
@@ -94,8 +95,9 @@ class ToySetting:
     def contents_key(self, *shown: str) -> str:
         return files_fingerprint(*sorted(TOY_FILES.glob("*.safetensors")))
 
-    def references(self, what: str, captions: str) -> Path:
-        return write_toy_references(self._folder / f"{what}-{captions}", what, captions)
+    def references(self, what: str, captions: str, masks: bool = False) -> Path:
+        name = f"{what}-{captions}" + "-masks" * masks
+        return write_toy_references(self._folder / name, what, captions, masks)
 
     def prompts(self, subject: str | None, style: str | None) -> list[str]:
         if subject and style:
@@ -160,7 +162,7 @@ class FolderSetting:
         files = (Path(name) for name in names if name and Path(name).exists())
         return files_fingerprint(*files, *map(Path, shown))
 
-    def references(self, what: str, captions: str) -> Path:
+    def references(self, what: str, captions: str, masks: bool = False) -> Path:
         if captions != "compact":
             return Path(what)
         style = what in self._study.styles

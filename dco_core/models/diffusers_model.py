@@ -170,7 +170,7 @@ class DiffusersModel:
     def network_input(self, conditioning: dict[str, Tensor], latent: Tensor, shown: object = None) -> dict[str, Tensor]:
         return conditioning
 
-    def denoiser(self, config: AdapterConfig | None) -> NetworkDenoiser:
+    def denoiser(self, config: AdapterConfig | None, step_shape: Sequence[int] = ()) -> NetworkDenoiser:
         return _UNetDenoiser(self._pipeline.unet, self._schedule, config, self.family)
 
     def kohya_names(self) -> Mapping[str, str]:

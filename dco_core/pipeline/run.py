@@ -99,7 +99,7 @@ class FolderTraining:
         self._data = PreparedPictures(model, folder, how, self._words)
         content = content_key(model.content(), self._adapter, self._data.content, compiled)
         model.offload_encoders(texts=not tokens.on, images=not shown)
-        denoiser = model.denoiser(self._adapter)
+        denoiser = model.denoiser(self._adapter, self._data.step_shape)
         start = None if self._words.tokens is None else self._words.tokens.tensors()
         self._run = content_key(content, identity(config, denoiser), start)[:16]
         for path in (output, *self._embeddings().values()):

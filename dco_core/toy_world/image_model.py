@@ -62,7 +62,7 @@ class ToyWorldModel:
     def network_input(self, conditioning: Tensor, latent: Tensor, shown: object = None) -> Tensor:
         return conditioning
 
-    def denoiser(self, config: AdapterConfig | None) -> ToyDenoiser:
+    def denoiser(self, config: AdapterConfig | None, step_shape: Sequence[int] = ()) -> ToyDenoiser:
         return ToyDenoiser(config, self._unet)
 
     def kohya_names(self) -> Mapping[str, str]:

@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.folders import MASKS
 from ..errors import DCOError
 from ..files.atomic import whole_folder
 from .renderer import PIXELS_PER_CELL, render
 from .world import (
-    EAR_KINDS,
+    EAR_SHAPES,
     STYLE,
     SUBJECT,
     Scenes,
@@ -46,7 +47,7 @@ def toy_attributes(what: str) -> dict[str, Any]:
         known = SUBJECT if kind == "toy" else STYLE
         return {name: known[name] for name in fields}
     scenes = sample_scenes(64, torch.Generator().manual_seed(9000 + int(number)))
-    eared = int((scenes.ears != EAR_KINDS.index("none")).nonzero()[0])  # ears are what a likeness is told by
+    eared = int((scenes.ears != EAR_SHAPES.index("none")).nonzero()[0])  # ears are what a likeness is told by
     return {name: getattr(scenes, name)[eared].tolist() for name in fields}
 
 
@@ -60,17 +61,30 @@ def toy_references(what: str) -> tuple[Scenes, list[str]]:
     return scenes.with_(**attributes), captions
 
 
-def write_toy_references(folder: Path, what: str, captions: str = "comprehensive") -> Path:
+def toy_masks(scenes: Scenes) -> Tensor:
+    """Where the objects are, bool [B, H, W]: where a picture is not what it is with the object out of sight."""
+    away = scenes.with_(centre=(-1000.0, -1000.0))
+    return (render(scenes) - render(away)).abs().amax(1) > 0.02
+
+
+def write_toy_references(
+    folder: Path, what: str, captions: str = "comprehensive", masks: bool = False
+) -> Path:
     """The references as a folder of pictures with captions, as users have them; captions "compact" name the subject
-    or the style and nothing else ("a <toy>", "in <print> style"). Written once: a folder that is there is taken as it
-    is."""
+    or the style and nothing else ("a <toy>", "in <print> style"). masks: with a mask of the object each. Written once:
+    a folder that is there is taken as it is."""
     scenes, texts = toy_references(what)
     with whole_folder(folder) as made:
-        for i, (image, text) in enumerate(zip(render(scenes), texts, strict=True)):
+        if masks:
+            (made / MASKS).mkdir()
+        for i, (image, mask, text) in enumerate(zip(render(scenes), toy_masks(scenes), texts, strict=True)):
             pixels = ((image.movedim(0, -1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
             side = image.shape[-1] * PIXELS_PER_CELL
             picture = Image.fromarray(pixels.numpy()).resize((side, side), Image.Resampling.NEAREST)
             picture.save(made / f"{i}.png")
+            if masks:
+                white = Image.fromarray((mask * 255).to(torch.uint8).numpy())
+                white.resize((side, side), Image.Resampling.NEAREST).save(made / MASKS / f"{i}.png")
             text = compact(text) if captions == "compact" else text
             (made / f"{i}.txt").write_text(text, encoding="utf-8")
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from .noise_levels import NoiseLevels
 class Draw:
     """One random draw: which example, its noise [C, H, W] (offset included: it is part of the target), the
     timestep index, the standard normal [C, H, W] that samples the VAE's posterior (None: its mean), whether the
-    caption is dropped, and which rejected image goes with it."""
+    caption is dropped, which rejected image goes with it, and which preservation prompt (-1: none)."""
 
     image: int
     noise: Tensor
@@ -28,6 +29,7 @@ class Draw:
     posterior: Tensor | None = None
     dropped: bool = False
     rejected: int = 0
+    preserved: int = -1
 
 
 def _generator(seed: int, what: str, index: int) -> torch.Generator:
@@ -65,7 +67,26 @@ def random_draws(
         images = [_in_rounds(references, config.seed, "references", p) for p in places]
         if class_images:
             images += [_in_rounds(class_images, config.seed, "class images", p) for p in places]
-        yield [_draw(examples[i], i, levels, config, generator) for i in images]
+        draws = [_draw(examples[i], i, levels, config, generator) for i in images]
+        if config.preservation_prompts:
+            draws = _with_preservation(draws, examples, config, number)
+        yield draws
+
+
+def _with_preservation(
+    draws: list[Draw], examples: Sequence[Example], config: TrainingConfig, number: int
+) -> list[Draw]:
+    """In a share of the batches, a preservation prompt for each reference, with random numbers of their own: all else
+    is drawn as it would be without."""
+    generator = _generator(config.seed, "preservation", number)
+    if not torch.rand((), generator=generator) < config.preservation_share:
+        return draws
+
+    def prompt(d: Draw) -> int:
+        count = len(examples[d.image].preserved)
+        return int(torch.randint(count, (), generator=generator)) if count else -1
+
+    return [dataclasses.replace(d, preserved=prompt(d)) for d in draws]
 
 
 def _draw(

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,8 @@ class ReferenceCache:
         if self._errors:
             batches = self._window * len(self._errors)
             self.note = f"The base model's errors on {batches} batches are there from an earlier run."
+            with suppress(OSError):
+                os.utime(self._path)  # the latest in use are kept
         elif there:
             self.note = f"The kept errors of the base model in {self._path.name} are damaged and are made anew."
 

@@ -113,6 +113,11 @@ class Training:
             self._parameters |= {f"token:{name}": p for name, p in tokens.parameters().items()}
         if not self._parameters:
             raise DCOError("There is nothing to train: choose a LoRA, learned tokens, or both.")
+        if config.preservation_prompts and not denoiser.trainable():
+            raise DCOError(
+                "preservation_prompts hold a LoRA to the base model, and only learned tokens are trained, which other "
+                "prompts do not have: leave them out, or train a LoRA."
+            )
         self._draws, self._asked, self._content = draws, config, content
         self._ema: dict[str, Tensor] = {}
         self._best: dict[str, Tensor] = {}
@@ -246,11 +251,11 @@ class Training:
         )
 
     def _batches(self) -> Iterator[Batch]:
-        """The batches of this and the following steps, with phi's errors where it looks ahead. Windows lie where
+        """The batches of this and the following steps, with phi on them where it looks ahead. Windows lie where
         they would lie in a run from the start, so that their rounding is the same."""
         config, examples, every = self.config, self.examples, self._processes.count
         number = self.step * config.gradient_accumulation_steps // every  # of this process's
-        window = config.look_ahead if config.is_dco else 1
+        window = config.look_ahead if config.reads_phi else 1
         first = number // window * window
         stream = self._draws or random_draws(examples, self._levels, config, start=first * every)
         if every > 1:
@@ -258,11 +263,11 @@ class Training:
         if window == 1 and self._cache is None:
             return (Batch(self.denoiser, examples, draws, config) for draws in stream)
         pairs = reference_pass.with_reference(
-            self.denoiser, examples, stream, window, self._cache, first // window
+            self.denoiser, examples, stream, config, window, self._cache, first // window
         )
         return (
-            Batch(self.denoiser, examples, draws, config, error_phi)
-            for draws, error_phi in itertools.islice(pairs, number - first, None)
+            Batch(self.denoiser, examples, draws, config, reference)
+            for draws, reference in itertools.islice(pairs, number - first, None)
         )
 
     def _settled(self, config: TrainingConfig, callback: Callable[[], None]) -> TrainingConfig:
@@ -271,7 +276,7 @@ class Training:
             seed_batch(0, 0)
             config = with_beta(config, self.denoiser, self.examples, self.tokens, callback)
         window = config.look_ahead
-        if not reference_pass.possible(self.examples) or not config.is_dco:
+        if not reference_pass.possible(self.examples) or not config.reads_phi:
             window = 1
         elif window == 0:
             window = reference_pass.automatic_window(self.denoiser, self.examples, config)
@@ -374,7 +379,7 @@ class Training:
             return
         state = RunState(self._ema, self._best, self.history, self.scores)
         tensors, about = to_checkpoint(state, self._parameters, self._optimizer)
-        about |= {"config": self.config.as_dict(), "asked": self._asked.as_dict(), "content": self._content}
+        about |= {"config": self.config.as_dict(), "asked": dataclasses.asdict(self._asked), "content": self._content}
         self.checkpoints.save(self.step, tensors, about)
         if self._cache is not None:
             self._cache.write()
@@ -418,7 +423,7 @@ def _seeded_dropout(seed: int) -> Iterator[Callable[[int, int], None]]:
 
 
 def _on_cpu(result: ObjectiveResult) -> ObjectiveResult:
-    return ObjectiveResult(*(None if value is None else value.detach().cpu() for value in result))  # type: ignore[arg-type]
+    return ObjectiveResult(*(None if value is None else value.detach().cpu() for value in result[:4]))  # type: ignore[arg-type]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .layout import Layout, trainer_settings
-from .toy_world import TOY_BATCH, TOY_TRAINING
+from .toy_world import TOY_LORA, TOY_TRAINING
 
 _METHODS = ("DreamBooth", "DCO")  # in the order of the plot's curves
 # The base model, the paper's ratios w_rg / w_text of 0.3, 0.5 and 0.7, and two where guidance is pushed.
@@ -17,11 +17,11 @@ _READ_ME = """\
 
 Two LoRAs learn the same subject; only the **objective** differs. Some minutes on a CPU, no download.
 
-A point of the plot is a `w_rg`: 0 is the base model, 0.6 to 1.4 are the paper's ratios to `w_text`. *Likeness*: \
-is it my subject? *Alignment*: is it what was asked for? A method is better where its curve lies *outside* the \
-other's; where bars overlap, the plot does not tell.
+A point of the plot is a **w_rg**: 0 is the base model, 0.6 to 1.4 are the paper's ratios to **w_text**. \
+*Likeness*: is it my subject? *Alignment*: is it what was asked for? A method is better where its curve lies \
+*outside* the other's; where bars overlap, the plot does not tell.
 
-**This is one seed.** A claim needs a study over seeds: `python -m dco_core evidence`.
+**This is one seed.** A claim needs a study over seeds: **python -m dco_core evidence**.
 
 **Your own model:** *Load Checkpoint* and *Load Dataset Folder* in place of the Toy World, *Image Similarity* and \
 *Image-Text Score* in place of the scores.
@@ -37,12 +37,12 @@ def compare_methods() -> Layout:
         "DCOEvaluationPrompts", (0, 350), (250, 190), "What is asked for", kind="customization", category="toy world",
         word="toy", count=0, style="",
     )  # fmt: skip
-    options = w.add("DCOTrainingOptions", (0, 590), (250, 350), "Of both", batch_size=TOY_BATCH)
+    options = w.add("DCOLoRAOptions", (0, 610), (250, 230), "Of both", **TOY_LORA)
     positive = w.add(
-        "CLIPTextEncode", (1280, 1000), (250, 80), "Each prompt in turn", clip=[world, 1], text=[prompts, 0]
+        "CLIPTextEncode", (0, 880), (250, 80), "Each prompt in turn", clip=[world, 1], text=[prompts, 0]
     )
-    empty = w.add("CLIPTextEncode", (960, 1000), (250, 80), "Empty prompt", clip=[world, 1], text="")
-    latent = w.add("EmptyLatentImage", (1560, 1000), (250, 110), width=256, height=256, batch_size=1)
+    empty = w.add("CLIPTextEncode", (0, 925), (250, 80), "Empty prompt", clip=[world, 1], text="")
+    latent = w.add("EmptyLatentImage", (0, 970), (250, 110), width=256, height=256, batch_size=1)
     w.collapsed |= {positive, empty, latent}
     scores = []
     for i, method in enumerate(_METHODS):
@@ -61,8 +61,9 @@ def compare_methods() -> Layout:
             "DCOToyWorldScore", (1280, y), (240, 190), f"{method}: my subject?", images=[sweep, 0],
             references=[subject, 0], labels=[sweep, 2], what="subject likeness", prompts="",
         )  # fmt: skip
+        w.collapsed.add(likeness)
         both = w.add(
-            "DCOToyWorldScore", (1280, y + 235), (240, 190), f"{method}: as asked for?", images=[sweep, 0],
+            "DCOToyWorldScore", (1280, y + 60), (240, 330), f"{method}: as asked for?", images=[sweep, 0],
             scores=[likeness, 0], labels=[sweep, 2], what="prompt alignment", prompts=[prompts, 0],
         )  # fmt: skip
         scores.append(both)
@@ -77,7 +78,7 @@ def compare_methods() -> Layout:
     )  # fmt: skip
     w.notes += [(1560, 700, 390, 240, _READ_ME)]
     w.groups += [
-        ("1. What is taught and asked", -20, -40, 290, 1000, "#3f789e"),
+        ("1. What is taught and asked", -20, -40, 290, 1040, "#3f789e"),
         ("2. Train: one thing differs", 280, -40, 650, 1000, "#8A8"),
         ("3. Sample", 940, -40, 310, 1000, "#b58b2a"),
         ("4. Score", 1260, -40, 280, 1000, "#a1309b"),

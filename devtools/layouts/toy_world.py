@@ -8,8 +8,8 @@ from dco_core.suggested_scales import TOY_WORLD
 
 from .layout import Layout, trainer_settings
 
-TOY_TRAINING: dict[str, Any] = {"steps": 300, "learning_rate": 1e-3, "rank": 8}
-TOY_BATCH = 4
+TOY_TRAINING: dict[str, Any] = {"steps": 600, "learning_rate": 1e-3, "rank": 8}
+TOY_LORA: dict[str, Any] = {"layers": "all linear"}
 
 _READ_ME = f"""\
 ## Press Run
@@ -19,13 +19,13 @@ seen, in four pictures from one beach.
 
 1. **The trainer** learns it. Its box shows the step, then pictures made by the base model, by the LoRA, and with \
 reward guidance, then what was saved.
-2. **Before and after**: the same noise at three `w_rg`. 0 is the base model: *a* toy. {TOY_WORLD.w_rg:g} is *my* \
-toy, where the prompt wants it. Too much forgets the prompt.
+2. **Before and after**: the same noise at three **w_rg**. 0 is the base model: *a* toy. {TOY_WORLD.w_rg:g} is \
+*my* toy, where the prompt wants it. Too much forgets the prompt.
 
-**Try** another prompt: `a small toy on the left, on grass, in outline style`. Places: in the middle, on the \
+**Try** another prompt: **a small toy on the left, on grass, in outline style**. Places: in the middle, on the \
 right, at night, in the sky, at sunset, on white. Styles: flat, outline, neon, pastel.
 
-**Then** your own photos: template 1 (SDXL) or 5 (Z-Image). The LoRA is in `output/loras`; press **R** to see it \
+**Then** your own photos: template 1 (SDXL) or 5 (Z-Image). The LoRA is in **output/loras**; press **R** to see it \
 in lists.
 """
 
@@ -35,17 +35,17 @@ def try_it() -> Layout:
     w = Layout()
     world = w.add("DCOToyWorldLoader", (0, 40), (300, 100))
     subject = w.add("DCOToyWorldReferences", (0, 230), (300, 110), "My subject: 4 pictures", what="subject")
-    options = w.add("DCOTrainingOptions", (0, 430), (300, 360), batch_size=TOY_BATCH)
+    options = w.add("DCOLoRAOptions", (0, 430), (300, 230), **TOY_LORA)
     trainer = w.add(
         "DCOLoRATrainer", (350, 40), (400, 900), "Train my subject", model=[world, 0], clip=[world, 1],
         vae=[world, 2], images=[subject, 0], captions=[subject, 1], options=[options, 0],
         **trainer_settings("custom", "toy_subject", **TOY_TRAINING),
     )  # fmt: skip
     prompt = w.add(
-        "CLIPTextEncode", (800, 40), (330, 120), "Prompt", clip=[world, 1],
+        "CLIPTextEncode", (800, 40), (330, 110), "Prompt", clip=[world, 1],
         text="a large toy on the left, at night, in flat style",
     )  # fmt: skip
-    empty = w.add("CLIPTextEncode", (800, 210), (330, 90), "Empty prompt", clip=[world, 1], text="")
+    empty = w.add("CLIPTextEncode", (800, 190), (330, 90), "Empty prompt", clip=[world, 1], text="")
     latent = w.add("EmptyLatentImage", (800, 350), (330, 110), width=256, height=256, batch_size=1)
     sweep = w.add(
         "DCORewardGuidanceSweep", (800, 510), (330, 430), "Before and after", model=[world, 0], lora=[trainer, 0],

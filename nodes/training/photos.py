@@ -32,6 +32,7 @@ class DCOPhotos(io.ComfyNode):
                     "photos",
                     default="",
                     socketless=True,
+                    extra_dict={"hidden": True},  # web/dco_photos.js draws it
                     tooltip='The photos as JSON, which the node writes itself: [{"file": "dco_photos/rex.jpg", '
                     '"caption": "a photo of a <dog> on a ledge"}]. Files are in ComfyUI\'s input folder.',
                 ),

@@ -22,6 +22,7 @@ from ...dco_core.training import validation
 from ...dco_core.training.checkpoints import Checkpoints
 from ...dco_core.training.config import TrainingConfig
 from ...dco_core.training.memory import PeakMemory, estimate, megabytes
+from ...dco_core.training.reference_cache import ReferenceCache
 from ...dco_core.training.step_report import StepReport
 from ...dco_core.training.tensorboard import EventLog
 from ...dco_core.training.trainer import Training
@@ -124,7 +125,8 @@ class DCOLoRATrainer(io.ComfyNode):
             content = _content(image_model, prepared, values, adapter)
             run = Training(
                 denoiser, examples, config, words.tokens, checkpoints=_checkpoints(values), content=content,
-                callback=progress.on_trial_step, watch_speed=True,
+                reference_cache=_reference_cache(image_model, values), callback=progress.on_trial_step,
+                watch_speed=True,
             )  # fmt: skip
             target = _target(path, run, adapter, image_model, prepared, values, content)
             carried = start.other if start else {}
@@ -135,9 +137,9 @@ class DCOLoRATrainer(io.ComfyNode):
                     return trained_lora.finished(target, weights, words.tokens, words.initializers, run.step)
 
             def save(target: trained_lora.Target, lora: LoraWeights) -> list[str]:
-                said = trained_lora.save(target, lora, words.tokens)
+                saved_lines = trained_lora.save(target, lora, words.tokens)
                 trained_lora.remove_stopped(target, lora)
-                return said
+                return saved_lines
 
             log = _event_log(run, path, values)
 
@@ -230,6 +232,13 @@ def _checkpoints(values: Mapping[str, Any]) -> Checkpoints | None:
         return None
     folder = files.checkpoint_folder(values["name"])
     return Checkpoints(folder, values["checkpoint_every"], values["checkpoint_minutes"])
+
+
+def _reference_cache(model: HostImageModel, values: Mapping[str, Any]) -> ReferenceCache | None:
+    if not values["reference_cache"]:
+        return None
+    content = content_key(model.content(), values["precision"], values["compile"])
+    return ReferenceCache(files.reference_folder(), content)
 
 
 def _content(

@@ -96,6 +96,15 @@ def test_every_option_comes_back_as_it_was(tmp_path, monkeypatch):
     }
 
 
+def test_names_of_models_are_no_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("toy-world").mkdir()
+    options = parser()
+    for name in ("toy-world", "checkpoint:none.safetensors"):
+        write_options(tmp_path / "a.toml", options, vars(options.parse_args(["--model", name])), "train")
+        assert read(tmp_path / "a.toml")["model"] == name
+
+
 def test_the_command_line_wins_and_its_lists_replace_the_files(file):
     assert read(file)["preview_prompt"] == ["a <toy> on the beach", 'a "red" <toy>']
     found = read(file, "--preview-prompt", "x", "--preview-prompt", "y", "--steps", "9", "--token-lr", "0.1")
@@ -133,8 +142,8 @@ def test_what_does_not_fit_is_one_sentence(text, words, tmp_path, capsys):
     path = tmp_path / "run.toml"
     path.write_text(text)
     assert commands.main(["train", "--config", str(path)]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and words in said and said.count("\n") == 1 and str(path) in said
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and words in printed and printed.count("\n") == 1 and str(path) in printed
 
 
 def test_a_file_that_is_not_there_and_options_that_nobody_gave(tmp_path, capsys):

@@ -35,7 +35,7 @@ def found(study, folder):
     return {finding.contrast.claim: finding for finding in findings(contrasts_from(study.contrasts), evidence)}
 
 
-def said(finding):
+def message(finding):
     return "; ".join(f"{result.test.text}: {result.difference}" for result in finding.results)
 
 
@@ -49,7 +49,7 @@ def quick(tmp_path_factory):
 def test_it_holds_by_t_intervals_over_six_subjects(quick, claim):
     finding = quick[1][claim]
     assert all(result.difference.n == len(STUDY.subjects) for result in finding.results)
-    assert finding.verdict == HOLDS, said(finding)
+    assert finding.verdict == HOLDS, message(finding)
 
 
 def _margin_of_the_other_sign(monkeypatch):
@@ -82,5 +82,4 @@ def test_a_broken_loss_is_noticed(quick, tmp_path, monkeypatch, broken):
     broken(monkeypatch)
     finding = found(study, folder)[CLAIMS[ON_FLOW]]
     assert finding.results[0].difference.n == len(STUDY.subjects)
-    print(said(finding))
-    assert finding.verdict != HOLDS, said(finding)
+    assert finding.verdict != HOLDS, message(finding)

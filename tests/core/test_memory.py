@@ -12,6 +12,7 @@ from dco_core.toy_world.model import ToyDenoiser
 from dco_core.training.config import TrainingConfig
 from dco_core.training.draws import random_draws
 from dco_core.training.examples import Example
+from dco_core.training.holding import Reference
 from dco_core.training.memory import PeakMemory, estimate, megabytes
 from dco_core.training.objectives import OBJECTIVES, Batch, references_of
 from dco_core.training.trainer import Training
@@ -26,7 +27,9 @@ def examples():
 def really_kept(denoiser, examples, config):
     """Bytes that the allocator has given for one loss and not taken back, while its graph is held."""
     draws = next(random_draws(examples, len(denoiser.schedule), config))
-    batch = Batch(denoiser, examples, draws, config, torch.zeros(len(references_of(examples, draws))))
+    count = len(references_of(examples, draws))
+    ahead = Reference(torch.zeros(count), [None] * count, [None] * count)
+    batch = Batch(denoiser, examples, draws, config, ahead)
     OBJECTIVES[config.objective](batch)  # what torch makes once and keeps is not of a step
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
         held = OBJECTIVES[config.objective](batch)
@@ -98,6 +101,21 @@ def test_the_estimate_is_what_the_allocator_keeps_of_each_objective(examples, ob
     denoiser = ToyDenoiser(AdapterConfig(rank=4))
     found = estimate(denoiser, data, config).activations
     assert found == pytest.approx(really_kept(denoiser, data, config), rel=0.05)
+
+
+def test_preservation_looks_twice_and_the_mask_prior_does_not(examples):
+    (example,) = examples
+    half = torch.zeros(example.latent.shape[-2:])
+    half[:, :3] = 1
+    data = [dataclasses.replace(example, preserved=[torch.randn(20, 128)] * 3, mask=half)]
+    denoiser = ToyDenoiser(AdapterConfig(rank=4))
+    once = estimate(denoiser, data, TrainingConfig()).activations
+    rare = TrainingConfig(preservation_prompts="a; b; c", preservation_share=1e-6)
+    assert estimate(denoiser, data, rare).activations > 1.7 * once
+    calls, predict = [], denoiser.predict
+    denoiser.predict = lambda *args, adapter: calls.append(adapter) or predict(*args, adapter=adapter)
+    assert once <= estimate(denoiser, data, TrainingConfig(mask_prior=2.0)).activations < 1.1 * once
+    assert calls == [True]  # phi keeps nothing, and is not run
 
 
 def test_the_estimate_refuses_what_training_would(examples):

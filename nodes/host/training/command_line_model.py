@@ -39,9 +39,9 @@ class CommandLineModel(HostImageModel):
         with torch.inference_mode():
             return super().decode_latents(latents)
 
-    def shown_beside(self, fitted: Any, latent: Tensor) -> Any:
+    def shown_beside(self, bucketed: Any, latent: Tensor) -> Any:
         with torch.inference_mode():
-            return super().shown_beside(fitted, latent)
+            return super().shown_beside(bucketed, latent)
 
     def _sample(self, *arguments: Any, **options: Any) -> list[Tensor]:
         with torch.inference_mode():
@@ -51,10 +51,11 @@ class CommandLineModel(HostImageModel):
         """The host moves its models by itself; the text encoder stays where tokens train."""
         self._trains_texts = not texts
 
-    def denoiser(self, config: AdapterConfig | None) -> HostDenoiser:
+    def denoiser(self, config: AdapterConfig | None, step_shape: Sequence[int] = ()) -> HostDenoiser:
         self._session.close()
         self._session = ExitStack()
-        return self._session.enter_context(self.training(config, self._trains_texts, "auto"))
+        session = self.training(config, self._trains_texts, "auto", step_shape=step_shape)
+        return self._session.enter_context(session)
 
     def content(self) -> str:
         """Of the model, and of what the tokenizer makes of the captions: embedding files among it."""
