@@ -20,7 +20,8 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from . import host
+from devtools import in_process_host as host
+
 from .networks import Shape, host_model, shape_of
 
 W_RG, W_TEXT, TOKENS = 3.0, 7.5, 77

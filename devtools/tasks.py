@@ -13,7 +13,8 @@ from . import browser, environment
 from .environment import DEV, PASSIVE_WAITING, ROOT
 
 # Files of tests side by side, each process with a host of its own: small networks leave a second core idle.
-_SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
+# Files are handed out in the order of tests/conftest.py (longest first), not by how many tests they hold.
+_SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder")
 _ONE_THREAD = {**PASSIVE_WAITING, "OMP_NUM_THREADS": "1"}
 
 

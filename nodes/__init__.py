@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .evaluation import plots, scores
-from .guidance import prompts, reward_guidance, sweep
+from .guidance import prompts, regions, reward_guidance, sweep
 from .merging import lora_files, merge
 from .training import captions, dataset, options, photos, toy_world, trainer
 
@@ -16,6 +16,7 @@ NODES = [
         options,
         reward_guidance,
         sweep,
+        regions,
         merge,
         prompts,
         captions,

@@ -31,6 +31,8 @@ LANES = 2 * LATENTS
 LANE_GAIN = 5.0
 BUFFER = 2**17  # numbers in each shared buffer
 VOCABULARY, POSITIONS = 49408, 77
+TEXT_LAYERS = 12, 32  # of CLIP-L and of CLIP-G
+HOST_TEXT_LAYERS = 3, 3  # of the hosts under test, by tests/host/custom_nodes/dco_shallow_text_encoders.py
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,11 @@ def constant(shape: tuple[int, ...], value: float) -> torch.Tensor:
     return torch.tensor(value).expand(shape)
 
 
-def write_sd15(path: str | os.PathLike[str], seed: int = 0) -> Path:
+def write_sd15(
+    path: str | os.PathLike[str], seed: int = 0, text_layers: tuple[int, int] = TEXT_LAYERS
+) -> Path:
     """Write a checkpoint that CheckpointLoaderSimple loads as SD1.5: UNet 23 M, CLIP 123 M, VAE 2.4 M.
+    text_layers: of CLIP-L and of CLIP-G, as the host that loads it has them.
 
     The suffix decides the form; both load as the same model:
       .ckpt         views over shared buffers, 10 MB. For a host on the CPU, which copies every tensor while
@@ -92,34 +97,36 @@ def write_sd15(path: str | os.PathLike[str], seed: int = 0) -> Path:
       .safetensors  independent tensors (UNet and VAE float32, text encoder float16), 0.35 GB.
     Raises ValueError for another suffix.
     """
-    return _write(sd15_tensors(seed), Path(path))
+    return _write(sd15_tensors(seed, text_layers), Path(path))
 
 
-def write_sdxl(path: str | os.PathLike[str], seed: int = 0) -> Path:
+def write_sdxl(
+    path: str | os.PathLike[str], seed: int = 0, text_layers: tuple[int, int] = TEXT_LAYERS
+) -> Path:
     """Write a checkpoint that CheckpointLoaderSimple loads as SDXL: UNet 61 M, CLIP 123 + 695 M, VAE 2.4 M.
 
     As `write_sd15`; 15 MB as .ckpt, 1.9 GB as .safetensors.
     """
-    return _write(sdxl_tensors(seed), Path(path))
+    return _write(sdxl_tensors(seed, text_layers), Path(path))
 
 
-def sd15_tensors(seed: int = 0) -> Tensors:
+def sd15_tensors(seed: int = 0, text_layers: tuple[int, int] = TEXT_LAYERS) -> Tensors:
     """All tensors of the SD1.5 checkpoint under their file names."""
     noise = Noise(seed)
     return (
         _prefixed("model.diffusion_model.", unet(noise, SD15_UNET))
-        | _prefixed("cond_stage_model.transformer.text_model.", clip_l(noise))
+        | _prefixed("cond_stage_model.transformer.text_model.", clip_l(noise, layers=text_layers[0]))
         | _prefixed("first_stage_model.", vae(latent_scale=0.18215))
     )
 
 
-def sdxl_tensors(seed: int = 0) -> Tensors:
+def sdxl_tensors(seed: int = 0, text_layers: tuple[int, int] = TEXT_LAYERS) -> Tensors:
     """All tensors of the SDXL checkpoint under their file names."""
     noise = Noise(seed)
     return (
         _prefixed("model.diffusion_model.", unet(noise, SDXL_UNET))
-        | _prefixed("conditioner.embedders.0.transformer.text_model.", clip_l(noise))
-        | _prefixed("conditioner.embedders.1.model.", clip_g(noise))
+        | _prefixed("conditioner.embedders.0.transformer.text_model.", clip_l(noise, layers=text_layers[0]))
+        | _prefixed("conditioner.embedders.1.model.", clip_g(noise, layers=text_layers[1]))
         | _prefixed("first_stage_model.", vae(latent_scale=0.13025))
     )
 
@@ -231,7 +238,7 @@ def _attention(noise: Noise, name: str, context: int, sharpness: float, gain: fl
 # ---- text encoders: comfy/clip_model.py; a missing layer would stay uninitialised memory ----
 
 
-def clip_l(noise: Noise, width: int = 768, layers: int = 12) -> Tensors:
+def clip_l(noise: Noise, width: int = 768, layers: int = TEXT_LAYERS[0]) -> Tensors:
     """CLIP ViT-L/14 text model under the names of transformers."""
     tensors = {
         "embeddings.token_embedding.weight": noise.normal((VOCABULARY, width), 1.0),
@@ -250,7 +257,7 @@ def clip_l(noise: Noise, width: int = 768, layers: int = 12) -> Tensors:
     return tensors | _norm("final_layer_norm", width)
 
 
-def clip_g(noise: Noise, width: int = 1280, layers: int = 32) -> Tensors:
+def clip_g(noise: Noise, width: int = 1280, layers: int = TEXT_LAYERS[1]) -> Tensors:
     """OpenCLIP ViT-bigG/14 text model under the names of open_clip."""
     tensors = {
         "token_embedding.weight": noise.normal((VOCABULARY, width), 1.0),

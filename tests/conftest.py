@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import signal
 
+import pytest
+
 from devtools import browser, environment
 from devtools.host_launcher import declare_torchvision_schemas
+from tests.order import place
 
 # peft imports torchvision through transformers; kept alive here for the whole run
 TORCHVISION = declare_torchvision_schemas()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; the order of tests within a file, and of the other files, stays."""
+    items.sort(key=lambda item: place(item.path))
 
 
 def pytest_configure() -> None:

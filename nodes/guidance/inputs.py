@@ -70,6 +70,19 @@ OPTIONS_TYPE = io.Custom("DCO_GUIDANCE_OPTIONS")
 OPTIONS = OPTIONS_TYPE.Input(
     "options", optional=True, tooltip="Everything else, from Reward Guidance Options (DCO)."
 )
+MASK = io.Mask.Input(
+    "mask",
+    optional=True,
+    tooltip="Where the LoRA acts: white where it does, black where the picture is the base model's, soft edges in "
+    "between. Not connected: everywhere.",
+)
+REGIONS_TYPE = io.Custom("DCO_REGIONS")  # a tuple of RegionalLoRA
+REGIONS = REGIONS_TYPE.Input(
+    "regions",
+    optional=True,
+    tooltip="More LoRAs, each with a mask and a prompt of its own, from Regional LoRA (DCO): two subjects side by "
+    "side.",
+)
 _MORE = ("this one alone", "1 more", "2 more", "3 more")
 MOST_LORAS = len(_MORE)
 

@@ -28,6 +28,8 @@ class DCORewardGuidance(io.ComfyNode):
                 shared.W_RG,
                 shared.PERSONALIZED,
                 shared.OPTIONS,
+                shared.MASK,
+                shared.REGIONS,
             ],
             outputs=[
                 io.Model.Output(
@@ -39,8 +41,10 @@ class DCORewardGuidance(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, lora, w_rg: float, personalized=None, options=None) -> io.NodeOutput:
-        guided = Guided(model, lora, personalized, options)
+    def execute(
+        cls, model, lora, w_rg: float, personalized=None, options=None, mask=None, regions=None
+    ) -> io.NodeOutput:
+        guided = Guided(model, lora, personalized, options, mask, regions)
         return guided.output(guided.patched("reward", w_rg), guided.reward_report(w_rg, None))
 
 
@@ -63,6 +67,8 @@ class DCORewardGuider(io.ComfyNode):
                 shared.W_TEXT,
                 shared.PERSONALIZED,
                 shared.OPTIONS,
+                shared.MASK,
+                shared.REGIONS,
             ],
             outputs=[
                 io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."),
@@ -73,9 +79,9 @@ class DCORewardGuider(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, lora, positive, negative, w_rg, w_text, personalized=None, options=None
+        cls, model, lora, positive, negative, w_rg, w_text, personalized=None, options=None, mask=None, regions=None
     ) -> io.NodeOutput:
-        guided = Guided(model, lora, personalized, options)
+        guided = Guided(model, lora, personalized, options, mask, regions)
         guider = sampling.cfg_guider(guided.patched("reward", w_rg), positive, negative, w_text)
         return guided.output(guider, guided.reward_report(w_rg, w_text))
 
@@ -105,6 +111,8 @@ class DCORewardGuidanceSampler(io.ComfyNode):
                 shared.DENOISE,
                 shared.PERSONALIZED,
                 shared.OPTIONS,
+                shared.MASK,
+                shared.REGIONS,
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
@@ -116,9 +124,9 @@ class DCORewardGuidanceSampler(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, lora, positive, negative, latent_image, seed, steps, w_rg, w_text, sampler_name, scheduler,
-        denoise=1.0, personalized=None, options=None,
+        denoise=1.0, personalized=None, options=None, mask=None, regions=None,
     ) -> io.NodeOutput:  # fmt: skip
-        guided = Guided(model, lora, personalized, options)
+        guided = Guided(model, lora, personalized, options, mask, regions)
         samples = sampling.ksample(
             guided.patched("reward", w_rg), seed, steps, w_text, sampler_name, scheduler, positive, negative,
             latent_image, denoise,

@@ -82,6 +82,8 @@ class DCORewardGuidanceSweep(io.ComfyNode):
                 shared.DENOISE,
                 shared.PERSONALIZED,
                 shared.OPTIONS,
+                shared.MASK,
+                shared.REGIONS,
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="All pictures, row by row; of videos, all frames."),
@@ -100,11 +102,11 @@ class DCORewardGuidanceSweep(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, lora, positive, negative, latent_image, vae, w_rg_values, across: Mapping[str, Any], seed, steps,
-        w_text, sampler_name, scheduler, denoise=1.0, personalized=None, options=None,
+        w_text, sampler_name, scheduler, denoise=1.0, personalized=None, options=None, mask=None, regions=None,
     ) -> io.NodeOutput:  # fmt: skip
         check_choices(cls)
         columns = parse_values("w_rg_values", w_rg_values)
-        guided = Guided(model, lora, personalized, options)
+        guided = Guided(model, lora, personalized, options, mask, regions)
         rows = _rows(across, w_text, guided.strength)
         batch = len(latent_image["samples"])
         count = len(columns) * len(rows)

@@ -142,6 +142,12 @@ def checkpoint_folder(name: str) -> Path:
     return _folder_of_runs("dco_checkpoints", name)
 
 
+def reference_folder() -> Path:
+    """Where the base model's errors are kept for all runs, beside their checkpoints. The folder can be deleted at
+    any time."""
+    return Path(folder_paths.get_output_directory()).resolve() / "dco_reference_cache"
+
+
 def log_folder(name: str) -> Path:
     """Where the runs of a name write their TensorBoard logs: a folder of `dco_logs` in the output folder."""
     return _folder_of_runs("dco_logs", name)

@@ -19,12 +19,12 @@ from ...dco_core.merging import (
     ErrorReport,
     MergeMethod,
     ZipLora,
-    ZipSettings,
     blocks_for,
     compare,
     merge_with,
 )
 from ...dco_core.merging.report import carried
+from ...dco_core.training.zip_lora import ZipSettings
 from .. import options as options_node
 from ..host.files import new_lora_path, shown_name
 from ..host.node_choices import check_choices

@@ -16,6 +16,7 @@ OBJECTIVES = {
 }
 BETA_AUTO, BETA_FOUND, BETA_OWN = "auto", "found on my images", "own value"
 TOKENS_OFF, TOKENS_WITH_LORA, TOKENS_ALONE = "off", "with the LoRA", "alone (Textual Inversion)"
+PRESERVE_NONE, PRESERVE_PROMPTS = "none", "prompts"
 PREVIEWS_AUTO, PREVIEWS_EVERY, PREVIEWS_OFF = "auto", "every so many steps", "off"
 
 
@@ -114,6 +115,28 @@ def objectives() -> list[io.DynamicCombo.Option]:
         ],
     }
     return [io.DynamicCombo.Option(name, options[name]) for name in OBJECTIVES]
+
+
+def preservation() -> list[io.DynamicCombo.Option]:
+    return [
+        io.DynamicCombo.Option(PRESERVE_NONE, []),
+        io.DynamicCombo.Option(PRESERVE_PROMPTS, [
+            io.String.Input(
+                "preservation_prompts", default="bundled", multiline=True,
+                tooltip="One a line: prompts of your own, or blank (the empty prompt), class (of the captions' "
+                "marker), bundled (forty everyday ones).",
+            ),
+            io.Float.Input(
+                "preservation_weight", default=500.0, min=0.001, max=100000.0, step=1.0, round=0.001,
+                tooltip="How strongly. 500 (beta*T/2) holds as strongly as DCO's open gate learns at beta 1; for "
+                "DreamBooth, whose loss is that much smaller, 1.",
+            ),
+            io.Float.Input(
+                "preservation_share", default=1.0, min=0.01, max=1.0, step=0.05,
+                tooltip="In which share of the batches; each of them takes about twice as long.",
+            ),
+        ]),
+    ]  # fmt: skip
 
 
 def tokens() -> list[io.DynamicCombo.Option]:

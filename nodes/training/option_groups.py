@@ -9,12 +9,14 @@ from comfy_api.latest import io
 
 from ...dco_core.losses import REDUCTIONS, WEIGHTINGS
 from ...dco_core.network.lora_layers import LAYERS
-from ...dco_core.training.config import KEPT
+from ...dco_core.training.config import KEPT, TIMESTEP_SAMPLINGS
 from ...dco_core.training.optimizers import LR_SCHEDULERS, OPTIMIZERS
 from ..host.training.network import TRAINING_PRECISIONS
+from ..host.training.weight_stream import STREAMING
 from . import choices
 
-CHECKPOINTING = ("auto", "on", "off")
+OFFLOADED = "on, offloaded"
+CHECKPOINTING = ("auto", "on", OFFLOADED, "off")
 BUCKETS, SQUARE = "aspect buckets", "square"
 REAL_SIZES, FIXED_SIZES = "real", "fixed (as the authors)"
 
@@ -113,6 +115,22 @@ def training() -> list[Any]:
             optional=True,
             tooltip="Which LoRA is the result: the last, or the one that scored best.",
         ),
+        io.Combo.Input(
+            "timestep_sampling",
+            options=list(TIMESTEP_SAMPLINGS),
+            default="uniform",
+            optional=True,
+            tooltip="Which noise levels are drawn. uniform: all alike (the paper); logit-normal: the middle more "
+            "often; for flow models also sigmoid, and shifted by the image's size as the family samples; family: what "
+            "its trainers use.",
+        ),
+        io.DynamicCombo.Input(
+            "preservation",
+            options=choices.preservation(),
+            optional=True,
+            tooltip="Prompts on which the LoRA is held to the base model, so that words that are not the subject keep "
+            "their meaning. Beside any objective.",
+        ),
     ]
 
 
@@ -205,6 +223,18 @@ def data() -> list[Any]:
             optional=True,
             tooltip="How often the caption is left empty.",
         ),
+        io.Float.Input(
+            "mask_prior",
+            default=0.0,
+            min=0.0,
+            max=100000.0,
+            step=1.0,
+            round=0.001,
+            optional=True,
+            tooltip="How strongly the LoRA is held to the base model outside of the masks, so that the background is "
+            "not learned and does not drift. 0: it is free there. 500 (beta*T/2) holds as strongly as DCO's open gate "
+            "learns at beta 1; for DreamBooth 1.",
+        ),
     ]
 
 
@@ -265,7 +295,8 @@ def run() -> list[Any]:
             default="auto",
             optional=True,
             tooltip="Computes the network's blocks again in the backward pass instead of keeping what they computed: "
-            "a third slower, much less memory. auto: where a step would not fit otherwise.",
+            "a third slower, much less memory. auto: where a step would not fit otherwise. offloaded: what is kept of "
+            "each block waits in main memory, for large pictures.",
         ),
         io.Combo.Input(
             "precision",
@@ -287,6 +318,22 @@ def run() -> list[Any]:
             default=False,
             optional=True,
             tooltip="Write the curves to output/dco_logs for TensorBoard. Needs the package tensorboard.",
+        ),
+        io.Combo.Input(
+            "stream_weights",
+            options=list(STREAMING),
+            default="auto",
+            optional=True,
+            tooltip="Keep the model's weights in main memory and copy each block to the GPU just before it is needed. "
+            "auto: where the model does not fit beside a training step. The LoRA is the same, bit for bit.",
+        ),
+        io.Boolean.Input(
+            "reference_cache",
+            default=True,
+            optional=True,
+            tooltip="Keep the base model's errors in output/dco_reference_cache: another run on the same images and "
+            "seed, with another beta, rank, learning rate or number of steps, then costs what plain training costs. "
+            "The LoRA is the same with and without.",
         ),
     ]
 

@@ -21,6 +21,7 @@ from .choices import (
     BETA_FOUND,
     BETA_OWN,
     OBJECTIVES,
+    PRESERVE_NONE,
     PREVIEWS_AUTO,
     PREVIEWS_EVERY,
     PREVIEWS_OFF,
@@ -34,6 +35,7 @@ def settled(own: Mapping[str, Any], options: Mapping[str, Any] | None) -> dict[s
     """Every value of a run by name: the trainer's own inputs, the options nodes', the defaults of what is left out.
     own: as is_input_list wraps them, each in a list."""
     values = {"start_from": None, "masks": None, "class_images": None, "learned_tokens": None, "previews": None}
+    values["preservation"] = None
     values |= trainer_inputs.defaults() | dict(options or {})
     values |= {name: _unwrapped(value) for name, value in own.items() if value}
     recipe, given = chosen(values["recipe"], "recipe", recipes.DEFAULT)
@@ -65,6 +67,8 @@ def training_config(values: Mapping[str, Any]) -> tuple[TrainingConfig, dict[str
     fields = TrainingConfig.__dataclass_fields__
     taken = {name: value for name, value in options.items() if name in fields} | _beta(options.pop("beta", None))
     taken |= {name: values[name] for name in fields if name in values and name not in ("objective", "beta")}
+    _, preserved = chosen(values["preservation"], "preservation", PRESERVE_NONE)
+    taken |= {name: value for name, value in preserved.items() if name in fields}
     if "token_learning_rate" in token_options:
         taken["token_learning_rate"] = token_options["token_learning_rate"]
     config = TrainingConfig(objective=OBJECTIVES[objective], **taken)

@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 
 from ...dco_core.drawing import figure as charts
 from ...dco_core.drawing.training_plot import loss_plot
-from ...dco_core.errors import printable_lines
+from ...dco_core.errors import DCOError, printable_lines
 from ...dco_core.files.content_key import content_key
 from ...dco_core.lora import LoraWeights, from_tensors
 from ...dco_core.network.lora_layers import AdapterConfig
@@ -22,6 +22,7 @@ from ...dco_core.training import validation
 from ...dco_core.training.checkpoints import Checkpoints
 from ...dco_core.training.config import TrainingConfig
 from ...dco_core.training.memory import PeakMemory, estimate, megabytes
+from ...dco_core.training.reference_cache import ReferenceCache
 from ...dco_core.training.step_report import StepReport
 from ...dco_core.training.tensorboard import EventLog
 from ...dco_core.training.trainer import Training
@@ -29,8 +30,10 @@ from ..host import files
 from ..host.node_choices import check_choices
 from ..host.progress import NodeText
 from ..host.training.image_model import HostImageModel
+from ..host.training.network import HostDenoiser
 from . import inputs, recipes, trained_lora
 from .captions import check
+from .option_groups import OFFLOADED
 from .previews import NodePreviews
 from .progress import TrainerProgress
 from .references import distinct, gather, given_class_images
@@ -109,17 +112,21 @@ class DCOLoRATrainer(io.ComfyNode):
         previews = NodePreviews(model, steps_between_previews(values), config.seed)
 
         text.progress("Preparing the model ...")
-        with image_model.training(adapter, words.tokens is not None, values["precision"]) as denoiser:
+        session = image_model.training(
+            adapter, words.tokens is not None, values["precision"], values["stream_weights"], prepared.step_shape
+        )
+        with session as denoiser:
             memory = PeakMemory(denoiser.device)
             examples = prepared.examples(denoiser)
             if values["compile"]:
-                denoiser.compile_blocks()
+                _compile(denoiser)
             needed = _make_room(denoiser, examples, config, values["gradient_checkpointing"])
             text.message(needed)
             content = _content(image_model, prepared, values, adapter)
             run = Training(
                 denoiser, examples, config, words.tokens, checkpoints=_checkpoints(values), content=content,
-                callback=progress.on_trial_step, watch_speed=True,
+                reference_cache=_reference_cache(image_model, values), callback=progress.on_trial_step,
+                watch_speed=True,
             )  # fmt: skip
             target = _target(path, run, adapter, image_model, prepared, values, content)
             carried = start.other if start else {}
@@ -130,9 +137,9 @@ class DCOLoRATrainer(io.ComfyNode):
                     return trained_lora.finished(target, weights, words.tokens, words.initializers, run.step)
 
             def save(target: trained_lora.Target, lora: LoraWeights) -> list[str]:
-                said = trained_lora.save(target, lora, words.tokens)
+                saved_lines = trained_lora.save(target, lora, words.tokens)
                 trained_lora.remove_stopped(target, lora)
-                return said
+                return saved_lines
 
             log = _event_log(run, path, values)
 
@@ -181,15 +188,31 @@ def _resolution(values: dict[str, Any], model: HostImageModel) -> str:
     return f" Resolution {model.default_resolution}, the model's own."
 
 
-def _make_room(denoiser, examples, config: TrainingConfig, checkpointing: str) -> str:
+def _compile(denoiser: HostDenoiser) -> None:
+    if denoiser.weight_stream is not None:
+        raise DCOError(
+            "compile and streamed weights do not go together: switch compile off, or set stream_weights to off."
+        )
+    denoiser.compile_blocks()
+
+
+def _make_room(denoiser: HostDenoiser, examples, config: TrainingConfig, checkpointing: str) -> str:
     """Switch gradient checkpointing on where it is wanted or needed, and report what a step will take."""
+    stream = denoiser.weight_stream
+    streamed = (
+        f" {megabytes(stream.nbytes)} of the weights stay in main memory and are streamed, at most "
+        f"{megabytes(stream.resident_bytes)} at once."
+        if stream is not None
+        else ""
+    )
     needed = estimate(denoiser, examples, config)
     free = denoiser.free_memory()
-    if checkpointing == "on" or (checkpointing == "auto" and needed.total > 0.9 * free):
-        if denoiser.checkpoint_blocks():
+    if checkpointing in ("on", OFFLOADED) or (checkpointing == "auto" and needed.total > 0.9 * free):
+        if denoiser.checkpoint_blocks(offload=checkpointing == OFFLOADED):
             needed = estimate(denoiser, examples, config)
-            return f"Memory of a step, with gradient checkpointing: {needed}; {megabytes(free)} are free."
-    return f"Memory of a step: {needed}; {megabytes(free)} are free."
+            how = f"with gradient checkpointing{', offloaded' if checkpointing == OFFLOADED else ''}"
+            return f"Memory of a step, {how}: {needed}; {megabytes(free)} are free.{streamed}"
+    return f"Memory of a step: {needed}; {megabytes(free)} are free.{streamed}"
 
 
 def _stopped(run: Training, values: Mapping[str, Any]) -> str:
@@ -209,6 +232,13 @@ def _checkpoints(values: Mapping[str, Any]) -> Checkpoints | None:
         return None
     folder = files.checkpoint_folder(values["name"])
     return Checkpoints(folder, values["checkpoint_every"], values["checkpoint_minutes"])
+
+
+def _reference_cache(model: HostImageModel, values: Mapping[str, Any]) -> ReferenceCache | None:
+    if not values["reference_cache"]:
+        return None
+    content = content_key(model.content(), values["precision"], values["compile"])
+    return ReferenceCache(files.reference_folder(), content)
 
 
 def _content(

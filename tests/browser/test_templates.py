@@ -71,8 +71,8 @@ def test_a_template_is_readable_on_opening(small_view, name):
 
 
 def test_the_first_template_has_at_most_ten_nodes_and_one_trainer():
-    kinds = [node["type"] for node in template(next(iter(WORKFLOWS)))["nodes"]]
-    assert len(kinds) <= 10 and kinds.count("DCOLoRATrainer") == 1
+    types = [node["type"] for node in template(next(iter(WORKFLOWS)))["nodes"]]
+    assert len(types) <= 10 and types.count("DCOLoRATrainer") == 1
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

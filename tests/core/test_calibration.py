@@ -15,6 +15,8 @@ from dco_core.training.examples import Example
 from dco_core.training.objectives import batch_errors
 from dco_core.training.trainer import train
 
+SHORT = 40  # steps of a run; up to 80 the calibration tries the 8 that it takes at least
+
 
 @pytest.fixture(scope="module")
 def examples():
@@ -38,12 +40,12 @@ def test_distances_count_and_no_difference_at_all_gives_the_papers_value():
 
 
 def test_epsilon_prediction_gets_the_papers_value_and_a_given_beta_stays(examples):
-    denoiser = toy.ToyDenoiser(AdapterConfig(rank=2))
+    denoiser = toy.ToyDenoiser(AdapterConfig(rank=2), base="epsilon")
     assert with_beta(TrainingConfig(beta=0.2), denoiser, examples).beta == 0.2
-    denoiser.schedule = type(denoiser.schedule).stable_diffusion()
     assert with_beta(TrainingConfig(beta=None), denoiser, examples).beta == 1.0
-    on_images = with_beta(TrainingConfig(beta=None, automatic_beta="images"), denoiser, examples)
-    wider = with_beta(TrainingConfig(beta=None, automatic_beta="images", target_gate=0.4), denoiser, examples)
+    images = {"beta": None, "automatic_beta": "images", "steps": SHORT, "batch_size": 4}
+    on_images = with_beta(TrainingConfig(**images), denoiser, examples)
+    wider = with_beta(TrainingConfig(**images, target_gate=0.4), denoiser, examples)
     assert on_images.beta != 1.0 and wider.beta < on_images.beta
     with pytest.raises(DCOError, match="automatic_beta 'none' is unknown"):
         TrainingConfig(automatic_beta="none").check()
@@ -52,8 +54,8 @@ def test_epsilon_prediction_gets_the_papers_value_and_a_given_beta_stays(example
 
 
 def test_a_flow_model_gets_a_beta_that_learns_and_nothing_else_changes(examples):
-    config = TrainingConfig(beta=None, steps=80, learning_rate=1e-3, batch_size=2)
-    denoiser = toy.ToyDenoiser(AdapterConfig(rank=4, layers="all linear"))
+    config = TrainingConfig(beta=None, steps=SHORT, learning_rate=1e-3, batch_size=2)
+    denoiser = toy.ToyDenoiser(AdapterConfig(rank=4, layers="all linear"), base="flow")
     before = {name: p.detach().clone() for name, p in denoiser.trainable().items()}
     calls = []
     found = with_beta(config, denoiser, examples, callback=lambda: calls.append(1))
@@ -66,7 +68,7 @@ def test_a_flow_model_gets_a_beta_that_learns_and_nothing_else_changes(examples)
 
     reports = []
     train(denoiser, examples, config, reports.append)
-    late = [r.gate for r in reports[-20:]]
+    late = [r.gate for r in reports[-SHORT // 4 :]]
     assert 0.02 < sum(late) / len(late) < 0.5  # still learning, and held back
     stream = random_draws(examples, 1000, TrainingConfig(seed=99, batch_size=4))
     draws = [next(stream) for _ in range(8)]
@@ -81,7 +83,7 @@ def test_a_flow_model_gets_a_beta_that_learns_and_nothing_else_changes(examples)
 
 
 def test_an_interrupt_of_the_calibration_leaves_everything_as_it_was(examples):
-    denoiser = toy.ToyDenoiser(AdapterConfig(rank=2))
+    denoiser = toy.ToyDenoiser(AdapterConfig(rank=2), base="flow")
 
     def stop():
         raise KeyboardInterrupt

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dco_core.cli import commands
+from dco_core.cli import train as train_command
 from dco_core.cli.commands import main
 from dco_core.data import folders
 from dco_core.errors import DCOError
@@ -32,7 +32,7 @@ from dco_core.training.config import AUTOMATIC_BETA, KEPT, OBJECTIVE_NAMES
 from dco_core.training.optimizers import LR_SCHEDULERS, OPTIMIZERS
 from devtools.environment import ROOT
 
-STEPS = 60  # enough that a signal within 0.1 s of the first checkpoint comes in the middle
+STEPS = 40  # enough that a signal within 0.1 s of the first checkpoint comes in the middle
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +42,22 @@ def data(tmp_path_factory):
 
 def command(data, output, **options):
     values = {"model": "toy-world", "data": data, "output": output, "steps": STEPS, "seed": 3, "learning-rate": 1e-3,
-              "rank": 4, "checkpoint-every": 2, "threads": 1, **options}  # fmt: skip
-    arguments = [x for name, value in values.items() for x in (f"--{name.replace('_', '-')}", str(value))]
+              "rank": 4, "checkpoint-every": 2, "threads": 1, "beta": 0.04, **options}  # fmt: skip
+    given = {name: value for name, value in values.items() if value is not None}
+    arguments = [x for name, value in given.items() for x in (f"--{name.replace('_', '-')}", str(value))]
     return [sys.executable, "-m", "dco_core", "train", *arguments]
 
 
 def run(arguments, **options):
     return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, **options)
+
+
+def here(arguments, capsys):
+    """`run` without a process of its own, where no test asks for one."""
+    capsys.readouterr()
+    status = main(arguments[3:])
+    printed = capsys.readouterr()
+    return subprocess.CompletedProcess(arguments, status, printed.out, printed.err)
 
 
 def digest(path):
@@ -78,15 +87,15 @@ def test_the_file_is_a_lora_with_its_header(whole):
     assert any("attn" in key for key in keys)
 
 
-def test_the_same_command_gives_the_same_bytes(whole, data, tmp_path):
+def test_the_same_command_gives_the_same_bytes(whole, data, tmp_path, capsys):
     output = tmp_path / "toy.safetensors"
-    assert run(command(data, output)).returncode == 0
+    assert here(command(data, output), capsys).returncode == 0
     assert digest(output) == digest(whole)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
-def test_stopped_and_run_again_it_ends_with_the_same_bytes(whole, data, tmp_path, number):
+def test_stopped_and_run_again_it_ends_with_the_same_bytes(whole, data, tmp_path, capsys, number):
     output = tmp_path / "toy.safetensors"
     folder = tmp_path / "toy.safetensors.checkpoints"
     with subprocess.Popen(
@@ -104,37 +113,41 @@ def test_stopped_and_run_again_it_ends_with_the_same_bytes(whole, data, tmp_path
         assert process.returncode == 130
         assert "The same command goes on" in error
     assert not output.exists()
-    again = run(command(data, output))
+    again = here(command(data, output), capsys)
     assert again.returncode == 0, again.stderr
     assert "Found the checkpoint of step " in again.stdout
     assert digest(output) == digest(whole)
     assert len(list(folder.iterdir())) == 1
-    assert {path.name for path in tmp_path.iterdir()} == {output.name, folder.name}
+    there = {output.name, folder.name, f"{output.name}.toml", "dco_reference_cache"}
+    assert {path.name for path in tmp_path.iterdir()} == there
 
 
-def test_finished_it_is_there_at_once_and_changed_it_starts_anew(whole, data, tmp_path):
-    output = tmp_path / "toy.safetensors"
-    short = {"steps": 4}
-    assert run(command(data, output, **short)).returncode == 0
+def test_finished_it_is_there_at_once_and_changed_it_starts_anew(data, tmp_path, capsys):
+    def trained(output, steps, **changes):
+        return command(data, output, steps=steps, beta=None, **changes)  # found on the pictures, once a run
+
+    output, whole = tmp_path / "toy.safetensors", tmp_path / "whole" / "toy.safetensors"
+    assert here(trained(whole, 10), capsys).returncode == 0
+    assert here(trained(output, 4), capsys).returncode == 0
     first = digest(output)
-    again = run(command(data, output, **short))
+    again = here(trained(output, 4), capsys)
     assert "Found the checkpoint of step 4: finished." in again.stdout
     assert digest(output) == first
-    longer = run(command(data, output))
+    longer = here(trained(output, 10), capsys)
     assert "Found the checkpoint of step 4: going on from there." in longer.stdout
     assert digest(output) == digest(whole)
-    refused = run(command(data, output, seed=4))
+    refused = here(trained(output, 10, seed=4), capsys)
     assert refused.returncode == 1 and f"{output} is of another run and would be lost" in refused.stderr
     assert digest(output) == digest(whole)
-    other = run([*command(data, output, seed=4), "--overwrite"])
+    other = here([*trained(output, 10, seed=4), "--overwrite"], capsys)
     assert "Starting anew: the earlier run had seed 3 (now 4)" in other.stdout
     assert digest(output) != digest(whole)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="limits file sizes")
-def test_a_disk_without_room_is_a_clear_error_and_the_earlier_checkpoint_stays(whole, data, tmp_path):
+def test_a_disk_without_room_is_a_clear_error_and_the_earlier_checkpoint_stays(whole, data, tmp_path, capsys):
     output = tmp_path / "toy.safetensors"
-    assert run(command(data, output, steps=4)).returncode == 0
+    assert here(command(data, output, steps=4), capsys).returncode == 0
     folder = tmp_path / "toy.safetensors.checkpoints"
     (before,) = folder.iterdir()
     contents = digest(before)
@@ -147,7 +160,7 @@ def test_a_disk_without_room_is_a_clear_error_and_the_earlier_checkpoint_stays(w
     assert "error: Cannot write " in full.stderr
     assert "check free space" in full.stderr
     assert [digest(path) for path in folder.iterdir()] == [contents]
-    assert run(command(data, output)).returncode == 0
+    assert here(command(data, output), capsys).returncode == 0
     assert digest(output) == digest(whole)
 
 
@@ -159,7 +172,7 @@ def without_captions(folder):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"model": "flux"}, "--model flux is unknown: use toy-world, or diffusers:FOLDER"),
+        ({"model": "flux"}, "--model flux is unknown: use toy-world, toy-world:epsilon, toy-world:flow, or diffusers:"),
         ({"data": "/nowhere"}, "/nowhere"),
         ({"output": "toy.pt"}, "write FILE.safetensors"),
         ({"output": f"{__file__}/toy.safetensors"}, "cannot be written"),
@@ -177,7 +190,7 @@ def without_captions(folder):
         ({"device": "foo"}, "--device foo is unknown: use cpu, cuda"),
         ({"device": "cuda:99"}, "--device cuda:99"),
         ({"device": "meta"}, "--device meta cannot be used"),
-        ({"token-learning-rate": 1e-3}, "--token-learning-rate is for learned tokens, which the command line does not"),
+        ({"token-learning-rate": 1e-3}, "--token-learning-rate is for learned tokens, and none are learned"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(data, tmp_path, capsys, options, words):
@@ -222,10 +235,10 @@ def test_compiled_blocks_are_asked_for(data, tmp_path, monkeypatch, capsys):
     assert len(asked) == 1
 
 
-def test_pictures_without_captions_are_named(tmp_path):
+def test_pictures_without_captions_are_named(tmp_path, capsys):
     folder = write_toy_references(tmp_path / "subject", "toy")
     without_captions(folder)
-    done = run(command(folder, tmp_path / "toy.safetensors"))
+    done = here(command(folder, tmp_path / "toy.safetensors"), capsys)
     assert done.returncode == 1
     assert "4 of 4 pictures" in done.stderr
     assert "0.png" in done.stderr
@@ -273,7 +286,7 @@ def no_model(*_):
     ],
 )
 def test_what_needs_no_model_is_refused_before_one_is_loaded(data, tmp_path, capsys, monkeypatch, options, words):
-    monkeypatch.setattr(commands, "load_model", no_model)
+    monkeypatch.setattr(train_command, "load_model", no_model)
     monkeypatch.setitem(sys.modules, "prodigyopt", None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert main(command(**{"data": data, "output": tmp_path / "toy.safetensors", **options})[3:]) == 1
@@ -286,7 +299,7 @@ def test_a_file_of_others_is_not_replaced_without_being_asked(whole, data, tmp_p
     save_file({"x": torch.zeros(1)}, output)
     before = digest(output)
     with monkeypatch.context() as patch:
-        patch.setattr(commands, "load_model", no_model)
+        patch.setattr(train_command, "load_model", no_model)
         assert main(arguments) == 1
     printed = capsys.readouterr().err
     assert f"{output} was not written by this command and would be lost" in printed and "--overwrite" in printed
@@ -303,11 +316,11 @@ def test_a_file_of_others_is_not_replaced_without_being_asked(whole, data, tmp_p
     assert digest(output) == first
 
 
-def test_control_codes_in_captions_and_names_do_not_reach_the_terminal(tmp_path):
+def test_control_codes_in_captions_and_names_do_not_reach_the_terminal(tmp_path, capsys):
     folder = write_toy_references(tmp_path / "subject", "toy")
     (folder / "0.txt").write_text("a \x1b[31mred <t\x9boy> on \u202egrass", encoding="utf-8")
     output = tmp_path / "to\x1by.safetensors"
-    done = run(command(folder, output, steps=1))
+    done = here(command(folder, output, steps=1), capsys)
     assert done.returncode == 0, done.stderr
     printed = done.stdout + done.stderr
     assert "\\x1b[31mred" in printed and "to\\x1by.safetensors" in printed
@@ -334,7 +347,7 @@ def test_objectives_without_a_margin_do_not_print_one(data, tmp_path, capsys):
 
 def test_markers_are_reported_as_read_as_words(data, tmp_path, capsys):
     assert main(command(data, tmp_path / "toy.safetensors", steps=1)[3:]) == 0
-    assert 'reads <toy> as the word "toy": no new token is learned here' in capsys.readouterr().out
+    assert 'reads <toy> as the word "toy". To learn a new token for it, add --learned-tokens' in capsys.readouterr().out
 
 
 def test_large_pictures_are_reported_as_made_smaller(data, tmp_path, capsys, monkeypatch):

@@ -36,17 +36,18 @@ def test_diffusers_applies_every_layer_that_was_trained(written, data, tmp_path,
         return original(denoiser)
 
     monkeypatch.setattr(NetworkDenoiser, "lora", seen)
-    files = [tmp_path / name for name in ("a.safetensors", "b.safetensors")]
-    asked = {"--model": f"diffusers:{folder}", "--data": data, "--output": files[0], "--steps": 2, "--rank": 2,
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("trained", "resized")}
+    asked = {"--model": f"diffusers:{folder}", "--data": data, "--output": files["trained"], "--steps": 1, "--rank": 2,
              "--alpha": 3, "--resolution": 64, "--layers": layers, "--learning-rate": 0.01, "--beta": 1}  # fmt: skip
     assert commands.main(["train", *(str(word) for pair in asked.items() for word in pair)]) == 0
-    assert commands.main(["resize", str(files[0]), "--rank", "2", "--output", str(files[1])]) == 0
-    for file in files:
-        pipeline = kind.from_pretrained(folder)
-        pipeline.load_lora_weights(file, adapter_name="a")
-        loaded = {n: m for n, m in pipeline.unet.named_modules() if "a" in getattr(m, "lora_A", {})}
+    resized = ["--rank", "2", "--output", str(files["resized"])]
+    assert commands.main(["resize", str(files["trained"]), *resized]) == 0
+    pipeline = kind.from_pretrained(folder)
+    for name, file in files.items():
+        pipeline.load_lora_weights(file, adapter_name=name)
+        loaded = {n: m for n, m in pipeline.unet.named_modules() if name in getattr(m, "lora_A", {})}
         assert loaded.keys() == trained.keys() and len(loaded) > 20
-        for name, module in loaded.items():
-            expected = trained[name].delta()
+        for layer, module in loaded.items():
+            expected = trained[layer].delta()
             assert expected.any()
-            torch.testing.assert_close(module.get_delta_weight("a"), expected, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(module.get_delta_weight(name), expected, rtol=1e-4, atol=1e-6)

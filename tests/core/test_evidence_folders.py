@@ -37,7 +37,7 @@ def write_pictures(folder, caption, seed):
 @pytest.fixture(scope="module", params=["sd15", "sdxl"])
 def study(request, tmp_path_factory):
     room = tmp_path_factory.mktemp(request.param)
-    {"sd15": sd15, "sdxl": sdxl}[request.param](room / "model")
+    {"sd15": sd15, "sdxl": sdxl}[request.param](room / "model", layers=1)
     return Study(
         model=f"diffusers:{room / 'model' / 'pipeline'}",
         subjects=(write_pictures(room / "dog", "a photo of a <dog> on grass", 1),),
@@ -63,11 +63,18 @@ def study(request, tmp_path_factory):
     )
 
 
-def test_a_study_of_folders(study, tmp_path):
+@pytest.fixture(scope="module")
+def finished(study, tmp_path_factory):
+    """The folder of the study, done."""
+    folder = tmp_path_factory.mktemp("finished")
     study.check()
-    assert run(study, tmp_path, ["cpu"], lambda text: None) == []
-    setting = setting_for(study, tmp_path / "references", "cpu")
-    workspace = Workspace(study, setting, tmp_path, "cpu")
+    assert run(study, folder, ["cpu"], lambda text: None) == []
+    return folder
+
+
+def test_a_study_of_folders(study, finished):
+    setting = setting_for(study, finished / "references", "cpu")
+    workspace = Workspace(study, setting, finished, "cpu")
     rows = read_table(workspace.path(Job("DreamBooth", study.subjects[0], None, 3)) / "scores.csv")
     assert len(rows) == 2 * 2 * 2 and all("dog" in row["prompt"] and "{}" not in row["prompt"] for row in rows)
     merged = read_table(
@@ -78,17 +85,15 @@ def test_a_study_of_folders(study, tmp_path):
         assert 0 <= row["alignment"] <= 1 and "dog" in row["prompt"] and "ink" in row["prompt"]
 
 
-def test_changed_captions_and_changed_models_open_the_jobs_they_concern_again(study, tmp_path):
-    room = tmp_path / "room"
+def test_changed_captions_and_changed_models_open_the_jobs_they_concern_again(study, finished, tmp_path):
+    room, output = tmp_path / "room", tmp_path / "output"
     shutil.copytree(Path(study.subjects[0]).parent, room)
+    shutil.copytree(finished, output)
     dog, ink = str(room / "dog"), str(room / "ink")
     study = dataclasses.replace(
-        study, model=f"diffusers:{room / 'model' / 'pipeline'}", subjects=(dog,), styles=(ink,), categories={},
-        methods=("DCO",), style_methods=("DCO",), merges=("DCO merge",),
-        likeness_model=str(room / "dinov2"), text_model=str(room / "siglip"),
+        study, model=f"diffusers:{room / 'model' / 'pipeline'}", subjects=(dog,), styles=(ink,),
+        categories={dog: "live subject"}, likeness_model=str(room / "dinov2"), text_model=str(room / "siglip"),
     )  # fmt: skip
-    output = tmp_path / "output"
-    assert run(study, output, ["cpu"], lambda text: None) == []
     workspace = Workspace(study, setting_for(study, output / "references", "cpu"), output, "cpu")
     jobs = [job for jobs in jobs_of(study) for job in jobs]
 

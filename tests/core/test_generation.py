@@ -1,6 +1,7 @@
 """Pictures that the base model makes for the objectives that need them."""
 
 import dataclasses
+import functools
 import hashlib
 import math
 
@@ -18,20 +19,31 @@ from dco_core.network.lora_layers import AdapterConfig
 from dco_core.pipeline import examples as folder_examples
 from dco_core.pipeline.examples import Preparation, PreparedPictures
 from dco_core.pipeline.generation import GenerationConfig, generate
+from dco_core.pipeline.output_files import checkpoint_folder
 from dco_core.pipeline.pictures import FolderPictures
-from dco_core.pipeline.run import GENERATED, checkpoint_folder
+from dco_core.pipeline.run import GENERATED
 from dco_core.toy_world.image_model import ToyWorldModel
 from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder, load_unet
-from dco_core.toy_world.model import sample as toy_sample
 from dco_core.toy_world.references import write_toy_references
 from dco_core.training.config import TrainingConfig
+from dco_core.training.previews import Previews
+from tests.toy_sampler import toy_sample
 
-FEW = GenerationConfig(class_images=6, rejected_images=2, generation_steps=4)
+FEW = GenerationConfig(class_images=6, rejected_images=2, generation_steps=2)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_toy_references(tmp_path_factory.mktemp("toy") / "subject", "toy")
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory):
+    """Folders of pipelines, written once: a run reads them alone."""
+    folders = {write: tmp_path_factory.mktemp(write.__name__) for write in (sd15, sdxl)}
+    for write, folder in folders.items():
+        write(folder, layers=1)
+    return {write: folder / "pipeline" for write, folder in folders.items()}
 
 
 def of(objective):
@@ -55,12 +67,12 @@ def test_pictures_are_the_base_models_whatever_the_adapter_has_learned():
         p.data = torch.randn_like(p)
     text, empty = encode(load_text_encoder(), ["a photo of a toy", ""])
     seeds = [7, 2**64 + 1, 9, 10, 11]  # more than at once
-    made = generate(denoiser, text, empty, (3, 32, 32), seeds, w_text=2.0, steps=4)
+    made = generate(denoiser, text, empty, (3, 32, 32), seeds, w_text=2.0, steps=2)
     assert len(made) == 5
     for seed, latent in zip(seeds, made, strict=True):
-        expected = by_hand(seed % 2**64, "a photo of a toy", 4)
+        expected = by_hand(seed % 2**64, "a photo of a toy", 2)
         torch.testing.assert_close(latent, expected, rtol=1e-3, atol=1e-3)
-    again = generate(denoiser, text, empty, (3, 32, 32), seeds, w_text=2.0, steps=4)
+    again = generate(denoiser, text, empty, (3, 32, 32), seeds, w_text=2.0, steps=2)
     assert all(torch.equal(a, b) for a, b in zip(made, again, strict=True))
 
 
@@ -75,7 +87,7 @@ def test_class_images_are_of_the_class_prompt(data):
     made = folder_examples_of(data, of("dreambooth-prior"))
     examples = made.examples(ToyDenoiser(AdapterConfig(rank=2)))
     assert [e.prior for e in examples] == [False] * 4 + [True] * 6
-    torch.testing.assert_close(examples[5].latent, by_hand(5 + 7919 + 1, "a photo of a toy", 4), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(examples[5].latent, by_hand(5 + 7919 + 1, "a photo of a toy", 2), rtol=1e-3, atol=1e-3)
     assert torch.equal(examples[5].conditioning, encode(load_text_encoder(), ["a photo of a toy"])[0])
     other = dataclasses.replace(FEW, class_prompt="a photo of a <cat>")
     named = folder_examples_of(data, of("dreambooth-prior"), other)
@@ -88,7 +100,7 @@ def test_rejected_images_are_of_each_caption_without_marker(data):
     examples = made.examples(ToyDenoiser(AdapterConfig(rank=2)))
     assert [len(e.rejected) for e in examples] == [2] * 4
     caption = made.captions[3].replace("<", "").replace(">", "")
-    expected = by_hand(5 + 4 * 7919 + 1, caption, 4)
+    expected = by_hand(5 + 4 * 7919 + 1, caption, 2)
     torch.testing.assert_close(examples[3].rejected[1], expected, rtol=1e-3, atol=1e-3)
 
 
@@ -113,12 +125,15 @@ def test_what_was_made_is_kept_until_it_would_be_other_pictures(data, tmp_path, 
     first, again = latents(), latents()
     assert messages == ["The base model makes 8 rejected images first."]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    for change in ({"seed": 6}, {"generation_steps": 2}, {"generation_w_text": 1.5}, {"rejected_images": 1}):
+    for change in ({"seed": 6}, {"generation_steps": 3}, {"generation_w_text": 1.5}, {"rejected_images": 1}):
         assert not torch.equal(latents(**change)[0], first[0]) or "rejected_images" in change
     assert len(messages) == 5
     kept.write_bytes(kept.read_bytes()[:-3])
     assert len(latents(rejected_images=1)) == 4
     assert len(messages) == 6
+
+
+GIVEN_BETA = ("--beta", "0.04")  # where none needs to be found on the pictures
 
 
 def command(data, output, *more, model="toy-world"):
@@ -168,15 +183,13 @@ def test_class_images_come_from_a_folder_and_count_as_content(data, tmp_path, ca
 
 @pytest.mark.parametrize("write", [sd15, sdxl])
 @pytest.mark.parametrize("objective", ["dreambooth-prior", "mapo", "output-preservation", "dco-prior"])
-def test_pipelines_train_every_baseline(data, tmp_path, write, objective):
-    write(tmp_path)
-    model, output = f"diffusers:{tmp_path / 'pipeline'}", tmp_path / "lora.safetensors"
-    assert command(data, output, "--objective", objective, model=model) == 0
+def test_pipelines_train_every_baseline(data, tmp_path, pipelines, write, objective):
+    model, output = f"diffusers:{pipelines[write]}", tmp_path / "lora.safetensors"
+    assert command(data, output, "--objective", objective, "--steps", 2, model=model) == 0
     assert read_lora(output).layers
 
 
-def test_sdxl_is_told_that_nothing_of_a_generated_picture_is_cut_off(data, tmp_path, monkeypatch):
-    sdxl(tmp_path)
+def test_sdxl_is_told_that_nothing_of_a_generated_picture_is_cut_off(data, tmp_path, pipelines, monkeypatch):
     told = []
 
     def spy(_denoiser, text, empty, shape, seeds, **_):
@@ -187,7 +200,7 @@ def test_sdxl_is_told_that_nothing_of_a_generated_picture_is_cut_off(data, tmp_p
     (tmp_path / "one").mkdir()
     Image.fromarray(np.zeros((100, 70, 3), np.uint8)).save(tmp_path / "one" / "0.png")
     (tmp_path / "one" / "0.txt").write_text("a photo of a <toy>")
-    model = load(tmp_path / "pipeline", "cpu", torch.float32)
+    model = load(pipelines[sdxl], "cpu", torch.float32)
     for objective in ("mapo", "dreambooth-prior"):
         pictures = FolderPictures(tmp_path / "one", of(objective), FEW)
         made = PreparedPictures(model, pictures, Preparation(32))
@@ -225,13 +238,14 @@ def test_captions_without_marker_need_a_class_prompt(data, tmp_path, capsys, obj
     output = tmp_path / "lora.safetensors"
     assert command(plain, output, "--objective", objective) == 1
     assert "--class-prompt" in capsys.readouterr().err
-    assert command(plain, output, "--objective", objective, "--class-prompt", "a photo of a toy") == 0
+    assert command(plain, output, "--objective", objective, "--class-prompt", "a photo of a toy", *GIVEN_BETA) == 0
 
 
 @pytest.mark.parametrize("objective", ["dreambooth-prior", "output-preservation"])
-def test_sdxl_is_told_the_authors_fixed_sizes_where_that_is_asked_for(data, tmp_path, capsys, monkeypatch, objective):
-    sdxl(tmp_path)
-    model, told = f"diffusers:{tmp_path / 'pipeline'}", {}
+def test_sdxl_is_told_the_authors_fixed_sizes_where_that_is_asked_for(
+    data, tmp_path, pipelines, monkeypatch, objective
+):
+    model, told = f"diffusers:{pipelines[sdxl]}", {}
     for sizes in ("real", "fixed"):
         output = tmp_path / f"{sizes}.safetensors"
         made, examples = [], PreparedPictures.examples
@@ -242,7 +256,7 @@ def test_sdxl_is_told_the_authors_fixed_sizes_where_that_is_asked_for(data, tmp_
 
         with monkeypatch.context() as patched:
             patched.setattr(PreparedPictures, "examples", kept)
-            options = ("--objective", objective, "--size-conditioning", sizes, "--resolution", 40)
+            options = ("--objective", objective, "--size-conditioning", sizes, "--resolution", 40, "--steps", 1)
             assert command(data, output, *options, model=model) == 0
         texts = [c for e in made for c in (e.conditioning, e.empty_conditioning, e.class_conditioning) if c]
         told[sizes] = {tuple(c["time_ids"].tolist()) for c in texts}
@@ -278,21 +292,19 @@ def test_a_mask_beside_the_pictures_changes_what_is_learned(tmp_path):
         assert (made[0].mask is not None) == masked
         if masked:
             assert made[0].mask.shape == (32, 32) and made[0].mask[:, :12].min() == 1 and not made[0].mask[:, 13:].any()
-        assert command(folder, tmp_path / f"{masked}.safetensors") == 0
+        assert command(folder, tmp_path / f"{masked}.safetensors", *GIVEN_BETA) == 0
         files.append((tmp_path / f"{masked}.safetensors").read_bytes())
     assert files[0] != files[1]
 
 
 @pytest.mark.parametrize("write", [None, sdxl])
-def test_previews_are_written_and_leave_the_training_alone(data, tmp_path, write):
-    model = "toy-world"
-    if write is not None:
-        write(tmp_path)
-        model = f"diffusers:{tmp_path / 'pipeline'}"
+def test_previews_are_written_and_leave_the_training_alone(data, tmp_path, pipelines, monkeypatch, write):
+    monkeypatch.setattr(folder_examples, "Previews", functools.partial(Previews, steps=2))
+    model = "toy-world" if write is None else f"diffusers:{pipelines[write]}"
     plain, shown = tmp_path / "plain" / "lora.safetensors", tmp_path / "shown" / "lora.safetensors"
-    assert command(data, plain, model=model) == 0
+    assert command(data, plain, *GIVEN_BETA, model=model) == 0
     prompts = ("--preview-prompt", "a <toy> on a beach", "--preview-prompt", "a star")
-    assert command(data, shown, "--preview-every", "2", *prompts, model=model) == 0
+    assert command(data, shown, *GIVEN_BETA, "--preview-every", "2", *prompts, model=model) == 0
     assert plain.read_bytes() == shown.read_bytes()
     sheets = sorted((tmp_path / "shown" / "lora.safetensors.previews").iterdir())
     assert [path.name for path in sheets] == ["step-00000002.png", "step-00000004.png"]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks import host
 from dco_core.errors import DCOError
+from devtools import in_process_host as host
 
 
 def sent(inputs, room="guidance.reward_guidance", name="DCORewardGuidanceOptions"):

@@ -38,14 +38,16 @@ def imported_at_start(host: HostServer) -> list[str]:
 @pytest.fixture(scope="session")
 def sd15(host: HostServer) -> str:
     """A small SD1.5 checkpoint is there for CheckpointLoaderSimple."""
-    checkpoints.write_sd15(host.base_dir / "models" / "checkpoints" / "tiny_sd15.ckpt")
+    folder = host.base_dir / "models" / "checkpoints"
+    checkpoints.write_sd15(folder / "tiny_sd15.ckpt", text_layers=checkpoints.HOST_TEXT_LAYERS)
     return "sd15"
 
 
 @pytest.fixture(scope="session")
 def sdxl(host: HostServer) -> str:
     """A small SDXL checkpoint is there for CheckpointLoaderSimple."""
-    checkpoints.write_sdxl(host.base_dir / "models" / "checkpoints" / "tiny_sdxl.ckpt")
+    folder = host.base_dir / "models" / "checkpoints"
+    checkpoints.write_sdxl(folder / "tiny_sdxl.ckpt", text_layers=checkpoints.HOST_TEXT_LAYERS)
     return "sdxl"
 
 

@@ -32,9 +32,10 @@ class Graph:
         }
         return node
 
-    def toy(self) -> dict[str, Any]:
-        """The Toy World: {"model", "clip", "vae"} links."""
-        node = self.add("DCOToyWorldLoader")
+    def toy(self, base: str = "flow") -> dict[str, Any]:
+        """A base of the Toy World: {"model", "clip", "vae"} links. flow: the checkpoints of the tests are no such
+        models."""
+        node = self.add("DCOToyWorldLoader", base=base)
         return {"model": [node, 0], "clip": [node, 1], "vae": [node, 2]}
 
     def checkpoint(self, family: str) -> dict[str, Any]:
@@ -111,6 +112,7 @@ class Graph:
             "objective": "DCO", "objective__beta": 0.03, "resolution": 256, "name": "test", "batch_size": 2,
             "previews": 0,
             "resume": False,  # each run on its own: test_resume.py is about going on
+            "validation_steps": 0,  # the score after the last step costs more than a short training
         } | changes  # fmt: skip
         for name in ("learning_rate", "offset_noise"):
             if name in values:

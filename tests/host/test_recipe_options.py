@@ -12,6 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from devtools.api import HostError
+
 PRIOR = {
     "objective": "DreamBooth + prior preservation",
     "objective__generated_images": 2,
@@ -60,6 +62,10 @@ def baselines(host):
 
 
 DCO = {"objective__beta": 0.03}
+PRESERVED = {
+    "preservation": "prompts", "preservation__preservation_prompts": "blank; a large star at night",
+    "preservation__preservation_weight": 50.0, "preservation__preservation_share": 1.0,
+}  # fmt: skip
 FOUND = {"objective__beta": "found on my images", "objective__beta__target_gate": 0.3}
 
 
@@ -91,6 +97,9 @@ FOUND = {"objective__beta": "found on my images", "objective__beta__target_gate"
         (DCO, {"steps": 4}),
         (DCO, {"offset_noise": 0.3}),
         (DCO, {"caption_dropout": 0.6}),
+        (DCO, PRESERVED),
+        (DCO | PRESERVED, {"preservation__preservation_weight": 3.0}),
+        (DCO | PRESERVED, {"preservation__preservation_share": 0.3}),
         (DCO, {"dropout": 0.5}),
         (DCO, {"gradient_accumulation_steps": 2}),
         (DCO, {"seed": 6}),
@@ -123,8 +132,14 @@ def test_gradient_checkpointing_needs_less_memory_and_learns_the_same(host, sd15
     assert "with gradient checkpointing" in report
     assert "with gradient checkpointing" not in plain
     assert memory(plain, "of the whole process") > 0
+    # in main memory already, where there is no GPU: the same step
+    away, _, report = run(
+        host, "sd15", steps=4, gradient_checkpointing="on, offloaded", stream_weights="on"
+    )
+    assert "with gradient checkpointing, offloaded" in report
     for key, tensor in kept.items():
         torch.testing.assert_close(again[key], tensor, rtol=1e-3, atol=1e-5)
+        assert torch.equal(away[key], again[key])
 
 
 def test_compiled_blocks_learn_the_same(host, baselines):
@@ -255,11 +270,14 @@ def test_prior_preservation_and_mapo_generate_with_an_epsilon_model_too(host, sd
 
 
 def test_what_a_prompt_leaves_out_has_its_default(host):
-    left_out = ("batch_size", "objective__beta", "recipe__learning_rate", "recipe__offset_noise")
+    left_out = (
+        "batch_size", "validation_steps", "objective__beta", "recipe__learning_rate", "recipe__offset_noise",
+    )  # fmt: skip
     tensors, _, report = run(host, recipe="style", **dict.fromkeys(left_out))
     assert "Recipe style: steps 3, rank 4, learning rate 5e-05, offset noise 0.1" in report
     assert "(the paper: steps 1000, rank 64)" in report
     assert tensors and "Captions: no complaints (4 captions)." in report
+    assert "Validation margin: best " in report  # as a trainer does unless told otherwise
 
 
 def test_one_image_is_enough(host):
@@ -285,3 +303,36 @@ def test_training_goes_on_from_the_lora_of_a_trainer(host, baselines):
     assert gone_on.keys() == first.keys()
     for key in first:
         torch.testing.assert_close(gone_on[key], first[key], rtol=0, atol=1e-4)
+
+
+def half_masked(g, base):
+    """The left half of every picture counts."""
+    black, white = (g.add("SolidMask", value=v, width=w, height=256) for v, w in ((0.0, 256), (1.0, 128)))
+    half = g.add("MaskComposite", destination=[black, 0], source=[white, 0], x=0, y=0, operation="add")
+    return {"masks": [half, 0]}
+
+
+@pytest.mark.parametrize("objective", [DCO, {"objective": "DreamBooth"}], ids=["DCO", "DreamBooth"])
+def test_the_mask_prior_holds_what_is_outside_of_the_masks(host, objective):
+    free, header, _ = run(host, extra=half_masked, **objective)
+    held, told, _ = run(host, extra=half_masked, mask_prior=200.0, **objective)
+    assert not same(free, held) and all(tensor.isfinite().all() for tensor in held.values())
+    assert "mask_prior" not in json.loads(header["dco.config"])
+    assert json.loads(told["dco.config"])["mask_prior"] == 200.0
+
+
+def test_a_mask_prior_without_masks_and_unusable_prompts_are_one_sentence(host):
+    with pytest.raises(HostError, match="mask_prior is 5, but no picture has anything outside of a mask"):
+        run(host, mask_prior=5.0)
+    with pytest.raises(HostError, match="has no prompt: write blank, class, bundled"):
+        run(host, **PRESERVED | {"preservation__preservation_prompts": ";"})
+
+
+def test_preservation_prompts_are_one_a_line_and_go_into_the_header(host):
+    lines = PRESERVED | {"preservation__preservation_prompts": "blank\nclass\na large star at night"}
+    found = json.loads(run(host, **lines)[1]["dco.config"])
+    assert found["preservation_prompts"] == "blank\nclass\na large star at night"
+    assert (found["preservation_weight"], found["class_prompt"]) == (50.0, "a photo of a toy")
+    # beside output preservation, whose own class prompt and weight are chosen with it
+    both = PRESERVE | {"objective__preservation_weight": 2.0}
+    assert json.loads(run(host, **both)[1]["dco.config"])["preservation_weight"] == 2.0

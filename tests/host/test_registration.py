@@ -20,6 +20,7 @@ NODES = (
     "DCOImageSimilarity", "DCOImageTextScore", "DCOToyWorldScore", "DCOEvaluationPrompts", "DCOParetoPlot",
     "DCOContactSheet", "DCOTrainingOptions", "DCOLoRAOptions", "DCODataOptions", "DCORunOptions",
     "DCORewardGuidanceOptions", "DCOMergeOptions", "DCOPhotos",
+    "DCORegionalLoRA",
 )  # fmt: skip
 
 

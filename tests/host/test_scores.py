@@ -162,7 +162,7 @@ def test_toy_world_scores_of_the_references(host):
     assert list(got) == ["labels", "likeness", "style_likeness", "alignment"]
     assert min(got["likeness"]) > 0.9 and max(got["style_likeness"]) < 0.05 and got["alignment"] == [1.0] * 4
     cells = render(subject_references()[0])
-    assert np.allclose(got["likeness"], scorer.subject_likeness(cells, cells).numpy(), atol=0.02)
+    assert np.allclose(got["likeness"], scorer.subject_likeness(cells, "toy").numpy(), atol=0.02)
     assert (
         outputs[table]["text"][0].splitlines()[0]
         == "| label | pictures | likeness | style_likeness | alignment |"

@@ -206,6 +206,24 @@ def test_progress_arrives_step_by_step(host):
     assert len(values) > 3
 
 
+def test_the_toy_world_is_an_epsilon_model_with_the_papers_beta_unless_asked_for_flow(host):
+    g = Graph()
+    loader = g.add("DCOToyWorldLoader")  # as templates of older versions have it, too
+    base = {name: [loader, i] for i, name in enumerate(("model", "clip", "vae"))}
+    trainers = [
+        g.toy_trainer(world, steps=2, objective__beta=0.0, name=name)
+        for name, world in (("epsilon", base), ("flow", g.toy("flow")))
+    ]
+    outputs = host.client.run(g.prompt)
+    headers = []
+    for trainer in trainers:
+        with safe_open(host.base_dir / "output" / saved_file(outputs, trainer), "pt") as file:
+            headers.append(file.metadata())
+    assert [header["dco.prediction"] for header in headers] == ["epsilon", "flow"]
+    assert float(headers[0]["dco.beta"]) == 1.0 != float(headers[1]["dco.beta"])
+    assert {header["ss_base_model_version"] for header in headers} == {"ToyWorld"}
+
+
 def test_dreambooth_is_the_plain_loss_and_needs_no_beta(host):
     g = Graph()
     base = g.toy()

@@ -54,7 +54,7 @@ class HostImageModel:
         with session as self._denoiser:
             yield self._denoiser
 
-    def denoiser(self, config: AdapterConfig | None) -> network.HostDenoiser:
+    def denoiser(self, config: AdapterConfig | None, step_shape: Sequence[int] = ()) -> network.HostDenoiser:
         self._denoiser = network.HostDenoiser(self._model, config)
         return self._denoiser
 

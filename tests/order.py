@@ -1,0 +1,27 @@
+"""Which files of tests a run hands out first."""
+
+from pathlib import Path
+
+# Handed out first, in this order: a process that gets a long file last works alone while the others have ended, and
+# a host that runs (tests/host, tests/browser) waits for its tests least where the other process computes meanwhile.
+LONGEST_FIRST = (
+    "core/test_evidence_regression.py",
+    "host",
+    "browser",
+    "core/test_evidence_folders.py",
+    "core/test_diffusers_layouts.py",
+    "core/test_generation.py",
+    "core/test_command_line.py",
+    "core/test_evidence_side_by_side.py",
+    "core/test_evidence_protocol.py",
+    "core/test_diffusers_model.py",
+    "engine/test_unusual_unets.py",
+    "core/test_evidence_study.py",
+)
+
+
+def place(file: Path) -> int:
+    """Where a file of tests comes in a run: its entry's place in LONGEST_FIRST, or behind them all."""
+    inside = file.resolve().relative_to(Path(__file__).resolve().parent)
+    names = (inside.as_posix(), inside.parts[0])
+    return min((i for i, name in enumerate(LONGEST_FIRST) if name in names), default=len(LONGEST_FIRST))
