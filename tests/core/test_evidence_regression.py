@@ -25,7 +25,7 @@ from dco_core.evidence.workspace import Workspace
 pytestmark = pytest.mark.timeout(3600)
 STUDY = load_study("toy-world-quick")
 CLAIMS = [contrast["claim"] for contrast in STUDY.contrasts]
-ON_FLOW, CLOSER = 1, 3  # places among the claims; on the flow base w(t) is not 1
+ON_FLOW, BY_BETA = 1, 4  # places among the claims; on the flow base w(t) is not 1
 
 
 def found(study, folder):
@@ -72,7 +72,7 @@ def _phi_with_the_adapter_on(monkeypatch):
 BROKEN = {  # what is broken, and the claim that notices it
     "the margin's sign": (_margin_of_the_other_sign, ON_FLOW),
     "a weight on one term": (_weight_on_one_term, ON_FLOW),
-    "phi with the adapter on": (_phi_with_the_adapter_on, CLOSER),
+    "phi with the adapter on": (_phi_with_the_adapter_on, BY_BETA),
 }
 
 
