@@ -126,8 +126,8 @@ class EnlargingVAE(PictureVAE):
     """Decodes its own latents to grey pictures, one pixel of a latent to 8 x 8."""
 
     def decode(self, latents):
-        grey = latents.float().mean(1, keepdim=True).repeat(1, 3, 8, 8).sigmoid()
-        return grey.movedim(1, -1)
+        grey = torch.nn.functional.interpolate(latents.float().mean(1, keepdim=True).sigmoid(), scale_factor=8.0)
+        return grey.repeat(1, 3, 1, 1).movedim(1, -1)
 
 
 @pytest.mark.parametrize("name", ["sdxl", "flux", "sd3", "lumina2", "sd15-inpaint"])
@@ -137,7 +137,8 @@ def test_families_train_as_folders_do_and_again_with_kept_errors(name, data, tmp
     channels = FAMILIES[name].latent[0]
 
     def run(output):
-        model = command_line_model.CommandLineModel(small_model(name), OneText(text(name, 7, 3)), EnlargingVAE(channels))
+        clip, vae = OneText(text(name, 7, 3)), EnlargingVAE(channels)
+        model = command_line_model.CommandLineModel(small_model(name), clip, vae)
         model.content = lambda: name  # the CLIP of a few lines has no weights to tell it by
         training = FolderTraining(
             model, FolderPictures(data, TrainingConfig(steps=2, beta=0.1, learning_rate=1e-2)), output,
