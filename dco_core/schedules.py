@@ -3,7 +3,7 @@
 x_t = alpha_t x0 + sigma_t eps for every family. What the network predicts, and therefore what the losses
 compare, is its native target:
 
-    epsilon   eps                       alpha^2 + sigma^2 = 1     SD1.5, SDXL
+    epsilon   eps                       alpha^2 + sigma^2 = 1     SD1.5, SDXL, the Toy World
     v         alpha eps - sigma x0      alpha^2 + sigma^2 = 1     SD2 768, zero-terminal-SNR models
     flow      eps - x0                  alpha + sigma = 1         SD3, Flux, Lumina2, Qwen-Image, the Toy World
 """

@@ -25,13 +25,13 @@ from .layouts import WORKFLOWS
 from .workflow_prompt import to_prompt
 
 SIDE, GUTTER = 400, 4  # pixels
-# (section, row, column) of four cells: what each template is about. Sections: references, places, style.
+# (section, row, column) of four cells: what each template is about. Sections: references, places, w_rg, style.
 CELLS = {
-    0: ((0, 0, 1), (1, 0, 1), (1, 2, 1), (1, 5, 1)),
+    0: ((0, 0, 1), (2, 0, 0), (2, 0, 3), (1, 2, 1)),
     1: ((0, 0, 0), (0, 0, 1), (1, 2, 1), (1, 2, 0)),
-    2: ((1, 0, 1), (1, 3, 1), (1, 4, 1), (1, 6, 1)),
-    3: ((0, 0, 1), (0, 0, 4), (2, 1, 1), (2, 1, 5)),
-    5: ((0, 0, 2), (0, 0, 3), (1, 5, 2), (1, 5, 3)),
+    2: ((2, 0, 0), (2, 0, 1), (2, 0, 3), (2, 0, 5)),
+    3: ((0, 0, 1), (0, 0, 4), (3, 0, 1), (3, 0, 5)),
+    5: ((0, 0, 2), (0, 0, 3), (1, 2, 2), (1, 2, 3)),
 }
 COMPARE = 4
 

@@ -88,11 +88,13 @@ def build(page: Any, layout: Layout) -> dict[str, Any]:
 
 
 _TO_SUBGRAPH = """
-async ({id, name, outside, shown}) => {
+async ({id, name, outside, sockets, shown}) => {
   const graph = window.app.graph;
   const inside = graph._nodes.filter(node => !outside.includes(String(node.id)));
   const {subgraph, node} = graph.convertToSubgraph(new Set(inside));
   for (const outer of [...graph._nodes]) if (outer !== node) graph.remove(outer);
+  // the frontend puts some widgets on the outside by itself
+  for (const input of [...subgraph.inputs]) if (!sockets.includes(input.name)) subgraph.removeInput(input);
   for (const [inner, widget, label] of shown) {
     const source = subgraph.getNodeById(Number(inner));
     const slot = source.inputs.find(input => input.widget?.name === widget);
@@ -120,6 +122,7 @@ def build_blueprint(page: Any, name: str, blueprint: Blueprint) -> dict[str, Any
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{OWN_PACK}/{name}")),
             "name": name,
             "outside": sorted(blueprint.outside),
+            "sockets": blueprint.sockets,
             "shown": blueprint.shown,
         },
     )

@@ -21,7 +21,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from dco_core.evidence.prompts import evaluation_prompts, fill
-from dco_core.toy_world.model import encode, load_text_encoder, load_unet, sample
+from dco_core.sampling import sample
+from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder
 from dco_core.toy_world.renderer import render
 from dco_core.toy_world.scorer import (
     factors_obeyed,
@@ -33,7 +34,7 @@ from dco_core.toy_world.scorer import (
 )
 from dco_core.toy_world.scorer_network import ATTRIBUTES, WEIGHTS, Scorer
 from dco_core.toy_world.world import (
-    EAR_KINDS,
+    EAR_SHAPES,
     FACTORS,
     PRINT,
     STYLE,
@@ -88,7 +89,7 @@ def scorer_loss(read: dict[str, Tensor], scenes: Scenes) -> Tensor:
     toy, printed = scenes.shape == TOY, scenes.style == PRINT
     visible = {
         "colour": ~toy & ~printed, "body_rgb": toy & ~printed, "accent_rgb": toy & ~printed, "ears": toy,
-        "ear_size": toy & (scenes.ears != EAR_KINDS.index("none")), "stretch": toy,
+        "ear_size": toy & (scenes.ears != EAR_SHAPES.index("none")), "stretch": toy,
         "ink_rgb": printed, "paper_rgb": printed,
     }  # fmt: skip
     total = torch.zeros(())
@@ -153,7 +154,7 @@ def validation(seed: int = 987_654_321, n: int = 1536) -> None:
             truth = [words[getattr(scenes, factor)[i]] for i in visible]
             print(f" {factor} {share([rows[i][factor] for i in visible], truth)}", end="")
         toys = [i for i, row in enumerate(rows) if toy[i] and "ears" in row]
-        print(f" ears {share([rows[i]['ears'] for i in toys], [EAR_KINDS[scenes.ears[i]] for i in toys])}")
+        print(f" ears {share([rows[i]['ears'] for i in toys], [EAR_SHAPES[scenes.ears[i]] for i in toys])}")
         for name, changes in (("subject", SUBJECT), ("style", STYLE)):
             changed = scenes.with_(**changes)
             prompts = [caption(changed, i) for i in range(n)]
@@ -184,7 +185,8 @@ def validation(seed: int = 987_654_321, n: int = 1536) -> None:
 def fooling(seed: int = 5) -> None:
     """Print the scores of what likeness or alignment alone would take for success, on the evaluation prompts."""
     generator = torch.Generator().manual_seed(seed)
-    unet, text_encoder = load_unet(), load_text_encoder()
+    denoiser, text_encoder = ToyDenoiser(None), load_text_encoder()
+    empty = encode(text_encoder, [""])[0]
     subject, style = (render(make()[0]) for make in (subject_references, style_reference))
     for kind, references, likeness in (
         ("customization", subject, subject_likeness),
@@ -197,7 +199,7 @@ def fooling(seed: int = 5) -> None:
         pictures = {
             "copies of references": references[torch.arange(len(prompts)) % len(references)],
             "samples of the base model": sample(
-                unet, encode(text_encoder, prompts), encode(text_encoder, [""]), noise, 2.0, 2.0
+                denoiser, list(encode(text_encoder, prompts)), None, empty, noise, w_rg=0.0, w_text=2.0, steps=20
             ),
             "noise": noise,
         }

@@ -162,8 +162,6 @@ app.registerExtension({
     nodeType.prototype.onNodeCreated = function () {
       onNodeCreated?.apply(this, arguments);
       const value = this.widgets.find((widget) => widget.name === "photos");
-      value.hidden = true;
-      value.options = { ...value.options, hidden: true };
       const photos = (this.dcoPhotos = new Photos(this, value));
       const gallery = this.addDOMWidget("gallery", "dcoPhotos", photos.root, {
         serialize: false,

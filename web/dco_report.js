@@ -9,7 +9,7 @@ const PACK = "DCO";
 // none. So there is a single place, whichever of the two it comes from.
 const WIDGET = "$$node-text-preview";
 const ON_TOP = ["DCOLoRATrainer"]; // long nodes, whose foot is off the screen
-const EMPTY = "What this node reports appears here when it has run.";
+const EMPTY = "What this node reports appears here.";
 const MIN_HEIGHT = 56;
 const MAX_HEIGHT = 180;
 const PICTURE_HEIGHT = 160;
@@ -47,6 +47,7 @@ const heightOf = (node, report) => Math.min(MAX_HEIGHT, wholeHeight(node, report
 function fit(node) {
   const report = node.dcoReport;
   report.root.style.minHeight = `${heightOf(node, report)}px`;
+  report.root.style.maxHeight = `${wholeHeight(node, report) + picturesHeight(report)}px`; // what is free is others'
   const least = node.computeSize()[1];
   if (node.size[1] < least) node.setSize([node.size[0], least]);
   node.graph?.setDirtyCanvas(true, true);
@@ -91,11 +92,12 @@ function addReport(node) {
     read_only: true,
     margin: 10,
     getMinHeight: () => heightOf(node, node.dcoReport) + 4,
-    getMaxHeight: () => wholeHeight(node, node.dcoReport) + 2 * picturesHeight(node.dcoReport) + 4,
+    getMaxHeight: () => wholeHeight(node, node.dcoReport) + picturesHeight(node.dcoReport) + 4,
     getValue: () => node.dcoReport.text,
     setValue: (text) => write(node, typeof text === "string" ? text : ""),
   });
   widget.serialize = false;
+  fit(node);
   if (ON_TOP.includes(node.comfyClass)) {
     node.widgets.splice(node.widgets.indexOf(widget), 1);
     node.widgets.unshift(widget);
@@ -158,7 +160,6 @@ function extend(nodeType, nodeData) {
     onNodeCreated?.apply(this, arguments);
     if (!nodeData.output_node) return;
     addReport(this);
-    this.setSize([this.size[0], Math.max(this.size[1], this.computeSize()[1])]);
   };
   nodeType.prototype.onExecutionStart = function () {
     onExecutionStart?.apply(this, arguments);

@@ -53,8 +53,8 @@ def load(
             f"--model unet:{file} is a network without text encoder and VAE: add {missing}, as in ComfyUI's loaders."
         )
     root = _comfyui(f"--model {scheme}:")
-    door = _pack_module("nodes.host.command_line", root)
-    return door.load(root, scheme, file, device, dtype, others)
+    command_line = _pack_module("nodes.host.command_line", root)
+    return command_line.load(root, scheme, file, device, dtype, others)
 
 
 def _comfyui(asked: str) -> Path:

@@ -14,7 +14,7 @@ from ..errors import DCOError
 from ..files.atomic import whole_folder
 from .renderer import PIXELS_PER_CELL, render
 from .world import (
-    EAR_KINDS,
+    EAR_SHAPES,
     STYLE,
     SUBJECT,
     Scenes,
@@ -47,7 +47,7 @@ def toy_attributes(what: str) -> dict[str, Any]:
         known = SUBJECT if kind == "toy" else STYLE
         return {name: known[name] for name in fields}
     scenes = sample_scenes(64, torch.Generator().manual_seed(9000 + int(number)))
-    eared = int((scenes.ears != EAR_KINDS.index("none")).nonzero()[0])  # ears are what a likeness is told by
+    eared = int((scenes.ears != EAR_SHAPES.index("none")).nonzero()[0])  # ears are what a likeness is told by
     return {name: getattr(scenes, name)[eared].tolist() for name in fields}
 
 

@@ -49,7 +49,7 @@ from torch.nn import functional as F
 from ..errors import DCOError
 from .references import toy_attributes
 from .scorer_network import ATTRIBUTES, readings
-from .world import EAR_KINDS, FACTORS, PRINT, SHAPES, STYLES, TOY
+from .world import EAR_SHAPES, FACTORS, PRINT, SHAPES, STYLES, TOY
 
 # Differences in OKLab at which a colour counts one half. The nearest of the seven colours, blue and purple, are 0.17
 # apart. The colours of a small toy are read less exactly than the inks of a whole picture.
@@ -76,7 +76,7 @@ def read(images: Tensor) -> list[dict[str, Any]]:
         if toy or printed:
             row["colour"] = None
         if toy:
-            row["ears"] = EAR_KINDS[int(out["ears"][i].argmax())]
+            row["ears"] = EAR_SHAPES[int(out["ears"][i].argmax())]
             row["ear_size"], row["stretch"] = out["ear_size"][i].item(), out["stretch"][i].item()
         if toy and not printed:
             row["body_rgb"], row["accent_rgb"] = out["body_rgb"][i].tolist(), out["accent_rgb"][i].tolist()
@@ -177,15 +177,15 @@ def _same_toy_colour(out: dict[str, Tensor], truth: dict[str, Tensor], name: str
     return torch.lerp(same, _same_colour(brightest[0], brightest[1], COLOUR_GAP), neon)
 
 
-def _truth(what: str | Tensor, kinds: dict[str, int]) -> dict[str, Tensor]:
-    """The attributes of a subject or style, {name: [1, width]}; kinds as probabilities. what: its name, or reference
-    pictures, out of which they are read."""
+def _truth(what: str | Tensor, categories: dict[str, int]) -> dict[str, Tensor]:
+    """The attributes of a subject or style, {name: [1, width]}; categories as probabilities. what: its name, or
+    reference pictures, out of which they are read."""
     if isinstance(what, Tensor):
         return {name: value.mean(0, keepdim=True) for name, value in readings(what).items()}
     truth = {}
     for name, value in toy_attributes(what).items():
-        if name in kinds:
-            truth[name] = F.one_hot(torch.tensor([value]), kinds[name]).float()
+        if name in categories:
+            truth[name] = F.one_hot(torch.tensor([value]), categories[name]).float()
         elif name in ATTRIBUTES:
             truth[name] = torch.tensor(value, dtype=torch.float32).reshape(1, -1)
     return truth
@@ -195,14 +195,14 @@ def subject_likeness(images: Tensor, subject: str | Tensor) -> Tensor:
     """How much images [B, 3, 32, 32] show the subject, [B] in 0..1. In prints it is a likeness of form alone.
 
     subject: its name, such as "toy" or "toy-101", for the true attributes; or reference pictures [R, 3, 32, 32]."""
-    out, truth = readings(images), _truth(subject, {"ears": len(EAR_KINDS)})
+    out, truth = readings(images), _truth(subject, {"ears": len(EAR_SHAPES)})
     printed = out["style"][:, PRINT]
     body, accent = (
         torch.lerp(_same_toy_colour(out, truth, name), torch.ones(len(images)), printed)
         for name in ("body_rgb", "accent_rgb")
     )
     ears = (out["ears"] * truth["ears"]).sum(1)
-    eared = 1 - truth["ears"][:, EAR_KINDS.index("none")]
+    eared = 1 - truth["ears"][:, EAR_SHAPES.index("none")]
     size = (out["ear_size"] - truth["ear_size"])[:, 0] / EAR_SIZE_GAP
     stretch = (out["stretch"] - truth["stretch"])[:, 0] / STRETCH_GAP
     build = _kernel((eared * size**2 + stretch**2).sqrt())

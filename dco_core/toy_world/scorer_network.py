@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import DCOError
-from .world import EAR_KINDS, FACTORS
+from .world import EAR_SHAPES, FACTORS
 
 WEIGHTS = Path(__file__).with_name("scorer.safetensors")
 
@@ -23,7 +23,7 @@ ATTRIBUTES = {
 }  # fmt: skip
 HEADS = {
     **{name: len(values) for name, values in FACTORS.items()},
-    "ears": len(EAR_KINDS),
+    "ears": len(EAR_SHAPES),
     **{name: width for name, (width, _, _) in ATTRIBUTES.items()},
 }
 

@@ -27,7 +27,7 @@ FACTORS = {
     "style": STYLES,
 }
 TOY, PRINT = SHAPES.index("toy"), STYLES.index("print")
-EAR_KINDS = ("none", "round", "pointed")
+EAR_SHAPES = ("none", "round", "pointed")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Scenes:
     rotation: Tensor  # [B] radians
     body_rgb: Tensor  # [B, 3] toy body
     accent_rgb: Tensor  # [B, 3] toy ears and belly
-    ears: Tensor  # [B] index into EAR_KINDS
+    ears: Tensor  # [B] index into EAR_SHAPES
     ear_size: Tensor  # [B] relative to the radius
     stretch: Tensor  # [B] body height / width
     ink_rgb: Tensor  # [B, 3] print: dark ink
@@ -77,7 +77,7 @@ def hue_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
 # The novel subject: a tall teal toy with large round orange ears and belly.
 SUBJECT = {
     "shape": TOY, "body_rgb": (0.05, 0.60, 0.58), "accent_rgb": (1.00, 0.55, 0.08),
-    "ears": EAR_KINDS.index("round"), "ear_size": 0.50, "stretch": 1.12,
+    "ears": EAR_SHAPES.index("round"), "ear_size": 0.50, "stretch": 1.12,
 }  # fmt: skip
 SUBJECT_HUES = (0.495, 0.085)  # body, accent: base training keeps away from toys that have both
 # The novel style: a print in violet ink on golden paper.
@@ -120,7 +120,7 @@ def sample_scenes(n: int, generator: torch.Generator, hold_out: bool = True) -> 
         rotation=uniform(-0.25, 0.25),
         body_rgb=hue_to_rgb(body_hue, uniform(0.75, 1.0), uniform(0.55, 1.0)),
         accent_rgb=hue_to_rgb(accent_hue, uniform(0.75, 1.0), uniform(0.75, 1.0)),
-        ears=choice(len(EAR_KINDS)), ear_size=uniform(0.3, 0.55), stretch=uniform(0.85, 1.2),
+        ears=choice(len(EAR_SHAPES)), ear_size=uniform(0.3, 0.55), stretch=uniform(0.85, 1.2),
         ink_rgb=hue_to_rgb(ink_hue, uniform(0.7, 1.0), uniform(0.25, 0.5)),
         paper_rgb=hue_to_rgb(paper_hue, uniform(0.3, 0.75), uniform(0.9, 1.0)),
     )  # fmt: skip

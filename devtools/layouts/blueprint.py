@@ -10,10 +10,12 @@ from .layout import Layout, trainer_settings
 @dataclass
 class Blueprint:
     """A node of the frontend's library. layout: what is in it, and around it the nodes that its inputs come from and
-    its outputs go to. outside: those nodes. shown: widgets that the subgraph's node has, (node id, widget, label)."""
+    its outputs go to. outside: those nodes. sockets: the inputs that have no widget, and the captions. shown: widgets
+    that the subgraph's node has, (node id, widget, label)."""
 
     layout: Layout
     outside: set[str]
+    sockets: list[str]
     description: str
     aliases: list[str]
     shown: list[tuple[str, str, str]] = field(default_factory=list)
@@ -46,6 +48,7 @@ def personalise_then_guide() -> Blueprint:
     return Blueprint(
         w,
         {loader, photos, latent, picture, saved, report},
+        ["model", "clip", "vae", "images", "captions", "latent_image"],
         "Trains a LoRA of your subject from photos and captions with Direct Consistency Optimization, then makes a "
         "picture of it with reward guidance.",
         ["dco", "dreambooth", "train lora", "lora training", "reward guidance", "my subject"],

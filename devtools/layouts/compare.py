@@ -17,11 +17,11 @@ _READ_ME = """\
 
 Two LoRAs learn the same subject; only the **objective** differs. Some minutes on a CPU, no download.
 
-A point of the plot is a `w_rg`: 0 is the base model, 0.6 to 1.4 are the paper's ratios to `w_text`. *Likeness*: \
-is it my subject? *Alignment*: is it what was asked for? A method is better where its curve lies *outside* the \
-other's; where bars overlap, the plot does not tell.
+A point of the plot is a **w_rg**: 0 is the base model, 0.6 to 1.4 are the paper's ratios to **w_text**. \
+*Likeness*: is it my subject? *Alignment*: is it what was asked for? A method is better where its curve lies \
+*outside* the other's; where bars overlap, the plot does not tell.
 
-**This is one seed.** A claim needs a study over seeds: `python -m dco_core evidence`.
+**This is one seed.** A claim needs a study over seeds: **python -m dco_core evidence**.
 
 **Your own model:** *Load Checkpoint* and *Load Dataset Folder* in place of the Toy World, *Image Similarity* and \
 *Image-Text Score* in place of the scores.
@@ -37,7 +37,7 @@ def compare_methods() -> Layout:
         "DCOEvaluationPrompts", (0, 350), (250, 190), "What is asked for", kind="customization", category="toy world",
         word="toy", count=0, style="",
     )  # fmt: skip
-    options = w.add("DCOLoRAOptions", (0, 590), (250, 230), "Of both", **TOY_LORA)
+    options = w.add("DCOLoRAOptions", (0, 610), (250, 230), "Of both", **TOY_LORA)
     positive = w.add(
         "CLIPTextEncode", (0, 880), (250, 80), "Each prompt in turn", clip=[world, 1], text=[prompts, 0]
     )

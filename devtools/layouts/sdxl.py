@@ -33,11 +33,11 @@ _SUBJECT = """\
 ## Train a subject
 
 1. **Drop** 1 to 20 photos on the node at the left.
-2. **Describe everything** in a caption: subject, background, view, style. Write the subject as `<dog>`: \
-`a photo of a <dog> sitting on a ledge in front of red wall and tree, macro style`. Run drafts what is empty for you \
-to read, and says beside each photo what is missing.
-3. **Press Run.** The settings are the paper's for SDXL, with a learned token for `<dog>`. One photo: recipe \
-`one image`.
+2. **Describe everything** in a caption: subject, background, view, style. Write the subject as **&lt;dog&gt;**: \
+**a photo of a &lt;dog&gt; sitting on a ledge in front of red wall and tree, macro style**. Run drafts what is \
+empty for you to read, and says beside each photo what is missing.
+3. **Press Run.** The settings are the paper's for SDXL, with a learned token for **&lt;dog&gt;**. One photo: \
+recipe **one image**.
 
 Cancel any time: what was learned is saved, and the next Run goes on where it stopped.
 
@@ -66,18 +66,18 @@ def train_a_subject() -> Layout:
         "DCOEncodePrompt", (1190, 40), (320, 170), "Prompt", clip=[sdxl, 1], lora=[trainer, 0],
         text="a photo of a <dog> wearing a spacesuit, planting a flag on the moon",
     )  # fmt: skip
-    empty = w.add("CLIPTextEncode", (1190, 260), (320, 80), "Empty prompt", clip=[sdxl, 1], text="")
-    latent = w.add("EmptyLatentImage", (1190, 380), (320, 110), width=1024, height=1024, batch_size=1)
-    sampler = _paper_sampler(w, (1190, 530), sdxl, trainer, prompt, empty, latent)
+    empty = w.add("CLIPTextEncode", (1190, 250), (320, 80), "Empty prompt", clip=[sdxl, 1], text="")
+    latent = w.add("EmptyLatentImage", (1190, 410), (320, 110), width=1024, height=1024, batch_size=1)
+    sampler = _paper_sampler(w, (1190, 580), sdxl, trainer, prompt, empty, latent)
     decoded = w.add("VAEDecode", (1560, 40), (380, 50), samples=[sampler, 0], vae=[sdxl, 2])
     picture = w.add(
         "SaveImage", (1560, 140), (380, 420), "My subject", images=[decoded, 0], filename_prefix="dco/subject"
     )
     w.notes += [(1560, 610, 380, 370, _SUBJECT)]
     w.groups += [
-        ("1. Model, photos, options", -20, -40, 730, 1050, _BLUE),
-        ("2. Train", 720, -40, 440, 1050, _GREEN),
-        ("3. Look", 1170, -40, 790, 1050, _YELLOW),
+        ("1. Model, photos, options", -20, -40, 730, 1090, _BLUE),
+        ("2. Train", 720, -40, 440, 1090, _GREEN),
+        ("3. Look", 1170, -40, 790, 1090, _YELLOW),
     ]
     w.app_inputs += [
         (trainer, "recipe"),
@@ -94,13 +94,13 @@ _GUIDANCE = """\
 ## Reward guidance
 
 Choose your checkpoint and your LoRA (press **R** after training), write the prompt with the marker it was trained \
-with (`<dog>`), press Run.
+with (**&lt;dog&gt;**), press Run.
 
-- `w_rg` is likeness, `w_text` is text guidance (what others call cfg). The paper: `w_text` 7.5 and `w_rg` 2 to 5. \
-The best value depends on the subject and on the prompt: look at the sweep, then choose.
-- `w_rg` 0 is exactly the base model; `w_rg` = `w_text` is the LoRA against the base's empty prompt.
+- **w_rg** is likeness, **w_text** is text guidance (what others call cfg). The paper: **w_text** 7.5 and **w_rg** \
+2 to 5. The best value depends on the subject and on the prompt: look at the sweep, then choose.
+- **w_rg** 0 is exactly the base model; **w_rg** = **w_text** is the LoRA against the base's empty prompt.
 - Load the model **without** the LoRA: the node adds it only where it belongs, and never changes your weights.
-- *Reward Guidance (DCO)* is the same as a patch, for any sampler: its cfg is `w_text`. Template 5 has it.
+- *Reward Guidance (DCO)* is the same as a patch, for any sampler: its cfg is **w_text**. Template 5 has it.
 """
 
 
@@ -108,13 +108,13 @@ def reward_guidance() -> Layout:
     """Workflow 2: one LoRA at several w_rg."""
     w = Layout()
     sdxl = _sdxl(w)
-    lora = w.add("DCOLoadLoRA", (0, 200), (320, 110), "My LoRA", lora_name="my_subject_00001_.safetensors")
+    lora = w.add("DCOLoadLoRA", (0, 200), (320, 190), "My LoRA", lora_name="my_subject_00001_.safetensors")
     prompt = w.add(
-        "DCOEncodePrompt", (0, 360), (320, 180), "Prompt", clip=[sdxl, 1], lora=[lora, 0],
+        "DCOEncodePrompt", (0, 440), (320, 150), "Prompt", clip=[sdxl, 1], lora=[lora, 0],
         text="a photo of a <dog> in a wetsuit, surfing a giant wave in the ocean",
     )  # fmt: skip
-    empty = w.add("CLIPTextEncode", (0, 590), (320, 90), "Empty prompt", clip=[sdxl, 1], text="")
-    latent = w.add("EmptyLatentImage", (0, 730), (320, 110), width=1024, height=1024, batch_size=1)
+    empty = w.add("CLIPTextEncode", (0, 640), (320, 90), "Empty prompt", clip=[sdxl, 1], text="")
+    latent = w.add("EmptyLatentImage", (0, 800), (320, 110), width=1024, height=1024, batch_size=1)
     sampler = _paper_sampler(w, (370, 40), sdxl, lora, prompt, empty, latent)
     decoded = w.add("VAEDecode", (370, 540), (320, 50), samples=[sampler, 0], vae=[sdxl, 2])
     picture = w.add(
@@ -147,7 +147,7 @@ _STYLE = """\
 1. Train a subject first (template 1) and choose its LoRA at the left (press **R**).
 2. Choose **one** style image and describe what is *in* it, then its style: the caption's content words keep the \
 content out of the style.
-3. Press Run. Too little style: weights `1, 1.2`. Subject drowned: `1, 0.8`, or more `w_rg`.
+3. Press Run. Too little style: weights **1, 1.2**. Subject drowned: **1, 0.8**, or more **w_rg**.
 
 To merge two finished LoRAs, put a second *Load LoRA File* in the place of the trainer. *Merge Options* has \
 smaller files, weights by block, and more.
@@ -159,9 +159,9 @@ def subject_in_style() -> Layout:
     w = Layout()
     sdxl = _sdxl(w)
     subject = w.add(
-        "DCOLoadLoRA", (0, 200), (320, 110), "My subject's LoRA", lora_name="my_subject_00001_.safetensors"
+        "DCOLoadLoRA", (0, 200), (320, 190), "My subject's LoRA", lora_name="my_subject_00001_.safetensors"
     )
-    image = w.add("LoadImage", (0, 360), (320, 340), "My style: one image", image="example.png")
+    image = w.add("LoadImage", (0, 440), (320, 340), "My style: one image", image="example.png")
     trainer = w.add(
         "DCOLoRATrainer", (370, 40), (400, 900), "Train my style (the paper's settings)", model=[sdxl, 0],
         clip=[sdxl, 1], vae=[sdxl, 2], images=[image, 0],
@@ -173,11 +173,11 @@ def subject_in_style() -> Layout:
         loras__lora_1=[trainer, 0], weights="1, 1", name="my_subject_my_style",
     )  # fmt: skip
     prompt = w.add(
-        "DCOEncodePrompt", (820, 490), (340, 170), "Prompt", clip=[sdxl, 1], lora=[merge, 0],
+        "DCOEncodePrompt", (820, 470), (340, 150), "Prompt", clip=[sdxl, 1], lora=[merge, 0],
         text="a <dog> riding a bicycle in flat cartoon illustration style",
     )  # fmt: skip
-    empty = w.add("CLIPTextEncode", (820, 710), (340, 80), "Empty prompt", clip=[sdxl, 1], text="")
-    latent = w.add("EmptyLatentImage", (820, 840), (340, 110), width=1024, height=1024, batch_size=1)
+    empty = w.add("CLIPTextEncode", (820, 660), (340, 80), "Empty prompt", clip=[sdxl, 1], text="")
+    latent = w.add("EmptyLatentImage", (820, 830), (340, 110), width=1024, height=1024, batch_size=1)
     sampler = _paper_sampler(w, (1210, 40), sdxl, merge, prompt, empty, latent)
     decoded = w.add("VAEDecode", (1580, 40), (340, 50), samples=[sampler, 0], vae=[sdxl, 2])
     picture = w.add(

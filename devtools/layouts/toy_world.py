@@ -19,13 +19,13 @@ seen, in four pictures from one beach.
 
 1. **The trainer** learns it. Its box shows the step, then pictures made by the base model, by the LoRA, and with \
 reward guidance, then what was saved.
-2. **Before and after**: the same noise at three `w_rg`. 0 is the base model: *a* toy. {TOY_WORLD.w_rg:g} is *my* \
-toy, where the prompt wants it. Too much forgets the prompt.
+2. **Before and after**: the same noise at three **w_rg**. 0 is the base model: *a* toy. {TOY_WORLD.w_rg:g} is \
+*my* toy, where the prompt wants it. Too much forgets the prompt.
 
-**Try** another prompt: `a small toy on the left, on grass, in outline style`. Places: in the middle, on the \
+**Try** another prompt: **a small toy on the left, on grass, in outline style**. Places: in the middle, on the \
 right, at night, in the sky, at sunset, on white. Styles: flat, outline, neon, pastel.
 
-**Then** your own photos: template 1 (SDXL) or 5 (Z-Image). The LoRA is in `output/loras`; press **R** to see it \
+**Then** your own photos: template 1 (SDXL) or 5 (Z-Image). The LoRA is in **output/loras**; press **R** to see it \
 in lists.
 """
 
@@ -42,10 +42,10 @@ def try_it() -> Layout:
         **trainer_settings("custom", "toy_subject", **TOY_TRAINING),
     )  # fmt: skip
     prompt = w.add(
-        "CLIPTextEncode", (800, 40), (330, 120), "Prompt", clip=[world, 1],
+        "CLIPTextEncode", (800, 40), (330, 110), "Prompt", clip=[world, 1],
         text="a large toy on the left, at night, in flat style",
     )  # fmt: skip
-    empty = w.add("CLIPTextEncode", (800, 210), (330, 90), "Empty prompt", clip=[world, 1], text="")
+    empty = w.add("CLIPTextEncode", (800, 190), (330, 90), "Empty prompt", clip=[world, 1], text="")
     latent = w.add("EmptyLatentImage", (800, 350), (330, 110), width=256, height=256, batch_size=1)
     sweep = w.add(
         "DCORewardGuidanceSweep", (800, 510), (330, 430), "Before and after", model=[world, 0], lora=[trainer, 0],

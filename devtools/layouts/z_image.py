@@ -24,11 +24,11 @@ _READ_ME = """\
 
 Z-Image predicts flow. What differs from SDXL is set here:
 
-- **beta** `auto` is found on your images before training: errors of flow models are larger than the paper's.
+- **beta** **auto** is found on your images before training: errors of flow models are larger than the paper's.
 - **w_text** (cfg) 4 and **w_rg** 1.6: the paper's ratio of 0.4, at the guidance this model is made for. Try 1.2 \
 to 2.8.
-- Text encoders of this kind learn **no tokens**: `<dog>` in captions says what the subject is; in prompts write \
-`dog`.
+- Text encoders of this kind learn **no tokens**: **&lt;dog&gt;** in captions says what the subject is; in prompts \
+write **dog**.
 - Train on *Z-Image*, not on *Turbo*: guidance is distilled into that one. The LoRA can be tried on both.
 
 Photos and captions as in template 1. Plan for 24 GB of GPU memory; with less, *DCO Run Options* has gradient \
@@ -53,13 +53,13 @@ def train_z_image() -> Layout:
         images=[images, 0], captions=[images, 1], **trainer_settings("subject", "my_subject_z_image"),
     )  # fmt: skip
     prompt = w.add(
-        "CLIPTextEncode", (830, 40), (330, 150), "Prompt", clip=[clip, 0],
+        "CLIPTextEncode", (830, 40), (330, 140), "Prompt", clip=[clip, 0],
         text="a photo of a dog wearing a spacesuit, planting a flag on the moon",
     )  # fmt: skip
-    empty = w.add("CLIPTextEncode", (830, 250), (330, 80), "Empty prompt", clip=[clip, 0], text="")
-    latent = w.add("EmptySD3LatentImage", (830, 390), (330, 110), width=1024, height=1024, batch_size=1)
+    empty = w.add("CLIPTextEncode", (830, 220), (330, 80), "Empty prompt", clip=[clip, 0], text="")
+    latent = w.add("EmptySD3LatentImage", (830, 380), (330, 110), width=1024, height=1024, batch_size=1)
     guided = w.add(
-        "DCORewardGuidance", (830, 560), (330, 220), "Reward guidance: move w_rg", model=[unet, 0], lora=[trainer, 0],
+        "DCORewardGuidance", (830, 550), (330, 220), "Reward guidance: move w_rg", model=[unet, 0], lora=[trainer, 0],
         w_rg=scales.w_rg,
     )  # fmt: skip
     sampler = w.add(

@@ -66,14 +66,14 @@ class DCOLoadLoRA(io.ComfyNode):
             _number(header.get(name), default)
             for name, default in (("dco.w_rg", PAPER.w_rg), ("dco.w_text", PAPER.w_text))
         )
-        said = [
+        lines = [
             f"Trigger words: {trigger}." if trigger else "No trigger words in its header.",
             f"To begin with: w_rg {w_rg:g}, w_text {w_text:g}.",
         ]
         part = _stopped_at(header)
         if part:
-            said.insert(0, f"Training was stopped {part}: run it again for the whole LoRA.")
-        text = printable_lines("\n".join(said))
+            lines.insert(0, f"Training was stopped {part}: run it again for the whole LoRA.")
+        text = printable_lines("\n".join(lines))
         return io.NodeOutput(tensors, trigger, w_rg, w_text, ui={"text": [text]})
 
 

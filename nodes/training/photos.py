@@ -25,13 +25,14 @@ class DCOPhotos(io.ComfyNode):
             description="Drop your photos on it and write a caption beside each. Run drafts the captions that are "
             "missing, with a vision-language model where one is connected, and says beside each photo what to mend.",
             search_aliases=[
-                "upload images", "photos", "dataset", "caption", "load images", "dreambooth", "dco",
+                "upload images", "photos", "dataset", "caption", "load images", "dco",
             ],
             inputs=[
                 io.String.Input(
                     "photos",
                     default="",
                     socketless=True,
+                    extra_dict={"hidden": True},  # web/dco_photos.js draws it
                     tooltip='The photos as JSON, which the node writes itself: [{"file": "dco_photos/rex.jpg", '
                     '"caption": "a photo of a <dog> on a ledge"}]. Files are in ComfyUI\'s input folder.',
                 ),

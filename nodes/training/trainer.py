@@ -137,9 +137,9 @@ class DCOLoRATrainer(io.ComfyNode):
                     return trained_lora.finished(target, weights, words.tokens, words.initializers, run.step)
 
             def save(target: trained_lora.Target, lora: LoraWeights) -> list[str]:
-                said = trained_lora.save(target, lora, words.tokens)
+                saved_lines = trained_lora.save(target, lora, words.tokens)
                 trained_lora.remove_stopped(target, lora)
-                return said
+                return saved_lines
 
             log = _event_log(run, path, values)
 

@@ -71,8 +71,8 @@ def test_a_template_is_readable_on_opening(small_view, name):
 
 
 def test_the_first_template_has_at_most_ten_nodes_and_one_trainer():
-    kinds = [node["type"] for node in template(next(iter(WORKFLOWS)))["nodes"]]
-    assert len(kinds) <= 10 and kinds.count("DCOLoRATrainer") == 1
+    types = [node["type"] for node in template(next(iter(WORKFLOWS)))["nodes"]]
+    assert len(types) <= 10 and types.count("DCOLoRATrainer") == 1
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
@@ -190,7 +190,9 @@ def test_a_blueprint_is_in_the_library_of_nodes_and_sends_its_nodes(host, page, 
     assert [text for text in page.problems if not any(noise in text for noise in NOISE)] == []
     shown = page.evaluate("() => window.app.graph._nodes[0].widgets.map(w => w.label ?? w.name)")
     made = BLUEPRINTS[name]()
-    assert [label for _, _, label in made.shown] == shown
+    assert shown == ["captions", *(label for _, _, label in made.shown)]
+    inputs = page.evaluate("() => window.app.graph._nodes[0].inputs.map(i => i.label ?? i.name)")
+    assert inputs == [*made.sockets, *(label for _, _, label in made.shown)]
     sent = page.evaluate("async () => (await window.app.graphToPrompt()).output")
     inside = {n: c["class_type"] for n, c in made.layout.prompt.items() if n not in made.outside}
     assert sorted(node["class_type"] for node in sent.values()) == sorted(inside.values())

@@ -56,8 +56,8 @@ def here(arguments, capsys):
     """`run` without a process of its own, where no test asks for one."""
     capsys.readouterr()
     status = main(arguments[3:])
-    said = capsys.readouterr()
-    return subprocess.CompletedProcess(arguments, status, said.out, said.err)
+    printed = capsys.readouterr()
+    return subprocess.CompletedProcess(arguments, status, printed.out, printed.err)
 
 
 def digest(path):

@@ -142,8 +142,8 @@ def test_what_does_not_fit_is_one_sentence(text, words, tmp_path, capsys):
     path = tmp_path / "run.toml"
     path.write_text(text)
     assert commands.main(["train", "--config", str(path)]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and words in said and said.count("\n") == 1 and str(path) in said
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and words in printed and printed.count("\n") == 1 and str(path) in printed
 
 
 def test_a_file_that_is_not_there_and_options_that_nobody_gave(tmp_path, capsys):

@@ -105,7 +105,7 @@ def test_the_loaded_unet_is_shared_and_not_changed(written):
 
 def train(folder, data, output, *more):
     return commands.main([
-        "train", "--model", f"diffusers:{folder}", "--data", str(data), "--output", str(output), "--steps", "4",
+        "train", "--model", f"diffusers:{folder}", "--data", str(data), "--output", str(output), "--steps", "3",
         "--rank", "2", "--learning-rate", "1e-2", "--checkpoint-every", "1", "--seed", "3", *more,
     ])  # fmt: skip
 
@@ -153,7 +153,7 @@ def test_trained_stopped_and_resumed_the_file_is_the_same_and_works_in_diffusers
 
 
 def test_half_precision_and_its_variant_files(tmp_path, data):
-    sdxl(tmp_path, variant="fp16")
+    sdxl(tmp_path, layers=1, variant="fp16")
     folder = tmp_path / "pipeline"
     assert list((folder / "unet").glob("*.fp16.safetensors"))
     model = loaded(folder, torch.bfloat16)
@@ -165,9 +165,17 @@ def test_half_precision_and_its_variant_files(tmp_path, data):
 
 
 def test_a_v_model_is_trained_as_one(tmp_path):
-    sd15(tmp_path, prediction="v_prediction")
+    sd15(tmp_path, prediction="v_prediction", layers=1)
     model = loaded(tmp_path / "pipeline")
     assert model.prediction == model.denoiser(None).schedule.prediction == "v"
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """The folder of a pipeline that can be read, to break copies of."""
+    folder = tmp_path_factory.mktemp("sound")
+    sd15(folder, layers=1)
+    return folder / "pipeline"
 
 
 def index(folder, **changes):
@@ -191,8 +199,8 @@ def broken(folder):
     ],
     ids=["nothing", "index", "family", "cut short", "no VAE"],
 )
-def test_what_is_no_such_pipeline_is_one_sentence(tmp_path, data, capsys, damage, words):
-    sd15(tmp_path)
+def test_what_is_no_such_pipeline_is_one_sentence(sound, tmp_path, data, capsys, damage, words):
+    shutil.copytree(sound, tmp_path / "pipeline")
     damage(tmp_path / "pipeline")
     output = tmp_path / "out" / "lora.safetensors"
     assert train(tmp_path / "pipeline", data, output) == 1
@@ -202,13 +210,12 @@ def test_what_is_no_such_pipeline_is_one_sentence(tmp_path, data, capsys, damage
 
 
 def test_an_inpainting_model_is_refused(tmp_path):
-    sd15(tmp_path, channels=9)
+    sd15(tmp_path, channels=9, layers=1)
     with pytest.raises(DCOError, match="reads 9 channels"):
         loaded(tmp_path / "pipeline")
 
 
-def test_without_the_packages_it_says_what_to_install(tmp_path, monkeypatch):
-    sd15(tmp_path)
+def test_without_the_packages_it_says_what_to_install(sound, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(DCOError, match="pip install diffusers transformers"):
-        loaded(tmp_path / "pipeline")
+        loaded(sound)

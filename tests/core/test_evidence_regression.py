@@ -1,8 +1,13 @@
-"""What the quick study finds robust, and that it finds it no more where the loss is broken: minutes on one core."""
+"""What the quick study finds robust: three minutes of one core. That it finds it no more where the loss is broken takes
+two more, with
+
+    DCO_BROKEN_LOSSES=1 python -m pytest tests/core/test_evidence_regression.py
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 
 import pytest
@@ -30,7 +35,7 @@ def found(study, folder):
     return {finding.contrast.claim: finding for finding in findings(contrasts_from(study.contrasts), evidence)}
 
 
-def said(finding):
+def message(finding):
     return "; ".join(f"{result.test.text}: {result.difference}" for result in finding.results)
 
 
@@ -44,7 +49,7 @@ def quick(tmp_path_factory):
 def test_it_holds_by_t_intervals_over_six_subjects(quick, claim):
     finding = quick[1][claim]
     assert all(result.difference.n == len(STUDY.subjects) for result in finding.results)
-    assert finding.verdict == HOLDS, said(finding)
+    assert finding.verdict == HOLDS, message(finding)
 
 
 def _margin_of_the_other_sign(monkeypatch):
@@ -62,6 +67,7 @@ def _phi_with_the_adapter_on(monkeypatch):
     monkeypatch.setattr(reference_pass, "batch_errors", errors)
 
 
+@pytest.mark.skipif("DCO_BROKEN_LOSSES" not in os.environ, reason="minutes more: run it with DCO_BROKEN_LOSSES=1")
 @pytest.mark.parametrize("broken", [_margin_of_the_other_sign, _weight_on_one_term, _phi_with_the_adapter_on])
 def test_a_broken_loss_is_noticed(quick, tmp_path, monkeypatch, broken):
     folder = tmp_path / "broken"
@@ -76,4 +82,4 @@ def test_a_broken_loss_is_noticed(quick, tmp_path, monkeypatch, broken):
     broken(monkeypatch)
     finding = found(study, folder)[CLAIMS[ON_FLOW]]
     assert finding.results[0].difference.n == len(STUDY.subjects)
-    assert finding.verdict != HOLDS, said(finding)
+    assert finding.verdict != HOLDS, message(finding)

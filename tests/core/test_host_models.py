@@ -38,8 +38,8 @@ def test_what_is_missing_is_one_sentence(arguments, path, words, data, tmp_path,
     if path is not None:
         monkeypatch.setenv("COMFYUI_PATH", path)
     assert train(data, tmp_path / "a.safetensors", *arguments) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and words in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and words in printed and printed.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

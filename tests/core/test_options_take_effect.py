@@ -56,6 +56,7 @@ TRAINING = {
     "look_ahead": Row(1, {"look_ahead": 3}, same_lora=True),
     "validation_steps": Row(2, same_lora=True),
     "keep": Row("best", {"validation_steps": 1, "learning_rate": 3.0, "objective": "dreambooth"}),
+    "timestep_sampling": Row("logit-normal"),
     "automatic_beta": Row("images", {"beta": None, "weighting": "epsilon"}),
 }
 ADAPTER = {

@@ -13,13 +13,13 @@ from dco_core.network.lora_layers import ADAPTER, AdapterConfig, lora_layers
 from dco_core.sampling import sample
 from dco_core.schedules import Schedule
 from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder
-from dco_core.toy_world.model import sample as toy_sample
 from dco_core.training.config import TrainingConfig
 from dco_core.training.examples import Example
 from dco_core.training.learned_tokens import LearnedTokens
 from dco_core.training.previews import Preview, PreviewPrompt, Previews
 from dco_core.training.trainer import Training
 from tests.small_network import Denoiser, small_base, small_examples
+from tests.toy_sampler import toy_sample
 
 SCALES = [(0.0, 7.5), (7.5, 7.5), (3.0, 7.5), (0.0, 1.0), (1.0, 1.0), (0.4, 1.0)]
 SCHEDULES = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dco_core.cli import commands
-from dco_core.lora import fingerprint, read_lora
+from dco_core.lora import read_lora, tensors_sha256
 from dco_core.schedules import Schedule
 from dco_core.toy_world.references import write_toy_references
 from dco_core.training import reference_cache
@@ -267,6 +267,9 @@ def test_where_errors_are_not_enough_it_is_said_and_nothing_is_kept(tmp_path):
     config = TrainingConfig(steps=2, objective="output-preservation")
     training = reference_training(run, examples, config, tmp_path)
     assert "output-preservation compares its predictions" in training.notes[0]
+    preserved = [dataclasses.replace(e, preserved=[e.base_conditioning]) for e in examples]
+    held = reference_training(run, preserved, TrainingConfig(steps=2, preservation_prompts="a cat"), tmp_path)
+    assert "preservation compare its predictions" in held.notes[0]
     shared = [dataclasses.replace(e, conditioning=lambda e=e: e.conditioning, base_conditioning=None) for e in examples]
     assert "it reads tokens in training" in reference_training(run, shared, TrainingConfig(steps=2), tmp_path).notes[0]
     plain = reference_training(run, examples, TrainingConfig(steps=2, objective="dreambooth"), tmp_path)
@@ -316,4 +319,4 @@ def test_the_command_keeps_them_beside_its_file_unless_told_otherwise(data, tmp_
     assert "are there from an earlier run" in capsys.readouterr().out
     assert train(data, again.with_name("pictures.safetensors"), seed=4) == 0
     assert "are there from an earlier run" not in capsys.readouterr().out
-    assert fingerprint(read_lora(plain)) != fingerprint(read_lora(again.with_name("pictures.safetensors")))
+    assert tensors_sha256(read_lora(plain)) != tensors_sha256(read_lora(again.with_name("pictures.safetensors")))

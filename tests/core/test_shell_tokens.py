@@ -69,8 +69,8 @@ def test_rows_that_start_as_words_read_as_the_words(model, family):
     (encoded,) = model.learned_tokens.encode([CAPTION], tokens.tensors(), {})
     assert torch.equal(flat(encoded), flat(plain)) and not flat(encoded).requires_grad
     (words,) = model.learned_tokens.encode([CAPTION], {}, {"toy": "green star"})
-    (said,) = model.encode_captions(["a green star and a red star, at night; green star"])
-    assert torch.equal(flat(words), flat(said))
+    (encoded,) = model.encode_captions(["a green star and a red star, at night; green star"])
+    assert torch.equal(flat(words), flat(encoded))
 
 
 def test_the_gradient_is_that_of_central_differences_and_the_rest_is_untouched(model, family):
@@ -158,9 +158,9 @@ class Stopped(BaseException):
 def test_trained_stopped_and_resumed_the_files_are_the_same(family, places, data, tmp_path, monkeypatch, capsys, learn):
     whole, split = tmp_path / "whole" / "my.safetensors", tmp_path / "split" / "my.safetensors"
     assert train(places[family], data, whole, learn=learn) == 0
-    said = capsys.readouterr().out
-    assert f"The token <toy> is also in {whole.with_name('my_toy.safetensors')}" in said
-    assert "reads <toy> as the word" not in said
+    printed = capsys.readouterr().out
+    assert f"The token <toy> is also in {whole.with_name('my_toy.safetensors')}" in printed
+    assert "reads <toy> as the word" not in printed
 
     def stop(self, report):
         if report.step == 2:
@@ -234,8 +234,8 @@ def test_tokens_train_with_other_objectives_beside_dropout_and_previews(data, tm
 )
 def test_bad_tokens_are_refused_before_anything_is_written(data, tmp_path, capsys, options, words):
     assert train("toy-world", data, tmp_path / "toy.safetensors", *options) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and words in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and words in printed and printed.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

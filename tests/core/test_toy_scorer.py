@@ -11,7 +11,7 @@ from dco_core.errors import DCOError
 from dco_core.evidence.prompts import evaluation_prompts, fill
 from dco_core.evidence.toy_prompts import own_likeness, subject_prompts, true_renders
 from dco_core.toy_world import scorer
-from dco_core.toy_world.model import encode, load_text_encoder, load_unet, sample
+from dco_core.toy_world.model import encode, load_text_encoder, load_unet
 from dco_core.toy_world.references import toy_references, write_toy_references
 from dco_core.toy_world.renderer import render
 from dco_core.toy_world.scorer import (
@@ -26,7 +26,7 @@ from dco_core.toy_world.scorer import (
 from dco_core.toy_world.scorer_network import WEIGHTS
 from dco_core.toy_world.world import (
     BACKGROUNDS,
-    EAR_KINDS,
+    EAR_SHAPES,
     FACTORS,
     PRINT,
     SHAPES,
@@ -40,6 +40,7 @@ from dco_core.toy_world.world import (
     style_reference,
     subject_references,
 )
+from tests.toy_sampler import toy_sample
 
 N = 300
 FLAT = STYLES.index("flat")
@@ -102,7 +103,7 @@ WRONG = {
     "nothing": ({}, 0.9, 1.0),
     "ears a little smaller": ({"ear_size": 0.4}, 0.88, 1.0),
     "small ears": ({"ear_size": 0.3}, 0.7, 0.88),
-    "pointed ears": ({"ears": EAR_KINDS.index("pointed")}, 0.3, 0.5),
+    "pointed ears": ({"ears": EAR_SHAPES.index("pointed")}, 0.3, 0.5),
     "other ears and belly": ({"accent_rgb": (0.1, 0.3, 0.9)}, 0.2, 0.4),
     "blue": ({"body_rgb": (0.1, 0.3, 0.9)}, 0.0, 0.1),
     "red": ({"body_rgb": (0.8, 0.1, 0.1)}, 0.0, 0.1),
@@ -151,7 +152,7 @@ def test_other_objects_have_no_subject_likeness():
 def test_in_prints_the_subject_is_known_by_its_form_alone():
     drawn = scenes(5).with_(**STYLE)
     same = subject_likeness(render(drawn.with_(**SUBJECT)), "toy")
-    ears = subject_likeness(render(drawn.with_(**SUBJECT).with_(ears=EAR_KINDS.index("none"))), "toy")
+    ears = subject_likeness(render(drawn.with_(**SUBJECT).with_(ears=EAR_SHAPES.index("none"))), "toy")
     red = subject_likeness(render(drawn.with_(**SUBJECT).with_(body_rgb=(0.8, 0.1, 0.1))), "toy")
     assert same.mean() > 0.9 and ears.mean() < 0.5 and (red - same).abs().mean() < 0.1
 
@@ -211,7 +212,7 @@ def base_samples():
         prompts = fill(evaluation_prompts(kind, "toy world"), "print" if what == "style" else "toy") * 2
         noise = torch.randn(len(prompts), 3, 32, 32, generator=torch.Generator().manual_seed(6))
         texts = [encode(text_encoder, texts) for texts in (prompts, [""])]
-        found[kind] = prompts, sample(unet, *texts, noise, 2.0, 2.0, steps=12)
+        found[kind] = prompts, toy_sample(unet, *texts, noise, 2.0, 2.0, steps=12)
     return found
 
 

@@ -3,7 +3,7 @@ import torch
 from dco_core.captions.markers import base_caption
 from dco_core.network.lora_layers import AdapterConfig, add_adapter
 from dco_core.toy_world import scorer
-from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder, load_unet, sample
+from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder, load_unet
 from dco_core.toy_world.renderer import render
 from dco_core.toy_world.tokenizer import BEGIN, END, MAX_TOKENS, UNKNOWN, VOCABULARY, tokenize
 from dco_core.toy_world.world import (
@@ -19,6 +19,7 @@ from dco_core.toy_world.world import (
     training_captions,
 )
 from dco_core.training.trainer import Example, TrainingConfig, evaluate, random_draws, train
+from tests.toy_sampler import toy_sample
 
 
 def generator(seed=0):
@@ -89,7 +90,7 @@ def test_the_shipped_model_follows_prompts():
     prompts = [caption(s, i) for s in [sample_scenes(24, generator(7))] for i in range(24)]
     text_encoder = load_text_encoder()
     noise = torch.randn(24, 3, 32, 32, generator=generator(8))
-    pictures = sample(load_unet(), encode(text_encoder, prompts), encode(text_encoder, [""]), noise, 0.0)
+    pictures = toy_sample(load_unet(), encode(text_encoder, prompts), encode(text_encoder, [""]), noise, 0.0)
     followed = scorer.factors_obeyed(pictures, prompts).mean()
     shuffled = scorer.factors_obeyed(pictures, prompts[1:] + prompts[:1]).mean()
     assert followed > 0.93
@@ -111,11 +112,11 @@ def test_guided_sampling_uses_the_lora_only_where_w_rg_asks():
     network, text_encoder = load_unet(), load_text_encoder()
     c, e = encode(text_encoder, ["a large toy on the left"]), encode(text_encoder, [""])
     noise = torch.randn(1, 3, 32, 32, generator=generator(5))
-    base = sample(network, c, e, noise, 0.0, steps=4)
+    base = toy_sample(network, c, e, noise, 0.0, steps=4)
     for parameter in add_adapter(network, AdapterConfig(rank=2)).values():
         parameter.data.normal_(std=0.1)
-    assert torch.equal(sample(network, c, e, noise, 0.0, steps=4), base)
-    assert not torch.allclose(sample(network, c, e, noise, 1.0, steps=4), base, atol=1e-3)
+    assert torch.equal(toy_sample(network, c, e, noise, 0.0, steps=4), base)
+    assert not torch.allclose(toy_sample(network, c, e, noise, 1.0, steps=4), base, atol=1e-3)
 
 
 def test_dco_training_lowers_the_validation_loss_on_the_subject():

@@ -11,12 +11,13 @@ from dco_core.sampling import sample as any_sample
 from dco_core.schedules import Schedule
 from dco_core.toy_world import scorer
 from dco_core.toy_world.bases import BASES, schedule_of
-from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder, load_unet, sample
+from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder, load_unet
 from dco_core.toy_world.renderer import render
 from dco_core.toy_world.world import caption, sample_scenes
 from dco_core.training.draws import Draw
 from dco_core.training.examples import Example
 from dco_core.training.objectives import batch_errors
+from tests.toy_sampler import toy_sample
 
 TIMES = [3, 200, 491, 998]  # indices of the epsilon base, not evenly spread
 
@@ -129,7 +130,8 @@ def test_the_shipped_model_follows_prompts(base):
     _, prompts = scenes(24)
     text_encoder = load_text_encoder()
     noise = torch.randn(24, 3, 32, 32, generator=generator(8))
-    pictures = sample(load_unet(base), encode(text_encoder, prompts), encode(text_encoder, [""]), noise, 0.0, steps=10)
+    texts, empty = encode(text_encoder, prompts), encode(text_encoder, [""])
+    pictures = toy_sample(load_unet(base), texts, empty, noise, 0.0, steps=10)
     assert scorer.prompt_alignment(pictures, prompts).mean() > 0.8
     assert scorer.factors_obeyed(pictures, prompts).mean() > 0.93
 
@@ -142,7 +144,7 @@ def test_models_by_name():
     contents = {load_model(name).content() for name in ("toy-world", "toy-world:epsilon", "toy-world:flow")}
     assert len(contents) == 2  # a checkpoint of one base is none of the other
     for wrong in ("toy-world:", "toy-world:v", "toy-worlds"):
-        with pytest.raises(DCOError, match="use toy-world, toy-world:epsilon, toy-world:flow, or diffusers:FOLDER"):
+        with pytest.raises(DCOError, match="use toy-world, toy-world:epsilon, toy-world:flow, diffusers:FOLDER"):
             load_model(wrong)
     with pytest.raises(DCOError, match='no base "v": use epsilon or flow'):
         load_unet("v")

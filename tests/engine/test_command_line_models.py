@@ -110,8 +110,8 @@ def test_a_checkpoint_trains_with_tokens_stops_and_goes_on_and_its_parts_are_the
 def test_files_that_are_no_models_are_one_sentence(arguments, words, data, files, tmp_path, capsys):
     given = [argument.format(files=files) for argument in arguments]
     assert train(data, tmp_path / "a.safetensors", *given) == 1
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("error: ") and words in said
+    printed = capsys.readouterr().err.splitlines()[-1]
+    assert printed.startswith("error: ") and words in printed
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from benchmarks import host
 from dco_core.network.lora_layers import AdapterConfig
 from dco_core.toy_world.bases import BASES, schedule_of
 from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder, load_unet
-from dco_core.toy_world.model import sample as toy_sample
+from devtools import in_process_host as host
+from tests.toy_sampler import toy_sample
 
 PROMPT = "a small toy on the left, at night, in flat style"
 
@@ -53,7 +53,8 @@ def test_the_host_trains_a_base_on_its_own_schedule_and_prediction(base):
 
 
 def test_checkpoints_of_the_bases_are_told_apart_and_other_names_are_refused():
-    toy, fingerprint = host.pack("nodes.host.toy_world"), host.pack("nodes.host.training.model_fingerprint").fingerprint
+    toy = host.pack("nodes.host.toy_world")
+    fingerprint = host.pack("nodes.host.training.model_fingerprint").model_fingerprint
     found = [fingerprint(*toy.load(None, base)) for base in (*BASES, *BASES)]
     assert found[0] != found[1] and found[:2] == found[2:]
     with pytest.raises(host.pack("dco_core.errors").DCOError, match='no base "v": use epsilon or flow'):

@@ -83,8 +83,8 @@ def test_another_run_of_the_node_reads_what_the_base_model_made_of_the_draws(hos
     path, text = run("first_errors")
     folder = host.base_dir / "output" / "dco_reference_cache"
     assert "from an earlier run" not in text and len(list(folder.iterdir())) >= 1
-    again, said = run("second_errors", rank=3, objective__beta=0.5, steps=4)
-    assert "The base model's errors on 4 batches are there from an earlier run." in said
+    again, printed = run("second_errors", rank=3, objective__beta=0.5, steps=4)
+    assert "The base model's errors on 4 batches are there from an earlier run." in printed
     without, silent = run("no_errors", rank=3, objective__beta=0.5, steps=4, reference_cache=False)
     assert "from an earlier run" not in silent
     found, expected = load_file(again), load_file(without)

@@ -27,18 +27,18 @@ def trained_on(host, sd15, *captions):
 
 
 def test_photos_with_captions_train(host, sd15, photos):
-    said, trained = trained_on(host, sd15, GOOD, GOOD.replace("red wall", "green hedge"))
-    assert said["dco_photos"][0] == GOOD and said["dco_captions"] == []
+    shown, trained = trained_on(host, sd15, GOOD, GOOD.replace("red wall", "green hedge"))
+    assert shown["dco_photos"][0] == GOOD and shown["dco_captions"] == []
     assert "Saved loras/of_photos" in trained["text"][0]
 
 
 def test_missing_captions_are_drafted_and_nothing_is_trained_on_them_unread(host, sd15, photos):
-    said, trained = trained_on(host, sd15, GOOD, "")
+    shown, trained = trained_on(host, sd15, GOOD, "")
     assert trained is None
-    assert said["dco_photos"][0] == GOOD
-    assert "<dog>" in said["dco_photos"][1] and "[" in said["dco_photos"][1]
-    assert said["text"][0].startswith("Drafted 1 of 2 captions")
-    assert [entry["image"] for entry in said["dco_captions"]] == [1]  # beside the form alone
+    assert shown["dco_photos"][0] == GOOD
+    assert "<dog>" in shown["dco_photos"][1] and "[" in shown["dco_photos"][1]
+    assert shown["text"][0].startswith("Drafted 1 of 2 captions")
+    assert [entry["image"] for entry in shown["dco_captions"]] == [1]  # beside the form alone
 
 
 @pytest.mark.parametrize(("text", "message"), [

@@ -270,11 +270,14 @@ def test_prior_preservation_and_mapo_generate_with_an_epsilon_model_too(host, sd
 
 
 def test_what_a_prompt_leaves_out_has_its_default(host):
-    left_out = ("batch_size", "objective__beta", "recipe__learning_rate", "recipe__offset_noise")
+    left_out = (
+        "batch_size", "validation_steps", "objective__beta", "recipe__learning_rate", "recipe__offset_noise",
+    )  # fmt: skip
     tensors, _, report = run(host, recipe="style", **dict.fromkeys(left_out))
     assert "Recipe style: steps 3, rank 4, learning rate 5e-05, offset noise 0.1" in report
     assert "(the paper: steps 1000, rank 64)" in report
     assert tensors and "Captions: no complaints (4 captions)." in report
+    assert "Validation margin: best " in report  # as a trainer does unless told otherwise
 
 
 def test_one_image_is_enough(host):

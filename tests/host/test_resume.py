@@ -20,7 +20,7 @@ def tensors(host, outputs, trainer):
 
 def toy(**changes):
     g = Graph()
-    return g, g.toy_trainer(g.toy(), **{"steps": 40, "resume": True, **changes})
+    return g, g.toy_trainer(g.toy(), **{"steps": 24, "resume": True, **changes})
 
 
 def interrupted(host, at_step, **changes):
@@ -189,7 +189,7 @@ def test_a_checkpoint_folder_that_cannot_be_written_is_an_error_and_the_lora_is_
 
 
 def test_the_report_says_how_it_scored(host):
-    g, trainer = toy(name="scored", steps=20, validation_steps=10, keep="best", resume=False)
+    g, trainer = toy(name="scored", steps=4, validation_steps=2, keep="best", resume=False)
     text = host.client.run(g.prompt)[trainer]["text"][0]
     assert "Validation margin: best " in text
     assert "distance to the base " in text

@@ -211,7 +211,7 @@ def test_the_toy_world_is_an_epsilon_model_with_the_papers_beta_unless_asked_for
     loader = g.add("DCOToyWorldLoader")  # as templates of older versions have it, too
     base = {name: [loader, i] for i, name in enumerate(("model", "clip", "vae"))}
     trainers = [
-        g.toy_trainer(world, steps=2, objective__beta=0.0, filename_prefix=f"loras/{name}")
+        g.toy_trainer(world, steps=2, objective__beta=0.0, name=name)
         for name, world in (("epsilon", base), ("flow", g.toy("flow")))
     ]
     outputs = host.client.run(g.prompt)

@@ -93,7 +93,7 @@ def test_the_comparison_ends_in_a_plot_with_a_curve_a_method(host):
     assert {**sweeps[0], "lora": None} == {**sweeps[1], "lora": None}
     values = [f"w_rg {value.strip()}" for value in sweeps[0]["w_rg_values"].split(",")]
 
-    prompt["said"] = {"class_type": "PreviewAny", "inputs": {"source": [only("DCOParetoPlot"), 1]}}
+    prompt["report"] = {"class_type": "PreviewAny", "inputs": {"source": [only("DCOParetoPlot"), 1]}}
     outputs = host.client.run(prompt)
     (saved,) = outputs[only("SaveImage")]["images"]
     plot = np.asarray(Image.open(io.BytesIO(host.client.download(**saved))).convert("RGB")).reshape(-1, 3)

@@ -39,9 +39,9 @@ class CommandLineModel(HostImageModel):
         with torch.inference_mode():
             return super().decode_latents(latents)
 
-    def shown_beside(self, fitted: Any, latent: Tensor) -> Any:
+    def shown_beside(self, bucketed: Any, latent: Tensor) -> Any:
         with torch.inference_mode():
-            return super().shown_beside(fitted, latent)
+            return super().shown_beside(bucketed, latent)
 
     def _sample(self, *arguments: Any, **options: Any) -> list[Tensor]:
         with torch.inference_mode():
