@@ -20,7 +20,8 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from . import host
+from devtools import in_process_host as host
+
 from .networks import Shape, host_model, shape_of
 
 W_RG, W_TEXT, TOKENS = 3.0, 7.5, 77
@@ -70,11 +71,10 @@ class Setup:
         """w_rg: None for plain CFG."""
         import comfy.samplers
 
-        inputs = host.pack("nodes.guidance.inputs")
+        guided = host.pack("nodes.guidance.guided").Guided
         model = self.model
         if w_rg is not None:
-            patches = inputs.patches_of(model, self.lora, 1.0)
-            model = inputs.patched(model, patches, "reward", w_rg, **({"self_check": False} | options))
+            model = guided(model, self.lora, None, {"self_check": False} | options).patched("reward", w_rg)
 
         def run() -> None:
             guider = comfy.samplers.CFGGuider(model)

@@ -33,7 +33,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dco_core.cli.commands import main as command_line
-from dco_core.pipeline.run import checkpoint_folder
+from dco_core.pipeline.output_files import checkpoint_folder
 from dco_core.toy_world.references import write_toy_references
 from dco_core.training.checkpoints import KEPT
 

@@ -116,7 +116,7 @@ def host_config(shape: Shape) -> dict[str, Any]:
 
 
 def host_model(shape: Shape, weights: Mapping[str, torch.Tensor] | None, dtype: torch.dtype = torch.float32):
-    """A MODEL of the host (started: benchmarks.host) with the weights of a diffusers UNet; the function that made it
+    """A MODEL of the host (started: in_process_host) with the weights of a diffusers UNet; the function that made it
     goes along, as after a loader, so that the host can make another copy."""
     import comfy.model_management as management
     import comfy.supported_models as families

@@ -26,9 +26,9 @@ from torch.utils._pytree import tree_leaves
 
 from dco_core.network.denoiser import NetworkDenoiser
 from dco_core.network.lora_layers import AdapterConfig, lora_layers
+from devtools.host_launcher import declare_torchvision_schemas
 
 from . import networks
-from .host import declare_torchvision_schemas
 from .sdxl_gpu import SDXL, conditioning
 
 ROWS = (1, 3, 8)

@@ -28,9 +28,9 @@ from dco_core.schedules import Schedule
 from dco_core.training.config import TrainingConfig
 from dco_core.training.examples import Example
 from dco_core.training.trainer import Training
+from devtools.host_launcher import declare_torchvision_schemas
 
 from . import networks
-from .host import declare_torchvision_schemas
 
 ROWS = 4  # pictures
 

@@ -27,7 +27,8 @@ from pathlib import Path
 
 import torch
 
-from . import host
+from devtools import in_process_host as host
+
 from .variants import AS_SHIPPED, AUTHORS, LOOK_AHEAD, PLAIN, Setting, variants
 
 ROOT = Path(__file__).resolve().parent.parent

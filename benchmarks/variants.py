@@ -13,7 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import host, networks
+from devtools import in_process_host as host
+
+from . import networks
 
 ROWS = 4  # pictures, each with its caption
 TOO_MANY = 10_000  # steps: `callback` ends the loop

@@ -4,7 +4,6 @@ The names below are the method; `dco_core.lora` holds LoRA files and their sums,
 model. peft is imported only when a LoRA is put into a network.
 """
 
-from .captions.markers import base_caption
 from .errors import DCOError
 from .guidance import reward_guidance
 from .losses import dco_loss, dco_margin, diffusion_loss, mean_squared_error
@@ -28,7 +27,6 @@ __all__ = [
     "StepReport",
     "Training",
     "TrainingConfig",
-    "base_caption",
     "dco_loss",
     "dco_margin",
     "diffusion_loss",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .errors import DCOError
@@ -39,6 +41,34 @@ def reward_guidance(
         term = prediction if coefficient == 1 else coefficient * prediction
         result = term if result is None else result + term
     assert result is not None  # the coefficients sum to 1, so one of them is not 0
+    return result
+
+
+def regional_guidance(
+    thetas: Sequence[Tensor], phi_cond: Tensor, masks: Sequence[Tensor | None], ratios: Sequence[float]
+) -> Tensor:
+    """Reward guidance by several LoRAs, each in its own part of the picture; what classifier-free guidance at w_text
+    then takes for the prediction on the prompt:
+
+        phi(c) + sum_k (w_rg_k / w_text) M_k (theta_k(c_k) - phi(c))
+
+    With one LoRA and M = 1 it is `reward_guidance`, to the bit; where every M is 0 it is phi(c), to the bit. Where
+    masks overlap their guidance adds up.
+
+    thetas: [B, ...] each, the predictions with the LoRAs, on the prompts that they read. phi_cond: [B, ...].
+    masks: [B or 1, 1, ...] each in 0..1, on the CPU, None: everywhere. ratios: w_rg_k / w_text.
+    """
+    if len(thetas) == 1 and masks[0] is None:
+        return reward_guidance(thetas[0], phi_cond, None, ratios[0], 1.0)
+
+    def placed(share: Tensor) -> Tensor:
+        return share.to(phi_cond.dtype).to(phi_cond.device)  # double, which not every device has
+
+    whole = torch.ones((1,) * phi_cond.ndim, dtype=torch.float64)
+    shares = [r * (whole if m is None else m.double()) for m, r in zip(masks, ratios, strict=True)]
+    result = placed(whole - torch.stack(torch.broadcast_tensors(*shares)).sum(0)) * phi_cond
+    for theta, share in zip(thetas, shares, strict=True):
+        result = result + placed(share) * theta
     return result
 
 

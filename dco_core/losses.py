@@ -33,6 +33,18 @@ def mean_squared_error(prediction: Tensor, target: Tensor, mask: Tensor | None =
     return (squared * weights).flatten(1).sum(1) / weights.flatten(1).sum(1)
 
 
+def outside_drift(theta: Tensor, phi: Tensor, mask: Tensor) -> Tensor:
+    """How far theta is from phi outside of the mask, for the mask prior: the mean of |theta - phi|^2 weighted by
+    1 - mask, [B, ...] -> [B]; 0 where nothing is outside. phi is treated as a constant. mask: as in
+    mean_squared_error, whose weighted mean is of the inside.
+
+    ai-toolkit has it as the inverted mask prior, OneTrainer as masked prior preservation."""
+    squared = (theta.float() - phi.detach().float()).square()
+    outside = (1 - mask.float()).expand_as(squared).flatten(1)
+    area = outside.sum(1)
+    return (squared.flatten(1) * outside).sum(1) / torch.where(area > 0, area, 1.0)
+
+
 def weights_at(schedule: Schedule, t: Tensor, weighting: str = "uniform", gamma: float = 5.0) -> Tensor:
     """w(t) of the losses at timestep indices t [B] -> [B].
 

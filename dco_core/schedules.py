@@ -3,7 +3,7 @@
 x_t = alpha_t x0 + sigma_t eps for every family. What the network predicts, and therefore what the losses
 compare, is its native target:
 
-    epsilon   eps                       alpha^2 + sigma^2 = 1     SD1.5, SDXL
+    epsilon   eps                       alpha^2 + sigma^2 = 1     SD1.5, SDXL, the Toy World
     v         alpha eps - sigma x0      alpha^2 + sigma^2 = 1     SD2 768, zero-terminal-SNR models
     flow      eps - x0                  alpha + sigma = 1         SD3, Flux, Lumina2, Qwen-Image, the Toy World
 """
@@ -18,11 +18,6 @@ from torch import Tensor
 from .errors import DCOError
 
 PREDICTIONS = ("epsilon", "v", "flow")
-
-
-def even_timesteps(length: int, count: int) -> list[int]:
-    """`count` indices in the middles of as many equal parts of a schedule of that length."""
-    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -64,6 +59,10 @@ class Schedule:
         """Rectified flow with uniform times (1..T)/T, shifted as in SD3 (Esser et al. 2024, Sec. 5.3.2)."""
         t = torch.arange(1, steps + 1) / steps
         return Schedule.from_sigmas("flow", shift * t / (1 + (shift - 1) * t))
+
+    def even_timesteps(self, count: int) -> list[int]:
+        """`count` indices in the middles of as many equal parts."""
+        return [(2 * i + 1) * len(self) // (2 * count) for i in range(count)]
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at indices t [B], shaped to broadcast over `like` [B, ...]."""

@@ -14,6 +14,7 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,28 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dco_core.drawing.contact_sheet import Row, Section, draw_sheet
+from dco_core.drawing.contact_sheet import Row, Section, Sheet, draw_sheet
+from dco_core.evidence.toy_prompts import true_renders
+from dco_core.metrics import collateral_rmse
 from dco_core.toy_world import scorer
 from dco_core.toy_world.renderer import render
 from dco_core.toy_world.world import style_reference, subject_references
 
 from . import demo_graph
 from .api import Client
+from .demo_graph import Comparison
 from .environment import DEV, ROOT
 from .host_server import PACK_FOLDER, HostServer
 from .tasks import end_cleanly_on_sigterm
 from .workflow_prompt import to_prompt
 
 WORKFLOW = ROOT / "workflows" / "0_DCO_LoRA_training_Toy_World.json"
-_TRAINED = {"subject": "the subject, with DCO", "style": "the style, with DCO"}
+_TRAINED = {
+    "subject": "the subject, with DCO",
+    "style": "the style, with DCO",
+    "dreambooth": "the subject, with DreamBooth (plain loss), to compare",
+    "dreambooth_compact": "the subject, with DreamBooth and compact captions, as published",
+}
 
 
 class _Progress:
@@ -60,14 +69,12 @@ class _Progress:
         print(text.lstrip("\n"), flush=True)
 
 
-def _titles(prompt: dict[str, Any]) -> dict[str, str]:
-    titles = {demo_graph.trainer_of(prompt, what): f"training {text}" for what, text in _TRAINED.items()}
-    titles["dreambooth"] = "training the subject with DreamBooth (plain loss), to compare"
-    for node in demo_graph.find(prompt, "DCOLoRAArithmeticMerge"):
-        titles[node] = "merging subject and style"
+def _titles(prompt: dict[str, Any], methods: Sequence[Comparison]) -> dict[str, str]:
+    titles = {node: f"training {_TRAINED[what]}" for what, node in demo_graph.trainers(prompt).items()}
+    titles[demo_graph.MERGE] = "merging subject and style"
     for node in prompt:
         if node.startswith("sample") and node.endswith("_0"):
-            titles[node] = f"sampling row {int(node[6:-2]) + 1} of the sheet"
+            titles[node] = f"sampling {methods[int(node[6:-2])].name}"
     return titles
 
 
@@ -85,22 +92,44 @@ def _cells(pictures: list[Image.Image]) -> torch.Tensor:
     return torch.nn.functional.avg_pool2d(images, 8)
 
 
-def _scores(method: demo_graph.Comparison, pictures: list[list[Image.Image]]) -> dict[str, Any]:
-    prompts = [text for text, group in zip(method.prompts, pictures, strict=True) for _ in group]
-    images = _cells([picture for group in pictures for picture in group])
-    subject = scorer.subject_likeness(images, render(subject_references()[0]))
-    alignment = scorer.prompt_alignment(images, prompts)
-    result = {
-        "method": method.name,
-        "w_rg": method.w_rg,
-        "images": len(images),
-        "subject_likeness": round(subject.mean().item(), 3),
-        "prompt_alignment": round(alignment.mean().item(), 3),
-    }
-    if method.prompts == demo_graph.STYLED:
-        style = scorer.style_likeness(images, render(style_reference()[0]))
-        result["style_likeness"] = round(style.mean().item(), 3)
-    return result
+def _shown(method: Comparison) -> tuple[str | None, str | None]:
+    """The subject and the style that its prompts ask for."""
+    subject = None if method.prompts == demo_graph.OTHERS else "toy"
+    return subject, "print" if method.prompts == demo_graph.STYLED else None
+
+
+def _scores(
+    images: torch.Tensor, texts: Sequence[str], subject: str | None, style: str | None
+) -> dict[str, float]:
+    """Mean scores of images [B, 3, 32, 32] of prompts: against the true attributes of what is named."""
+    found = {"prompt_alignment": scorer.prompt_alignment(images, texts)}
+    if subject:
+        found["subject_likeness"] = scorer.subject_likeness(images, subject)
+    if style:
+        found["style_likeness"] = scorer.style_likeness(images, style)
+    return {name: round(values.mean().item(), 3) for name, values in found.items()}
+
+
+def _scored(
+    methods: Sequence[Comparison], pictures: Sequence[list[list[Image.Image]]]
+) -> list[dict[str, Any]]:
+    """A row a method, after the true renders of its prompts, which are its ceiling (the base model is its floor)."""
+    rows: list[dict[str, Any]] = []
+    base: dict[tuple[str, ...], torch.Tensor] = {}
+    for method, made in zip(methods, pictures, strict=True):
+        texts = [text for text, group in zip(method.prompts, made, strict=True) for _ in group]
+        images, shown = _cells([picture for group in made for picture in group]), _shown(method)
+        if method.prompts not in base:
+            base[method.prompts] = images
+            true = _scores(true_renders(texts, *shown, seed=demo_graph.SEED), texts, *shown)
+            rows.append({"method": "true pictures", "prompts": method.prompts, "images": len(texts)} | true)
+        row = {"method": method.name, "w_rg": method.w_rg, "prompts": method.prompts, "images": len(texts)}
+        row |= _scores(images, texts, *shown)
+        if method.prompts == demo_graph.OTHERS:
+            changed = collateral_rmse((images + 1) / 2, (base[method.prompts] + 1) / 2).mean().item()
+            row["change"] = round(changed, 3)
+        rows.append(row)
+    return rows
 
 
 def _reference_pictures() -> list[Image.Image]:
@@ -110,33 +139,57 @@ def _reference_pictures() -> list[Image.Image]:
 
 
 def _note(score: dict[str, Any]) -> str:
-    lines = [f"likeness {score['subject_likeness']:.2f}", f"prompt {score['prompt_alignment']:.2f}"]
-    if "style_likeness" in score:
-        lines.insert(1, f"style {score['style_likeness']:.2f}")
-    return "\n".join(lines)
+    names = {"subject_likeness": "likeness", "style_likeness": "style", "prompt_alignment": "obeyed"}
+    return "\n".join(f"{text} {score[name]:.2f}" for name, text in names.items() if name in score)
+
+
+_SHOWN = {
+    demo_graph.PLACES: "My subject in new places",
+    demo_graph.OTHERS: "Other things, with the subject's LoRA on",
+    demo_graph.STYLED: "My subject in my style",
+}
+
+
+def _tables(scores: Sequence[dict[str, Any]]) -> list[str]:
+    lines = []
+    for prompts, title in _SHOWN.items():
+        chosen = [s for s in scores if s["prompts"] == prompts]
+        names = {
+            "subject_likeness": "subject likeness", "style_likeness": "style likeness",
+            "prompt_alignment": "obey the whole prompt", "change": "change (RMSE)",
+        }  # fmt: skip
+        names = {name: text for name, text in names.items() if any(name in s for s in chosen)}
+        lines += [
+            f"## {title}",
+            "",
+            f"| method | {' | '.join(names.values())} |",
+            "|---" * (len(names) + 1) + "|",
+        ]
+        for s in chosen:
+            decimals = {"change": 3}
+            cells = [f"{s[name]:.{decimals.get(name, 2)}f}" if name in s else "" for name in names]
+            lines.append(f"| {s['method']} | {' | '.join(cells)} |")
+        lines.append("")
+    return lines
 
 
 def _markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Demo report",
         "",
-        f"Made on {report['date']} with ComfyUI {report['comfyui']} on {report['device']}, "
-        f"in {report['seconds']:.0f} s after the host had started. Toy World, w_text {demo_graph.W_TEXT:g}, "
-        f"{demo_graph.STEPS} Euler steps; one training seed, so differences of a few hundredths say nothing.",
+        f"Made on {report['date']} with ComfyUI {report['comfyui']} on {report['device']}, in "
+        f"{report['seconds']:.0f} s after the host had started. Toy World, epsilon base, "
+        f"w_text {demo_graph.W_TEXT:g}, {demo_graph.STEPS} Euler "
+        f"steps; {demo_graph.TRAINING_STEPS} steps of training, learning rate "
+        f"{demo_graph.LEARNING_RATE:g}, rank {demo_graph.RANK}, batch {demo_graph.BATCH}. One "
+        f"training seed and {report['scores'][0]['images']} pictures a row, so differences of a few hundredths say "
+        "nothing; claims over subjects are in docs/evidence.md. Plain guidance, where no w_rg is named.",
         "",
-        "| method | subject likeness | style likeness | prompt alignment | images |",
-        "|---|---|---|---|---|",
-    ]
-    for s in report["scores"]:
-        style = f"{s['style_likeness']:.2f}" if "style_likeness" in s else ""
-        lines.append(
-            f"| {s['method']} | {s['subject_likeness']:.2f} | {style} | {s['prompt_alignment']:.2f} | {s['images']} |"
-        )
-    lines += [
-        "",
-        "Likeness: the scorer's reading of body and ear colours, ears and build against the four references, 1 is "
-        "the same toy. Alignment: share of the prompt's factors that the picture obeys. Both scorers are validated "
-        "on renders (`dco_core/toy_world/scorer.py`).",
+        *_tables(report["scores"]),
+        "Likeness: colours of body and ears, ears and build against the true subject, in 0 to 1. In print style its "
+        "colours cannot be seen: there it is one of ears and build, which other toys have too. Between the base model "
+        "(floor) and true pictures (ceiling) lies what can be learned. The scorers are validated on renders "
+        "(`dco_core/toy_world/scorer.py`).",
         "",
         "## Training",
         "",
@@ -150,46 +203,73 @@ def _markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _sheet(
+    methods: Sequence[Comparison], pictures: Sequence[list[list[Image.Image]]], scores: list[dict[str, Any]]
+) -> Sheet:
+    """Six rows: what is taught, three ways to learn it, one of them over w_rg, and the merge."""
+    rows = {}
+    score_of = {(s["method"], s["prompts"]): s for s in scores}
+    for method, made in zip(methods, pictures, strict=True):
+        note = _note(score_of[method.name, method.prompts])
+        rows[method.name, method.prompts] = Row([np.asarray(group[0]) for group in made], method.name, note)
+    floor, ceiling = (
+        score_of[name, demo_graph.PLACES]["subject_likeness"] for name in (demo_graph.BASE, "true pictures")
+    )
+    taught = Row(
+        [np.asarray(picture) for picture in _reference_pictures()],
+        "references",
+        f"4 of the subject, 1 of the style\nlikeness of true pictures {ceiling:.2f},\nof the base model {floor:.2f}",
+    )
+    places, styled = demo_graph.PLACES, demo_graph.STYLED
+    sweep = [(0.0, demo_graph.BASE), *((w, demo_graph.at(demo_graph.DCO, w)) for w in demo_graph.W_RG)]
+    swept = Row(
+        [rows[name, places].pictures[demo_graph.SWEPT] for _, name in sweep],
+        demo_graph.DCO,
+        places[demo_graph.SWEPT],
+    )
+    headings = ["w_rg 0: base model", *(f"w_rg {w:g}" for w, _ in sweep[1:])]
+    shown = (demo_graph.PUBLISHED, demo_graph.DREAMBOOTH, demo_graph.DCO)
+    learned = [rows[demo_graph.at(name), places] for name in shown]
+    return draw_sheet(
+        [
+            Section([taught], title="What is taught"),
+            Section(learned, places, _SHOWN[places]),
+            Section([swept], headings, "Reward guidance: from prompt to likeness"),
+            Section([rows["merge", styled]], styled, _SHOWN[styled]),
+        ],
+        "Direct Consistency Optimization on the Toy World",
+        cell=128,
+    )
+
+
 def run(client: Client, output: Path, loras: Path) -> None:
     """Run everything on a started host and write `output`. loras: the host's output/loras folder."""
     started = time.monotonic()
     workflow = to_prompt(json.loads(WORKFLOW.read_text(encoding="utf-8")))
+    workflow = demo_graph.with_settings(workflow)
     prompt, methods = demo_graph.with_comparisons(workflow)
-    progress = _Progress(_titles(prompt))
+    progress = _Progress(_titles(prompt, methods))
     print(f"Running the workflow '{WORKFLOW.stem}'", flush=True)
     first = client.run(workflow, progress, timeout=1800)
     print("Running the comparisons", flush=True)
     outputs = client.run(prompt, progress, timeout=1800)
 
-    scores, rows = [], []
-    for method in methods:
-        pictures = [_pictures(client, outputs, node) for node in method.outputs]
-        scores.append(_scores(method, pictures))
-        rows.append(Row([np.asarray(group[0]) for group in pictures], method.name, _note(scores[-1])))
-    places = [r for r, m in zip(rows, methods, strict=True) if m.prompts == demo_graph.PLACES]
-    styled = [r for r, m in zip(rows, methods, strict=True) if m.prompts == demo_graph.STYLED]
-    taught = [np.asarray(picture) for picture in _reference_pictures()]
-    references = Row(taught, "references", "4 of the subject,\n1 of the style")
-    sheet = draw_sheet(
-        [
-            Section([references], title="What is taught"),
-            Section(places, demo_graph.PLACES, "My subject in new places"),
-            Section(styled, demo_graph.STYLED, "My subject in my style"),
-        ],
-        "Direct Consistency Optimization on the Toy World",
-        cell=128,
-    )
+    pictures = [[_pictures(client, outputs, node) for node in method.outputs] for method in methods]
+    scores = _scored(methods, pictures)
+    sheet = _sheet(methods, pictures, scores)
     output.mkdir(parents=True, exist_ok=True)
     Image.fromarray(sheet.picture).save(output / "contact_sheet.png")
-    nodes = {what: demo_graph.trainer_of(prompt, what) for what in _TRAINED} | {"dreambooth": "dreambooth"}
+    nodes = demo_graph.trainers(prompt)
     texts = {name: (outputs.get(node) or first[node])["text"][0] for name, node in nodes.items()}
     saved = {name: text.split("Saved ")[1].split(". Press")[0] for name, text in texts.items()}
-    (merge,) = demo_graph.find(prompt, "DCOLoRAArithmeticMerge")
-    merge_text = (outputs.get(merge) or first[merge])["text"][0]
+    merge_text = outputs[demo_graph.MERGE]["text"][0]
     saved["merge"] = merge_text.split("Saved ")[1].split(". Press")[0]
     for name, file in saved.items():
         shutil.copyfile(loras.parent / file, output / f"toy_{name}.safetensors")
-    _save_plot(client, prompt, outputs, nodes, output)
+    plot = (outputs.get(nodes["subject"]) or first[nodes["subject"]])["dco_pictures"][-1]
+    (output / "loss_and_margin.png").write_bytes(
+        client.download(plot["filename"], plot["subfolder"], plot["type"])
+    )
     system = client.system_stats()
     report = {
         "date": datetime.date.today().isoformat(),
@@ -212,17 +292,6 @@ def run(client: Client, output: Path, loras: Path) -> None:
         f"\nWritten to {output}: contact_sheet.png, loss_and_margin.png, report.md, report.json, LoRAs",
         flush=True,
     )
-
-
-def _save_plot(client: Client, prompt, outputs, nodes: dict[str, str], output: Path) -> None:
-    """The plot of the subject's DCO training, as the trainer node drew it."""
-    previews = [
-        node
-        for node in outputs
-        if prompt[node]["class_type"] in ("PreviewImage", "SaveImage")
-        and prompt[node]["inputs"]["images"] == [nodes["subject"], 2]
-    ]
-    _pictures(client, outputs, previews[0])[0].save(output / "loss_and_margin.png")
 
 
 def main() -> int:

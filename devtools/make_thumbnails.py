@@ -3,9 +3,9 @@
     python dev.py demo
     .dev/venv/bin/python -m devtools.make_thumbnails [NUMBER ...]
 
-Templates 0 to 3 show cells of the demo's contact sheet, which also becomes docs/contact_sheet.jpg, the picture at the
-top of the README. Template 4 is run, which takes some minutes, and shows its plot above pictures of both methods; it
-needs no demo. NUMBER: the templates to make one for; all of them where none is given.
+All templates but 4 show cells of the demo's contact sheet, which also becomes docs/contact_sheet.jpg, the picture at
+the top of the README. Template 4 is run, which takes some minutes, and shows its plot above pictures of both methods;
+it needs no demo. NUMBER: the templates to make one for; all of them where none is given.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from .layouts import WORKFLOWS
 from .workflow_prompt import to_prompt
 
 SIDE, GUTTER = 400, 4  # pixels
-# (section, row, column) of four cells: what each template is about. Sections: references, places, style.
-CELLS = (
-    ((0, 0, 1), (1, 0, 1), (1, 5, 1), (2, 1, 5)),
-    ((0, 0, 0), (0, 0, 1), (1, 2, 1), (1, 2, 0)),
-    ((1, 0, 1), (1, 3, 1), (1, 4, 1), (1, 6, 1)),
-    ((0, 0, 1), (0, 0, 4), (2, 1, 1), (2, 1, 5)),
-)
+# (section, row, column) of four cells: what each template is about. Sections: references, places, w_rg, style.
+CELLS = {
+    0: ((0, 0, 1), (2, 0, 0), (2, 0, 3), (1, 2, 1)),
+    1: ((0, 0, 0), (0, 0, 1), (1, 2, 1), (1, 2, 0)),
+    2: ((2, 0, 0), (2, 0, 1), (2, 0, 3), (2, 0, 5)),
+    3: ((0, 0, 1), (0, 0, 4), (3, 0, 1), (3, 0, 5)),
+    5: ((0, 0, 2), (0, 0, 3), (1, 2, 2), (1, 2, 3)),
+}
 COMPARE = 4
 
 

@@ -1,6 +1,6 @@
-"""Write workflows/*.json with the real frontend, from devtools/layouts.
+"""Write workflows/*.json and subgraphs/*.json with the real frontend, from devtools/layouts.
 
-    .dev/venv/bin/python -m devtools.make_workflows [--screenshots DIR]
+    .dev/venv/bin/python -m devtools.make_workflows
 
 The frontend builds the graph from the API prompt, so every widget and link is where it expects them.
 """
@@ -10,56 +10,41 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from pathlib import Path
+import uuid
 from typing import Any
 
 from . import browser
 from .environment import ROOT
 from .host_server import HostServer
-from .layouts import SDXL, WORKFLOWS, Layout
+from .layouts import BLUEPRINTS, WORKFLOWS, Blueprint, Layout
 
 OWN_NODES, OWN_PACK, OWN_VERSION = "DCO", "dco-lora", "0.1.0"
 
 _ARRANGE = """
-async ({prompt, places, titles, groups, notes, own, pack, version, model}) => {
-  const app = window.app;
-  await app.loadApiJson(prompt, "workflow");
+async ({prompt, places, titles, groups, notes, own, pack, version, models, collapsed, app}) => {
+  const {app: frontend} = window;
+  await frontend.loadApiJson(prompt, "workflow");
   await new Promise(done => setTimeout(done, 500));
-  const graph = app.graph;
+  const graph = frontend.graph;
   for (const node of graph._nodes) {
     const [x, y, w, h] = places[node.id];
     node.pos = [x, y];
     const least = node.computeSize();
     node.setSize([Math.max(w, 200), Math.max(h, least[1])]);
     if (titles[node.id]) node.title = titles[node.id];
+    if (collapsed.includes(String(node.id))) node.collapse();
     const mine = node.type.startsWith(own);
     node.properties["cnr_id"] = mine ? pack : "comfy-core";
     node.properties["ver"] = mine ? version : "0.30.0";
-    if (node.type === "CheckpointLoaderSimple") node.properties["models"] = [model];
+    if (models[node.id]) node.properties["models"] = models[node.id];
     for (const widget of node.widgets ?? [])
       if (widget.name === "control_after_generate") widget.value = "fixed";
   }
-  // Nodes grow with their inputs: what stands below makes room, and groups reach round what is in them.
-  const gap = 60;
-  const groupOf = node => groups.find(([, x, y, w, h]) =>
-    node.pos[0] >= x && node.pos[0] < x + w && node.pos[1] >= y && node.pos[1] < y + h);
-  const inGroup = new Map(graph._nodes.map(node => [node, groupOf(node)]));
-  const sorted = [...graph._nodes].sort((a, b) => a.pos[1] - b.pos[1]);
-  sorted.forEach((node, i) => {
-    for (const other of sorted.slice(0, i)) {
-      const apart = node.pos[0] >= other.pos[0] + other.size[0] || other.pos[0] >= node.pos[0] + node.size[0];
-      if (!apart) node.pos = [node.pos[0], Math.max(node.pos[1], other.pos[1] + other.size[1] + gap)];
-    }
-  });
-  for (const group of groups)
-    for (const node of graph._nodes)
-      if (inGroup.get(node) === group)
-        group[4] = Math.max(group[4], node.pos[1] + node.size[1] + 20 - group[2]);
   for (const [x, y, w, h, text] of notes) {
     const note = LiteGraph.createNode("MarkdownNote");
     graph.add(note);
-    note.pos = [x, y + 30];
-    note.setSize([w, h - 30]);
+    note.pos = [x, y];
+    note.setSize([w, h]);
     note.title = "Read me";
     note.widgets[0].value = text;
     note.properties["cnr_id"] = "comfy-core";
@@ -72,13 +57,16 @@ async ({prompt, places, titles, groups, notes, own, pack, version, model}) => {
     group.color = colour;
     graph.add(group);
   }
+  graph.extra = {workflowRendererVersion: "LG", linearMode: false, linearData: app};
   return graph.serialize();
 }
 """
 
 
 def build(page: Any, layout: Layout) -> dict[str, Any]:
-    """The UI-format workflow of a layout, made in an open frontend."""
+    """The UI-format workflow of a layout, made in an open frontend: a fresh page, which keeps no values of another."""
+    page.reload()
+    browser.wait_until_ready(page)
     workflow = page.evaluate(
         _ARRANGE,
         {
@@ -90,39 +78,80 @@ def build(page: Any, layout: Layout) -> dict[str, Any]:
             "own": OWN_NODES,
             "pack": OWN_PACK,
             "version": OWN_VERSION,
-            "model": SDXL,
+            "models": layout.models,
+            "collapsed": sorted(layout.collapsed),
+            "app": {"inputs": layout.app_inputs, "outputs": layout.app_outputs},
         },
     )
     workflow.pop("id", None)  # a fresh one each time: it would change the file without a change
     return workflow
 
 
-def screenshots(page: Any, workflow: dict[str, Any], path: Path) -> None:
-    """PATH.png of the whole workflow, and "PATH near.png" of its beginning."""
-    browser.load_workflow(page, workflow)
-    page.screenshot(path=f"{path}.png")
-    page.evaluate("() => { const d = window.app.canvas.ds; d.scale = 1; d.offset = [520, 60]; }")
-    page.evaluate("() => window.app.canvas.setDirty(true, true)")
-    page.wait_for_timeout(800)
-    page.screenshot(path=f"{path} near.png")
+_TO_SUBGRAPH = """
+async ({id, name, outside, sockets, shown}) => {
+  const graph = window.app.graph;
+  const inside = graph._nodes.filter(node => !outside.includes(String(node.id)));
+  const {subgraph, node} = graph.convertToSubgraph(new Set(inside));
+  for (const outer of [...graph._nodes]) if (outer !== node) graph.remove(outer);
+  // the frontend puts some widgets on the outside by itself
+  for (const input of [...subgraph.inputs]) if (!sockets.includes(input.name)) subgraph.removeInput(input);
+  for (const [inner, widget, label] of shown) {
+    const source = subgraph.getNodeById(Number(inner));
+    const slot = source.inputs.find(input => input.widget?.name === widget);
+    const input = subgraph.addInput(label.replaceAll(" ", "_"), String(slot.type));
+    input.label = label;
+    input.connect(slot, source);
+  }
+  subgraph.name = node.title = name;
+  await new Promise(done => setTimeout(done, 500));
+  node.pos = [0, 0];
+  node.setSize(node.computeSize());
+  const text = JSON.stringify(graph.serialize()).replaceAll(subgraph.id, id);
+  graph.clear();
+  return JSON.parse(text);
+}
+"""
+
+
+def build_blueprint(page: Any, name: str, blueprint: Blueprint) -> dict[str, Any]:
+    """A workflow that is one subgraph node, as the frontend's library of blueprints takes it."""
+    build(page, blueprint.layout)
+    found = page.evaluate(
+        _TO_SUBGRAPH,
+        {
+            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{OWN_PACK}/{name}")),
+            "name": name,
+            "outside": sorted(blueprint.outside),
+            "sockets": blueprint.sockets,
+            "shown": blueprint.shown,
+        },
+    )
+    found.pop("id", None)
+    (subgraph,) = found["definitions"]["subgraphs"]
+    subgraph |= {"category": "DCO", "description": blueprint.description}
+    found["extra"] = {
+        "workflowRendererVersion": "LG",
+        "BlueprintDescription": blueprint.description,
+        "BlueprintSearchAliases": blueprint.aliases,
+    }
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--screenshots", type=Path, help="folder for a picture of each workflow")
-    args = parser.parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     with tempfile.TemporaryDirectory() as folder, HostServer(folder) as host:
         with browser.open_frontend(f"http://{host.address}") as page:
-            workflows = {name: build(page, make()) for name, make in WORKFLOWS.items()}
-            for name, workflow in workflows.items():
-                path = ROOT / "workflows" / f"{name}.json"
-                path.parent.mkdir(exist_ok=True)
-                path.write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
-                print(f"wrote {path.relative_to(ROOT)}: {len(workflow['nodes'])} nodes", flush=True)
-            if args.screenshots:  # after all of them: a moved view would stay for the next one's file
-                args.screenshots.mkdir(parents=True, exist_ok=True)
-                for name, workflow in workflows.items():
-                    screenshots(page, workflow, args.screenshots / name[0])
+            found = {f"workflows/{name}": build(page, make()) for name, make in WORKFLOWS.items()}
+            found |= {
+                f"subgraphs/{name}": build_blueprint(page, name, make()) for name, make in BLUEPRINTS.items()
+            }
+    for name, workflow in found.items():
+        path = ROOT / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
+        print(f"wrote {path.relative_to(ROOT)}: {len(workflow['nodes'])} nodes", flush=True)
 
 
 if __name__ == "__main__":

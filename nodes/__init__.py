@@ -5,19 +5,22 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .evaluation import plots, scores
-from .guidance import prompts, reward_guidance, sweep
+from .guidance import prompts, regions, reward_guidance, sweep
 from .merging import lora_files, merge
-from .training import captions, dataset, toy_world, trainer
+from .training import captions, dataset, options, photos, toy_world, trainer
 
 NODES = [
     node
     for module in (
         trainer,
+        options,
         reward_guidance,
         sweep,
+        regions,
         merge,
         prompts,
         captions,
+        photos,
         dataset,
         lora_files,
         toy_world,

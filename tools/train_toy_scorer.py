@@ -21,19 +21,20 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from dco_core.evidence.prompts import evaluation_prompts, fill
-from dco_core.toy_world.model import encode, load_text_encoder, load_unet, sample
+from dco_core.sampling import sample
+from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder
 from dco_core.toy_world.renderer import render
 from dco_core.toy_world.scorer import (
-    ATTRIBUTES,
-    WEIGHTS,
-    Scorer,
+    factors_obeyed,
     prompt_alignment,
     read,
     style_likeness,
+    style_scores,
     subject_likeness,
 )
+from dco_core.toy_world.scorer_network import ATTRIBUTES, WEIGHTS, Scorer
 from dco_core.toy_world.world import (
-    EAR_KINDS,
+    EAR_SHAPES,
     FACTORS,
     PRINT,
     STYLE,
@@ -88,7 +89,7 @@ def scorer_loss(read: dict[str, Tensor], scenes: Scenes) -> Tensor:
     toy, printed = scenes.shape == TOY, scenes.style == PRINT
     visible = {
         "colour": ~toy & ~printed, "body_rgb": toy & ~printed, "accent_rgb": toy & ~printed, "ears": toy,
-        "ear_size": toy & (scenes.ears != EAR_KINDS.index("none")), "stretch": toy,
+        "ear_size": toy & (scenes.ears != EAR_SHAPES.index("none")), "stretch": toy,
         "ink_rgb": printed, "paper_rgb": printed,
     }  # fmt: skip
     total = torch.zeros(())
@@ -139,7 +140,7 @@ def validation(seed: int = 987_654_321, n: int = 1536) -> None:
     generator = torch.Generator().manual_seed(seed)
     scenes = sample_scenes(n, generator, hold_out=False)
     toy, printed = scenes.shape == TOY, scenes.style == PRINT
-    subject, style = (render(make()[0]) for make in (subject_references, style_reference))
+    subject, style = "toy", "print"  # against their true attributes
 
     def share(seen: list, truth: list) -> str:
         return f"{sum(map(operator.eq, seen, truth)) / len(truth):.3f}"
@@ -153,12 +154,13 @@ def validation(seed: int = 987_654_321, n: int = 1536) -> None:
             truth = [words[getattr(scenes, factor)[i]] for i in visible]
             print(f" {factor} {share([rows[i][factor] for i in visible], truth)}", end="")
         toys = [i for i, row in enumerate(rows) if toy[i] and "ears" in row]
-        print(f" ears {share([rows[i]['ears'] for i in toys], [EAR_KINDS[scenes.ears[i]] for i in toys])}")
+        print(f" ears {share([rows[i]['ears'] for i in toys], [EAR_SHAPES[scenes.ears[i]] for i in toys])}")
         for name, changes in (("subject", SUBJECT), ("style", STYLE)):
             changed = scenes.with_(**changes)
             prompts = [caption(changed, i) for i in range(n)]
-            alignment = prompt_alignment(spoil(render(changed)), prompts).mean()
-            print(f"  alignment of the {name}'s true renders {alignment:.3f}")
+            pictures = spoil(render(changed))
+            alignment, factors = (f(pictures, prompts).mean() for f in (prompt_alignment, factors_obeyed))
+            print(f"  of the {name}'s true renders obey all {alignment:.3f}, of factors {factors:.3f}")
 
         other = subject_likeness(spoil(render(scenes.with_(shape=TOY))), subject)
         objects = subject_likeness(spoil(render(scenes[~toy])), subject)
@@ -176,30 +178,34 @@ def validation(seed: int = 987_654_321, n: int = 1536) -> None:
         rest = style_likeness(spoil(render(scenes[~printed])), style)
         print(f"  style likeness: same {same.mean():.3f} other prints {prints.mean():.3f}", end=" ")
         print(f"other styles {rest.mean():.3f} AUC same/other prints {auc(same, prints):.4f}")
+        form = style_scores(spoil(render(scenes.with_(style=PRINT))), style)["form"]
+        print(f"  style form: other prints {form.mean():.3f}")
 
 
 def fooling(seed: int = 5) -> None:
     """Print the scores of what likeness or alignment alone would take for success, on the evaluation prompts."""
     generator = torch.Generator().manual_seed(seed)
-    unet, text_encoder = load_unet(), load_text_encoder()
+    denoiser, text_encoder = ToyDenoiser(None), load_text_encoder()
+    empty = encode(text_encoder, [""])[0]
     subject, style = (render(make()[0]) for make in (subject_references, style_reference))
     for kind, references, likeness in (
         ("customization", subject, subject_likeness),
         ("stylization", subject, subject_likeness),
         ("style", style, style_likeness),
     ):
-        prompts = fill(evaluation_prompts(kind, "toy world"), "print" if kind == "style" else "toy") * 4
+        what = "print" if kind == "style" else "toy"
+        prompts = fill(evaluation_prompts(kind, "toy world"), what) * 4
         noise = torch.randn(len(prompts), 3, 32, 32, generator=generator)
         pictures = {
             "copies of references": references[torch.arange(len(prompts)) % len(references)],
             "samples of the base model": sample(
-                unet, encode(text_encoder, prompts), encode(text_encoder, [""]), noise, 2.0, 2.0
+                denoiser, list(encode(text_encoder, prompts)), None, empty, noise, w_rg=0.0, w_text=2.0, steps=20
             ),
             "noise": noise,
         }
         for name, images in pictures.items():
             alignment = prompt_alignment(images, prompts)
-            print(f"{kind}, {name}: likeness {likeness(images, references).mean():.3f}", end=" ")
+            print(f"{kind}, {name}: likeness {likeness(images, what).mean():.3f}", end=" ")
             print(f"alignment {alignment.mean():.3f}, at most {alignment.max():.3f}")
 
 

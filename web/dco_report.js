@@ -9,10 +9,10 @@ const PACK = "DCO";
 // none. So there is a single place, whichever of the two it comes from.
 const WIDGET = "$$node-text-preview";
 const ON_TOP = ["DCOLoRATrainer"]; // long nodes, whose foot is off the screen
-const EMPTY = "What this node reports appears here when it has run.";
+const EMPTY = "What this node reports appears here.";
 const MIN_HEIGHT = 56;
-const MAX_HEIGHT = 260;
-const PICTURE_HEIGHT = 200;
+const MAX_HEIGHT = 180;
+const PICTURE_HEIGHT = 160;
 const LINE_HEIGHT = 15;
 const CHARACTER_WIDTH = 6.2;
 
@@ -33,18 +33,21 @@ function addStyle() {
   document.head.append(style);
 }
 
-/** Height for the text at the node's width, without a layout: the element may not be on the page yet. */
-function heightOf(node, report) {
+/** Height for all of the text at the node's width, without a layout: the element may not be on the page yet. */
+function wholeHeight(node, report) {
   const columns = Math.max(20, (node.size[0] - 56) / CHARACTER_WIDTH);
   const lines = report.text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / columns)), 0);
-  const text = Math.min(MAX_HEIGHT, Math.max(MIN_HEIGHT, lines * LINE_HEIGHT + 14));
-  return text + report.pictures.children.length * (PICTURE_HEIGHT + 4);
+  return Math.max(MIN_HEIGHT, lines * LINE_HEIGHT + 14);
 }
+
+const picturesHeight = (report) => report.pictures.children.length * (PICTURE_HEIGHT + 4);
+const heightOf = (node, report) => Math.min(MAX_HEIGHT, wholeHeight(node, report)) + picturesHeight(report);
 
 /** The node grows to what it has to show, and never shrinks under the user's hand. */
 function fit(node) {
   const report = node.dcoReport;
   report.root.style.minHeight = `${heightOf(node, report)}px`;
+  report.root.style.maxHeight = `${wholeHeight(node, report) + picturesHeight(report)}px`; // what is free is others'
   const least = node.computeSize()[1];
   if (node.size[1] < least) node.setSize([node.size[0], least]);
   node.graph?.setDirtyCanvas(true, true);
@@ -89,11 +92,12 @@ function addReport(node) {
     read_only: true,
     margin: 10,
     getMinHeight: () => heightOf(node, node.dcoReport) + 4,
-    getMaxHeight: () => MAX_HEIGHT + 2 * PICTURE_HEIGHT + 20,
+    getMaxHeight: () => wholeHeight(node, node.dcoReport) + picturesHeight(node.dcoReport) + 4,
     getValue: () => node.dcoReport.text,
     setValue: (text) => write(node, typeof text === "string" ? text : ""),
   });
   widget.serialize = false;
+  fit(node);
   if (ON_TOP.includes(node.comfyClass)) {
     node.widgets.splice(node.widgets.indexOf(widget), 1);
     node.widgets.unshift(widget);
@@ -154,7 +158,8 @@ function extend(nodeType, nodeData) {
   const { onNodeCreated, onExecuted, onExecutionStart, onSerialize } = nodeType.prototype;
   nodeType.prototype.onNodeCreated = function () {
     onNodeCreated?.apply(this, arguments);
-    if (nodeData.output_node) addReport(this);
+    if (!nodeData.output_node) return;
+    addReport(this);
   };
   nodeType.prototype.onExecutionStart = function () {
     onExecutionStart?.apply(this, arguments);

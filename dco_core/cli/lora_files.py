@@ -56,7 +56,7 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], MergeMethod]] = {
     "np-lora": lambda values: NPLora(values["mu"]),
 }
 _SHOWN = (
-    "modelspec.title", "ss_base_model_version", "modelspec.trigger_phrase", "dco.method", "dco.error",
+    "modelspec.title", "ss_base_model_version", "dco.prediction", "modelspec.trigger_phrase", "dco.method", "dco.error",
     "dco.error_before",
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ from .study import BASE, CEILING, FAR, OTHERS, PLAIN
 from .tables import Row
 
 Unit = tuple[Any, Any, Any]  # subject, style, seed
-SCORE_NAMES = ("likeness", "style_likeness", "alignment", "factors")
+SCORE_NAMES = ("likeness", "style_likeness", "style_form", "alignment", "factors")
 # of the prompts that change everything, and of those without what was learned (collateral damage)
 FAR_NAMES = ("far_likeness", "far_alignment")
 OTHERS_NAMES = ("others_alignment", "others_rmse")
@@ -94,12 +94,12 @@ def area_under_frontier(points: Iterable[tuple[float, float]]) -> float:
     return area
 
 
-def frontier_areas(means: Iterable[Row], x: str, y: str = "alignment") -> dict[str, dict[Unit, float]]:
+def frontier_areas(means: Iterable[Row], x: str) -> dict[str, dict[Unit, float]]:
     """{method: {unit: area under the frontier}} over all guidances of a method. The base model's is a point."""
     points: dict[str, dict[Unit, list[tuple[float, float]]]] = {}
     for row in means:
         if row.get(x) is not None:
-            points.setdefault(row["method"], {}).setdefault(unit_of(row), []).append((row[x], row[y]))
+            points.setdefault(row["method"], {}).setdefault(unit_of(row), []).append((row[x], row["alignment"]))
     return {
         method: {unit: area_under_frontier(found) for unit, found in units.items()}
         for method, units in points.items()
@@ -123,23 +123,15 @@ def gap_at_equal_x(
     return float((heights[0] - heights[1]).mean())
 
 
-def height_over(curve: Sequence[tuple[float, float]], point: tuple[float, float]) -> float | None:
-    """How much higher a point lies than the frontier of a curve at its x; None outside of what the curve reaches."""
-    xs = [x for x, _ in curve]
-    if len(curve) < 2 or not min(xs) <= point[0] <= max(xs):
-        return None
-    return float(point[1] - np.interp(point[0], *np.array(frontier(curve)).T))
-
-
 def gaps(
-    means: Iterable[Row], a: str, b: str, x: str, y: str = "alignment"
+    means: Iterable[Row], a: str, b: str, x: str
 ) -> tuple[list[float], int]:
     """gap_at_equal_x of two methods' curves over guidance, plain guidance among it, for each unit that has both: how
     much more of the prompt a obeys than b at equal likeness; and how many units have no likeness in common."""
     curves: dict[str, dict[Unit, list[tuple[float, float]]]] = {a: {}, b: {}}
     for row in means:
         if row["method"] in curves and row.get(x) is not None:
-            curves[row["method"]].setdefault(unit_of(row), []).append((row[x], row[y]))
+            curves[row["method"]].setdefault(unit_of(row), []).append((row[x], row["alignment"]))
     found = [gap_at_equal_x(curves[a][unit], curves[b][unit]) for unit in curves[a] if unit in curves[b]]
     return [gap for gap in found if gap is not None], found.count(None)
 

@@ -161,17 +161,17 @@ def _row_label(method: str, guidance: float | str) -> str:
     return f"{method}, {'plain' if guidance == PLAIN else f'w_rg {guidance:g}'}"
 
 
-def _short(prompt: str, length: int = 34) -> str:
-    return prompt if len(prompt) <= length else prompt[: length - 1].rstrip() + "..."
+def _short(prompt: str) -> str:
+    return prompt if len(prompt) <= 34 else prompt[:33].rstrip() + "..."
 
 
-def _picture(path: Path, side: int = 96) -> np.ndarray | None:
+def _picture(path: Path) -> np.ndarray | None:
     """The picture, small: a sheet has hundreds."""
     if not path.is_file():
         return None
     with Image.open(path) as image:
         small = image.convert("RGB")
-        small.thumbnail((side, side), Image.Resampling.LANCZOS)
+        small.thumbnail((96, 96), Image.Resampling.LANCZOS)
         return np.asarray(small)
 
 

@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..lora import read_lora
-from ..metrics import noise_distance
-from ..metrics.collateral import collateral_rmse
+from ..metrics import collateral_rmse, noise_distance
 from ..models.image_model import ImageModel
 from .jobs import DISTANCES, PICTURES, SCORES, Job, checkpoint_file, checkpoints_of, main_checkpoint
 from .pictures import draw, with_lora

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..lora import read_lora
-from ..metrics import column_cosine
+from ..merging.compatibility import column_cosine
 from . import figures
 from .analysis import FAR_NAMES, OTHERS_NAMES, SCORE_NAMES, averages, frontier_areas, unit_means
 from .claims import Claim, Evidence, claims_of

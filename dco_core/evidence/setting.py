@@ -24,7 +24,7 @@ from ..models.image_model import ImageModel
 from ..models.loading import load_model
 from ..toy_world import scorer
 from ..toy_world.references import to_cells, toy_references, write_toy_references
-from ..toy_world.renderer import SIZE, render
+from ..toy_world.renderer import SIZE
 from .prompts import evaluation_prompts, fill
 from .study import NEAR, Study
 from .toy_prompts import merge_prompts, other_prompts, style_prompts, subject_prompts, true_renders
@@ -44,8 +44,9 @@ class Setting(Protocol):
         scorers, and of the references of what is shown."""
         ...
 
-    def references(self, what: str, captions: str) -> Path:
-        """The folder of pictures with captions ("comprehensive" or "compact") to train on."""
+    def references(self, what: str, captions: str, masks: bool = False) -> Path:
+        """The folder of pictures with captions ("comprehensive" or "compact") to train on. masks: with masks of what is
+        taught, which the Toy World can make."""
         ...
 
     def prompts(self, subject: str | None, style: str | None) -> list[str]:
@@ -68,7 +69,8 @@ class Setting(Protocol):
         self, pictures: Tensor, prompts: Sequence[str], subject: str | None, style: str | None
     ) -> dict[str, list[float]]:
         """Pictures [B, H, W, 3] in 0..1 and their prompts -> {score: [B]}: `alignment`, and `likeness` and
-        `style_likeness` for what is named; where it can be told, `factors`: the share of the prompt that is obeyed."""
+        `style_likeness` for what is named; where it can be told, `factors`: the share of the prompt that is obeyed, and
+        `style_form`: how much of the style is there whatever its colours."""
         ...
 
 
@@ -78,14 +80,9 @@ def setting_for(study: Study, folder: Path, device: str | None) -> Setting:
     return ToySetting(study, folder) if toy else FolderSetting(study, folder, device)
 
 
-def toy_likeness(cells: Tensor, what: str) -> Tensor:
-    """How much Toy World images [B, 3, H, W] in -1..1 show a subject, [B] in 0..1."""
-    return scorer.subject_likeness(cells, render(toy_references(what)[0]))
-
-
 class ToySetting:
     """alignment is 1 for a picture that obeys all of its prompt and 0 otherwise: one thing out of six that is wrong
-    spoils a picture, and a text-image model's score falls as sharply."""
+    spoils a picture, and a text-image model's score falls as sharply. Likeness is measured against true attributes."""
 
     def __init__(self, study: Study, folder: Path):
         self._study, self._folder = study, folder
@@ -98,8 +95,9 @@ class ToySetting:
     def contents_key(self, *shown: str) -> str:
         return files_fingerprint(*sorted(TOY_FILES.glob("*.safetensors")))
 
-    def references(self, what: str, captions: str) -> Path:
-        return write_toy_references(self._folder / f"{what}-{captions}", what, captions)
+    def references(self, what: str, captions: str, masks: bool = False) -> Path:
+        name = f"{what}-{captions}" + "-masks" * masks
+        return write_toy_references(self._folder / name, what, captions, masks)
 
     def prompts(self, subject: str | None, style: str | None) -> list[str]:
         if subject and style:
@@ -125,12 +123,15 @@ class ToySetting:
     ) -> dict[str, list[float]]:
         # true renders are as small as the canvas already
         cells = pictures.movedim(-1, 1) * 2 - 1 if pictures.shape[1] == SIZE else to_cells(pictures)
-        factors = scorer.prompt_alignment(cells, prompts)
-        found = {"alignment": (factors > 1 - 1e-6).float(), "factors": factors}
+        found = {
+            "alignment": scorer.prompt_alignment(cells, prompts),
+            "factors": scorer.factors_obeyed(cells, prompts),
+        }
         if subject:
-            found["likeness"] = toy_likeness(cells, subject)
+            found["likeness"] = scorer.subject_likeness(cells, subject)
         if style:
-            found["style_likeness"] = scorer.style_likeness(cells, render(toy_references(style)[0]))
+            found["style_likeness"] = scorer.style_likeness(cells, style)
+            found["style_form"] = scorer.style_scores(cells, style)["form"]
         return {name: values.tolist() for name, values in found.items()}
 
 
@@ -161,7 +162,7 @@ class FolderSetting:
         files = (Path(name) for name in names if name and Path(name).exists())
         return files_fingerprint(*files, *map(Path, shown))
 
-    def references(self, what: str, captions: str) -> Path:
+    def references(self, what: str, captions: str, masks: bool = False) -> Path:
         if captions != "compact":
             return Path(what)
         style = what in self._study.styles

@@ -19,6 +19,7 @@ from ..training import reference_pass
 from ..training.config import TrainingConfig
 from ..training.draws import Draw, random_draws
 from ..training.examples import Example
+from ..training.noise_levels import noise_levels
 from ..training.objectives import OBJECTIVES, Batch, batch_errors, checked_examples
 from ..training.optimizers import make_optimizer, rate_factor
 from ..training.validation import Validation
@@ -144,17 +145,17 @@ class SideBySide:
 
     def _batches(self) -> Iterator[Batch]:
         stream = self._draws()
-        if not self.config.is_dco:
+        if not self.config.reads_phi:
             return (Batch(self.denoiser, self._all, draws, self.config) for draws in stream)
         window = max(1, _PHI_ROWS // (len(self._runs) * self.config.batch_size))
-        pairs = reference_pass.with_reference(self.denoiser, self._all, stream, window)
-        return (Batch(self.denoiser, self._all, draws, self.config, error) for draws, error in pairs)
+        pairs = reference_pass.with_reference(self.denoiser, self._all, stream, self.config, window)
+        return (Batch(self.denoiser, self._all, draws, self.config, found) for draws, found in pairs)
 
     def _draws(self) -> Iterator[list[Draw]]:
         """A batch of every run, one after the other, with the numbers of their examples among all."""
-        length = len(self.denoiser.schedule)
+        levels = noise_levels(self.denoiser, self.config)
         streams = [
-            random_draws(run, length, dataclasses.replace(self.config, seed=seed))
+            random_draws(run, levels, dataclasses.replace(self.config, seed=seed))
             for run, seed in zip(self._runs, self._seeds, strict=True)
         ]
         while True:
@@ -208,6 +209,10 @@ def _refuse(config: TrainingConfig) -> None:
     for name, value in plain_values.items():
         if getattr(config, name) != value and not (name == "reduction" and not config.is_dco):
             raise DCOError(f"{name} {getattr(config, name)} is for a run alone: side_by_side 1.")
+    if config.preservation_prompts and config.preservation_share < 1:
+        raise DCOError(
+            f"preservation_share {config.preservation_share:g} is for a run alone: side_by_side 1, or in every batch."
+        )
     if config.is_dco and config.beta is None:
         raise DCOError(
             "A beta that may be found on the images is for a run alone: give a number, or side_by_side 1."
@@ -219,5 +224,5 @@ def _moved(example: Example, device: torch.device) -> Example:
         return value.to(device) if isinstance(value, Tensor) else value
 
     changes = {f.name: moved(getattr(example, f.name)) for f in dataclasses.fields(example)}
-    changes["rejected"] = tuple(moved(latent) for latent in example.rejected)
+    changes |= {name: tuple(map(moved, getattr(example, name))) for name in ("rejected", "preserved")}
     return Example(**changes)

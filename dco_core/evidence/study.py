@@ -27,7 +27,8 @@ PLAIN = "plain"  # classifier-free guidance of the fine-tuned model, the diamond
 class StudyMethod:
     """A way to train. training, adapter: fields of TrainingConfig and AdapterConfig that differ from the study's.
     beta_factor: times the study's beta. steps_factor: times the study's steps. captions: "comprehensive" or "compact"
-    (Sec. 4.3). bases: of the study, on which it is trained; empty for all."""
+    (Sec. 4.3). bases: of the study, on which it is trained; empty for all. masks: with a mask of the object in each
+    reference, which the Toy World can make."""
 
     training: Mapping[str, Any] = field(default_factory=dict)
     adapter: Mapping[str, Any] = field(default_factory=dict)
@@ -35,6 +36,7 @@ class StudyMethod:
     steps_factor: float = 1.0
     captions: str = "comprehensive"
     bases: tuple[str, ...] = ()
+    masks: bool = False
 
 
 _DREAMBOOTH = {"objective": "dreambooth"}
@@ -178,6 +180,9 @@ class Study:
             if name not in (*self.methods, *self.style_methods, *self.merges):
                 raise DCOError(f'w_rg_methods has "{name}", which is none of the study\'s methods.')
         for method in (*self.methods, *self.style_methods):
+            others = [name for name in self.models().values() if name.partition(":")[0] != "toy-world"]
+            if self.method(method).masks and others:
+                raise DCOError(f'"{method}" asks for masks, which only the Toy World can make, not {others[0]}.')
             if strange := set(self.method(method).bases) - set(self.models()):
                 raise DCOError(f'"{method}" is for the base "{min(strange)}", which the study has not.')
         # imported here: contrasts read tables by the names above

@@ -115,24 +115,21 @@ def _own_fields(taught: Scenes, kind: int) -> dict[str, object]:
     return {name: getattr(taught, name)[0].tolist() for name in (toys if kind == TOY else prints)}
 
 
-def own_likeness(what: str, likeness, count: int = 16) -> float:
-    """The mean likeness of a subject's own true renders on the prompts that it is asked for. likeness: a function of
-    images [B, 3, H, W] in -1..1 and the subject's name."""
+def own_likeness(what: str, count: int = 16) -> float:
+    """The ceiling of a subject: the mean likeness of its own true renders on the prompts that it is asked for."""
     prompts = [text for _, text in subject_prompts(count)]
-    return float(likeness(true_renders(prompts, what, None, 0), what).mean())
+    return float(scorer.subject_likeness(true_renders(prompts, what, None, 0), what).mean())
 
 
 def eligible_subjects(first: str, count: int, at_least: float) -> list[str]:
     """The first `count` subjects from `first` on, by number, whose own true renders have at least that likeness: what
     the scorers cannot read cannot be measured. DCOError where a hundred do not give so many."""
-    from .setting import toy_likeness
-
     kind, _, number = first.partition("-")
     if kind != "toy" or not number.isdecimal():
         raise DCOError(f'Subjects are counted from "{first}": give a numbered one, such as toy-101.')
     found: list[str] = []
     for i in range(int(number), int(number) + 5 * count):
-        if len(found) < count and own_likeness(f"toy-{i}", toy_likeness) >= at_least:
+        if len(found) < count and own_likeness(f"toy-{i}") >= at_least:
             found.append(f"toy-{i}")
     if len(found) < count:
         raise DCOError(

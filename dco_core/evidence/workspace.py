@@ -16,8 +16,9 @@ import numpy as np
 from ..files.content_key import content_key
 from ..lora import merge, read_lora, write_lora
 from ..pipeline.generation import GenerationConfig
+from ..pipeline.output_files import checkpoint_folder
 from ..pipeline.pictures import FolderPictures
-from ..pipeline.run import FolderTraining, checkpoint_folder
+from ..pipeline.run import FolderTraining
 from ..training.checkpoints import Checkpoints
 from .job_scores import Scorer
 from .jobs import (
@@ -135,6 +136,7 @@ class Workspace:
             config = study.config(job.method, job.seed, style)
             parts += [_not_default(config), _not_default(study.adapter_config(job.method, job.seed, style))]
             parts += [study.method(job.method).captions, study.checkpoints_of(job.method, job.seed, style)]
+            parts += ["masks"] if study.method(job.method).masks else []
             if config.with_prior or config.objective == "mapo":  # the base model makes pictures of its own
                 parts += [study.class_images, study.w_text]
         return content_key(*parts)
@@ -149,7 +151,8 @@ class Workspace:
         return all(is_of(self._file(job, checkpoint), key) for checkpoint in checkpoints_of(self._study, job))
 
     def _references(self, job: Job) -> Path:
-        return self._setting.references(job.shown[0], self._study.method(job.method).captions)
+        method = self._study.method(job.method)
+        return self._setting.references(job.shown[0], method.captions, method.masks)
 
     def _train(self, job: Job, path: Path, callback: Callable[[], None]) -> None:
         study, output, style = self._study, path / LORA, job.subject is None

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..lora import LoraWeights
-from ..merging import ZipLora, ZipSettings, merge_with, zip_mergers
-from ..merging.zip_lora import names_by
+from ..merging import ZipLora, merge_with
 from ..models.image_model import ImageModel
 from ..pipeline.examples import Preparation, PreparedPictures
 from ..pipeline.pictures import FolderPictures
 from ..training.config import TrainingConfig
+from ..training.zip_lora import ZipSettings, names_by, zip_mergers
 
 
 def zip_merge(

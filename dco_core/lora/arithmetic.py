@@ -20,6 +20,7 @@ _SHARED = (
     "ss_base_model_version",
     "modelspec.architecture",
     "modelspec.prediction_type",
+    "dco.prediction",
     "dco.w_text",
     "dco.w_rg",
 )

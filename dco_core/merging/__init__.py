@@ -6,7 +6,6 @@ from .file_weights import parse_file_weight
 from .methods import Dare, Exact, MergeMethod, NPLora, Ties, ZipLora, merge_with
 from .reduce import Size, reduce
 from .report import ErrorReport
-from .zip_lora import ZipResult, ZipSettings, optimise, zip_mergers
 
 __all__ = [
     "PRESETS",
@@ -20,16 +19,12 @@ __all__ = [
     "Size",
     "Ties",
     "ZipLora",
-    "ZipResult",
-    "ZipSettings",
     "block_of",
     "blocks_for",
     "compare",
     "layer_type_of",
     "merge_with",
-    "optimise",
     "parse_blocks",
     "parse_file_weight",
     "reduce",
-    "zip_mergers",
 ]

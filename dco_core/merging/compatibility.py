@@ -28,6 +28,7 @@ from .blocks import block_of, block_order, layer_type_of
 from .low_rank import factors, gram
 from .report import as_table
 
+TOTAL = "all"  # the row of column_cosine over all layers
 _KEPT = 1e-12  # eigenvalues of a Gram matrix below this share are rounding
 
 
@@ -218,6 +219,14 @@ def _together(fits: list[LayerFit]) -> LayerFit:
         norm_a=math.sqrt(sum(f.norm_a**2 for f in fits)),
         norm_b=math.sqrt(sum(f.norm_b**2 for f in fits)),
     )
+
+
+def column_cosine(a: LoraWeights, b: LoraWeights) -> dict[str, float]:
+    """How much two LoRAs point the same way (the paper's Fig. 10): the mean cosine between the columns of dW_a and dW_b
+    for each layer type, and over all of them as TOTAL; empty where no layer is in both. Raises DCOError for LoRAs of
+    different models."""
+    found = compare(a, b)
+    return {**found.by_layer_type(), TOTAL: found.total().column_cosine} if found.shared else {}
 
 
 def compare(

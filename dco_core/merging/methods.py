@@ -20,7 +20,6 @@ from .np_lora import np_lora
 from .reduce import Size, reduce
 from .report import ErrorReport
 from .ties import ties
-from .zip_lora import Mergers, with_columns
 
 # Numbers of a dense dW: the largest layers of Flux 1 have as many. Larger ones must have a LoRA of some rank.
 _DENSE = 2**26
@@ -62,11 +61,17 @@ class NPLora:
         return concatenated([(weight * by_lora[i].scale, by_lora[i]) for i, weight, _ in layers])
 
 
+def with_columns(layer: LoraLayer, m: Tensor) -> LoraLayer:
+    """The layer with each input channel scaled by m [in]."""
+    m = m.detach().cpu().float().reshape(1, -1, *(1 for _ in layer.down.shape[2:]))
+    return LoraLayer(layer.down.float() * m, layer.up, layer.alpha)
+
+
 @dataclass(frozen=True)
 class ZipLora:
-    """Columns of both LoRAs scaled by what zip_lora.optimise found. See zip_lora.py."""
+    """Columns of both LoRAs scaled. mergers: of each layer m_c and m_s [in], which training/zip_lora.py finds."""
 
-    mergers: Mapping[str, Mergers]
+    mergers: Mapping[str, tuple[Tensor, Tensor]]
     name = "ziplora"
     pair = True
 

@@ -3,12 +3,13 @@
     image_image.py      DINOv2 image similarity (subject), SigLIP image similarity (style)      App. D.4
     image_text.py       SigLIP image-text score                                                 App. D.4
     noise_distance.py   distance of the predictions of theta and phi over t                     Sec. 5.4, Fig. 8c
-    column_cosine.py    alignment of two LoRAs                                                  App. B, Fig. 10
+    collateral.py       change of pictures of other things
 
-The Toy World has scorers of its own: toy_world/scorer.py. transformers is imported when a model is loaded.
+The alignment of two LoRAs (App. B, Fig. 10): merging/compatibility.py. The Toy World has scorers of its own:
+toy_world/scorer.py. transformers is imported when a model is loaded.
 """
 
-from .column_cosine import column_cosine
+from .collateral import collateral_rmse
 from .image_image import image_similarity, mean_cosine_similarity
 from .image_text import SiglipScorer, load_siglip, siglip_score
 from .noise_distance import NoiseDistance, noise_distance
@@ -18,7 +19,7 @@ __all__ = [
     "ImageEncoder",
     "NoiseDistance",
     "SiglipScorer",
-    "column_cosine",
+    "collateral_rmse",
     "image_similarity",
     "load_image_encoder",
     "load_siglip",

@@ -12,7 +12,6 @@ import torch
 from ..errors import DCOError
 from ..losses import mean_squared_error
 from ..network.denoiser import Denoiser
-from ..schedules import even_timesteps
 from ..training.config import TrainingConfig
 from ..training.draws import Draw, random_draws
 from ..training.examples import Example, Prompt
@@ -49,7 +48,7 @@ def noise_distance(
     global random number. DCOError for no reference, for too few draws and for a timestep outside the schedule."""
     references = [e for e in examples if not e.prior]
     length = len(denoiser.schedule)
-    at = even_timesteps(length, timesteps) if isinstance(timesteps, int) else list(timesteps)
+    at = denoiser.schedule.even_timesteps(timesteps) if isinstance(timesteps, int) else list(timesteps)
     if not references:
         raise DCOError("There are no references to measure the noise distance on: give at least one image.")
     if draws < 1 or not at:

@@ -21,6 +21,7 @@ from ..network.library_import import without_broken_torchvision
 from ..network.lora_layers import AdapterConfig
 from ..schedules import Schedule
 from ..suggested_scales import PAPER
+from .diffusers_tokens import PipelineTokens
 
 _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
@@ -90,7 +91,6 @@ class DiffusersModel:
     SDXL, `pooled` [1280] and `time_ids` [6]."""
 
     square = False
-    learned_tokens = None
     sampler = None
     w_text = PAPER.w_text  # epsilon and v models alike
 
@@ -117,6 +117,7 @@ class DiffusersModel:
             if getattr(pipeline, part, None) is not None
             for name, p in getattr(pipeline, part).named_parameters()
         )
+        self.learned_tokens = PipelineTokens(pipeline, self._text_encoders(), self._read)
         pipeline.vae.to(torch.float32)  # SDXL's overflows in fp16
         pipeline.to(device)
 
@@ -143,13 +144,19 @@ class DiffusersModel:
 
     @torch.no_grad()
     def encode_captions(self, captions: Sequence[str]) -> list[dict[str, Tensor]]:
-        encoded = []
-        for caption in captions:  # one by one: a batch of another size rounds differently
-            text, _, *pooled = self._pipeline.encode_prompt(
-                caption, device=self._device, num_images_per_prompt=1, do_classifier_free_guidance=False
-            )
-            encoded.append({"text": text[0]} | ({"pooled": pooled[0][0]} if self._xl else {}))
-        return encoded
+        return [self._read(caption) for caption in captions]  # a batch of another size rounds differently
+
+    def _read(self, caption: str) -> dict[str, Tensor]:
+        text, _, *pooled = self._pipeline.encode_prompt(
+            caption, device=self._device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return {"text": text[0]} | ({"pooled": pooled[0][0]} if self._xl else {})
+
+    def _text_encoders(self) -> dict[str, tuple[str, str]]:
+        """{name in embedding files: (tokenizer, text encoder) of the pipeline}."""
+        first = "clip_h" if self.family == "sd_v2" else "clip_l"
+        found = {first: ("tokenizer", "text_encoder")}
+        return found | ({"clip_g": ("tokenizer_2", "text_encoder_2")} if self._xl else {})
 
     def with_size(self, conditioning: dict[str, Tensor], bucketed: BucketedImage) -> dict[str, Tensor]:
         if not self._xl:
@@ -163,8 +170,8 @@ class DiffusersModel:
     def network_input(self, conditioning: dict[str, Tensor], latent: Tensor, shown: object = None) -> dict[str, Tensor]:
         return conditioning
 
-    def denoiser(self, config: AdapterConfig | None) -> NetworkDenoiser:
-        return _UNetDenoiser(self._pipeline.unet, self._schedule, config)
+    def denoiser(self, config: AdapterConfig | None, step_shape: Sequence[int] = ()) -> NetworkDenoiser:
+        return _UNetDenoiser(self._pipeline.unet, self._schedule, config, self.family)
 
     def kohya_names(self) -> Mapping[str, str]:
         layers = self._pipeline.unet.config.layers_per_block
@@ -198,7 +205,8 @@ def _schedule(config: Any, prediction: str) -> Schedule:
 
 
 class _UNetDenoiser(NetworkDenoiser):
-    def __init__(self, unet: Any, schedule: Schedule, config: AdapterConfig | None):
+    def __init__(self, unet: Any, schedule: Schedule, config: AdapterConfig | None, family: str):
+        self.family = family
         shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
         network = copy.deepcopy(unet, shared)  # modules of its own on the same weights
         super().__init__(network.requires_grad_(False), schedule, config)

@@ -95,7 +95,10 @@ class ImageModel(Protocol):
         training."""
         ...
 
-    def denoiser(self, config: AdapterConfig | None) -> NetworkDenoiser: ...
+    def denoiser(self, config: AdapterConfig | None, step_shape: Sequence[int] = ()) -> NetworkDenoiser:
+        """The network with a LoRA (None: without). step_shape: of the latents [B, C, ...] of a step, for a model that
+        has to fit beside them."""
+        ...
 
     def kohya_names(self) -> Mapping[str, str]:
         """{canonical key: kohya's name} for LoRA files."""

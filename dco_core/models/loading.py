@@ -5,25 +5,45 @@ from __future__ import annotations
 import torch
 
 from ..errors import DCOError
+from ..toy_world.bases import BASES, DEFAULT_BASE
+from .host_model import SCHEMES, HostFiles
 from .image_model import ImageModel
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_model(name: str, device: str | None = None, precision: str = "fp32") -> ImageModel:
-    """The ImageModel that --model names, on a device (see usable_device) with weights of a precision. Raises DCOError
+_NO_FILES = HostFiles()
+
+
+def load_model(
+    name: str, device: str | None = None, precision: str | None = None, files: HostFiles = _NO_FILES
+) -> ImageModel:
+    """The ImageModel that --model names, on a device (see usable_device) with weights of a precision (None: fp32, or
+    what ComfyUI chooses for its models): toy-world:BASE (bases.py; toy-world alone is the base epsilon),
+    diffusers:FOLDER, checkpoint:FILE or unet:FILE. files: what comes beside a model that ComfyUI reads. Raises DCOError
     for a name that is none."""
-    kind, _, folder = name.partition(":")
-    if name != "toy-world" and not (kind == "diffusers" and folder):
-        raise DCOError(f"--model {name} is unknown: use toy-world, or diffusers:FOLDER.")
-    found, dtype = usable_device(device), PRECISIONS[precision]
-    if name == "toy-world":
+    kind, colon, rest = name.partition(":")
+    toy = kind == "toy-world" and rest in (BASES if colon else ("",))
+    if not toy and not (kind in ("diffusers", *SCHEMES) and rest):
+        known = ", ".join(f"toy-world:{base}" for base in BASES)
+        raise DCOError(
+            f"--model {name} is unknown: use toy-world, {known}, diffusers:FOLDER, checkpoint:FILE or unet:FILE."
+        )
+    found = usable_device(device)
+    if kind in SCHEMES:
+        from .host_model import load as load_host_model
+
+        return load_host_model(kind, rest, found, PRECISIONS[precision] if precision else None, files)
+    if files.any:
+        raise DCOError(f"--clip, --clip-type and --vae are for models that ComfyUI reads, not {name}: leave them out.")
+    dtype = PRECISIONS[precision or "fp32"]
+    if toy:
         from ..toy_world.image_model import ToyWorldModel
 
-        return ToyWorldModel(found, dtype)
+        return ToyWorldModel(found, dtype, rest or DEFAULT_BASE)
     from .diffusers_model import load
 
-    return load(folder, found, dtype)
+    return load(rest, found, dtype)
 
 
 def usable_device(asked: str | None) -> str:

@@ -20,10 +20,12 @@ from .lora_layers import AdapterConfig, adapter_off, add_adapter, dropout_on, re
 class Denoiser(ABC):
     """theta and phi in one: a frozen pretrained network phi with an adapter that can be switched off.
 
+    family: the base's name in a LoRA's header, "" where it is not known.
     checkpointed: whether theta's blocks are computed again in the backward pass, and so keep little. What a subclass
     knows of its memory it says by `rows_at_once` and `network_tensors`; nothing needs to be known."""
 
     schedule: Schedule
+    family: str = ""
     checkpointed: bool = False
 
     @abstractmethod
@@ -42,6 +44,10 @@ class Denoiser(ABC):
     def rows_at_once(self, latent_shape: Sequence[int]) -> int | None:
         """How many samples of a latent [C, H, W] fit into one call without gradient; None where that is not known."""
         return None
+
+    def conditioning_content(self, conditioning: Any) -> Any:
+        """What a conditioning says, as tensors, numbers and texts in mappings and sequences (files/content_key.py)."""
+        return conditioning
 
     def network_tensors(self) -> Sequence[Tensor]:
         """What the network holds whether it trains or not: no part of a step's memory."""

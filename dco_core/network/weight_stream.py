@@ -213,7 +213,7 @@ def _take_from(layer: nn.Module, fetch: Fetch, fetch_bias: Fetch | None) -> None
             x, padding = nn.functional.pad(x, layer._reversed_padding_repeated_twice, mode), (0, 0)
         return frozen_conv2d(x, weight, bias(), layer.stride, padding, layer.dilation, layer.groups)
 
-    layer.forward = linear if isinstance(layer, nn.Linear) else conv2d  # type: ignore[method-assign]
+    layer.forward = linear if isinstance(layer, nn.Linear) else conv2d
 
 
 def _tensors_of(layers: Sequence[nn.Module]) -> list[Tensor]:

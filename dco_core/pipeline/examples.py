@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..captions.markers import base_caption
+from ..captions.preservation import preservation_prompts
 from ..data.buckets import BucketedImage, bucket_size, bucket_step, fit, latent_mask
 from ..data.folders import Picture
 from ..errors import DCOError
@@ -166,6 +167,7 @@ class PreparedPictures:
             empty_conditioning=self._empty_for(size, x0, e.shown),
             mask=None if e.mask is None else e.mask.to(x0).clone(),
             rejected=[latent.clone() for latent in rejected],
+            preserved=[self._read(text, size, x0, e.shown) for text in self._preserved],
         )
 
     def _class_example(self, latent: Tensor, std: Tensor | None, size: BucketedImage) -> Example:
@@ -211,9 +213,12 @@ class PreparedPictures:
         needs_empty = bool(self._config.caption_dropout or previews or self._to_make(len(texts)))
         beside = [""] * needs_empty + [self._prompt] * bool(self._prompt)
         everything = [*texts, *previews]
-        read = model.encode_captions([*(base_caption(t, words.initializers) for t in everything), *beside])
+        preserved = preservation_prompts(self._config.preservation_prompts, self._prompt)
+        asked = [*everything, *preserved]
+        read = model.encode_captions([*(base_caption(t, words.initializers) for t in asked), *beside])
         base: list[Any] = read[: len(everything)]
-        self._empty = read[len(everything)] if needs_empty else None
+        self._preserved = read[len(everything) : len(asked)]
+        self._empty = read[len(asked)] if needs_empty else None
         self._class = read[-1] if self._prompt else None
         own: list[Any] = base
         if words.tokens is not None:

@@ -57,6 +57,7 @@ class TrainedHeader:
             or None,
             "dco.tokens": json.dumps(dict(initializers)) if initializers else None,
             "dco.base_words": ", ".join(word for word in words if word) or None,
+            "dco.prediction": self.prediction,
             "dco.beta": self.config.beta if self.config.is_dco else None,
             "dco.w_text": scales.w_text if scales else None,
             "dco.w_rg": scales.w_rg if scales else None,

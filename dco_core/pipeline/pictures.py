@@ -31,6 +31,8 @@ class TrainingPictures:
         self.generation.check()
         self.pictures, self.class_images = list(pictures), list(class_images)
         self.captions = [picture.caption for picture in self.pictures]
+        if self.pictures:
+            config.check_masks(any(p.mask is not None for p in self.pictures))
 
     @property
     def notes(self) -> list[str]:
@@ -40,7 +42,7 @@ class TrainingPictures:
     def class_prompt(self, initializers: Mapping[str, str] = _NO_WORDS) -> str:
         """The prompt of the subject's class, as the base model reads it; "" where the objective needs none.
         initializers: of learned tokens. Raises DCOError where nothing tells it."""
-        if not (self.config.with_prior or self.config.objective == "output-preservation"):
+        if not self.config.reads_class_prompt:
             return ""
         prompt = self.generation.class_prompt.strip() or class_prompt(self.captions, initializers)
         if not prompt:

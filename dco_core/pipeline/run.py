@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 
 from ..captions.check import check_captions, report
 from ..captions.markers import markers
@@ -15,7 +15,7 @@ from ..drawing.preview_sheet import preview_sheet
 from ..errors import DCOError
 from ..files.atomic import whole_file
 from ..files.content_key import content_key
-from ..lora import LoraWeights, write_lora
+from ..lora import LoraWeights, bundled, write_embedding, write_lora
 from ..models.image_model import ImageModel
 from ..network.lora_layers import AdapterConfig
 from ..training.calibration import identity
@@ -23,15 +23,20 @@ from ..training.checkpoints import Checkpoints
 from ..training.memory import PeakMemory, estimate
 from ..training.previews import Preview
 from ..training.processes import ALONE, Processes
+from ..training.reference_cache import ReferenceCache
 from ..training.step_report import StepReport
 from ..training.trainer import Training
 from .examples import SIZES, Preparation, PreparedPictures
 from .file_header import TrainedHeader
+from .output_files import RUN, check_replaceable, embedding_files, preview_folder
 from .pictures import TrainingPictures
 from .previews import TrainingPreviews, as_pixels
+from .vocabulary import TokenConfig, kept_vocabulary, learned_vocabulary
 
-RUN = "dco.run"  # in the header: which run the file is of
 GENERATED = "generated.safetensors"  # beside the checkpoints: what the base model made for an objective
+
+
+NO_TOKENS = TokenConfig()
 
 
 class FolderTraining:
@@ -41,9 +46,10 @@ class FolderTraining:
     aspect-ratio buckets. compiled, gradient_checkpointing: of the network's blocks. size_conditioning: see
     Preparation. overwrite: whether `output` may be replaced where it is not of this run. preview_every: pictures in
     preview_folder(output) after this many steps and in the end, 0 for none; preview_prompts: of what, left out the
-    first caption. processes: those that make this run together; the first alone writes. on_message: told what takes
-    time before the run. notes: what to tell the user before the run; memory: its peak, after it. Raises DCOError for
-    what cannot be trained, before anything is written.
+    first caption. tokens: whether markers become tokens of their own. reference_folder: where the base model's errors
+    are kept for further runs, None for nowhere. processes: those that make this run together; the first alone writes.
+    on_message: told what takes time before the run. notes: what to tell the user before the run; memory: its peak,
+    after it. Raises DCOError for what cannot be trained, before anything is written.
     """
 
     def __init__(
@@ -61,12 +67,16 @@ class FolderTraining:
         overwrite: bool = False,
         preview_every: int = 0,
         preview_prompts: Sequence[str] = (),
+        tokens: TokenConfig = NO_TOKENS,
+        reference_folder: Path | None = None,
         on_message: Callable[[str], None] = lambda text: None,
         processes: Processes = ALONE,
     ):
-        self._model, self._adapter, self._output = model, adapter, output
+        self._model, self._output, self._learning = model, output, tokens
+        self._adapter = None if tokens.alone else adapter
         self._processes = processes
         config = folder.config
+        tokens.check()
         self._size_conditioning = size_conditioning
         check_resolution(resolution)
         self._resolution = model.default_resolution if resolution is None else resolution
@@ -81,12 +91,19 @@ class FolderTraining:
             raise DCOError(f"preview_every is {preview_every}: use a number of steps, or 0 for no previews.")
         shown = (list(preview_prompts) or folder.captions[:1]) if preview_every else []
         how = Preparation(self._resolution, self._square, size_conditioning, shown)
-        self._data = PreparedPictures(model, folder, how)
-        content = content_key(model.content(), adapter, self._data.content, compiled)
-        model.offload_encoders(images=not shown)
-        denoiser = model.denoiser(adapter)
-        self._run = content_key(content, identity(config, denoiser))[:16]
-        check_replaceable(output, overwrite, self._run)
+        self._words = (
+            learned_vocabulary(model, folder.captions, config.seed, tokens.initializers, tokens.vectors)
+            if tokens.on
+            else kept_vocabulary(folder.captions, None)
+        )
+        self._data = PreparedPictures(model, folder, how, self._words)
+        content = content_key(model.content(), self._adapter, self._data.content, compiled)
+        model.offload_encoders(texts=not tokens.on, images=not shown)
+        denoiser = model.denoiser(self._adapter, self._data.step_shape)
+        start = None if self._words.tokens is None else self._words.tokens.tensors()
+        self._run = content_key(content, identity(config, denoiser), start)[:16]
+        for path in (output, *self._embeddings().values()):
+            check_replaceable(path, overwrite, self._run)
         if compiled:
             denoiser.compile_blocks()
         kept = checkpoints.folder / GENERATED if checkpoints is not None else None
@@ -98,8 +115,10 @@ class FolderTraining:
             denoiser,
             examples,
             config,
+            self._words.tokens,
             checkpoints=checkpoints,
             content=content,
+            reference_cache=self._reference_cache(reference_folder, compiled),
             watch_speed=True,
             processes=processes,
         )
@@ -111,9 +130,12 @@ class FolderTraining:
             *folder.notes,
             f"{len(self._data)} pictures, {self._resolution} px. A step needs {estimate(denoiser, examples, config)}.",
             report(check_captions(self._data.captions, kind="auto"), self._data.captions),
-            *_markers_as_words(self._data.captions),
+            *([] if tokens.on else _markers_as_words(self._data.captions)),
             *self.training.notes,
         ]
+
+    def _reference_cache(self, folder: Path | None, compiled: bool) -> ReferenceCache | None:
+        return None if folder is None else ReferenceCache(folder, content_key(self._model.content(), compiled))
 
     def run(self, on_step: Callable[[StepReport], None]) -> None:
         """Train to the last step, with previews; see Training.run."""
@@ -134,35 +156,51 @@ class FolderTraining:
         with whole_file(path) as temporary:
             image.save(temporary, "PNG")
 
-    def save(self) -> None:
-        """Write the LoRA as it is now, whole or not at all; the same run writes the same bytes. Raises DCOError where
-        it cannot be written."""
+    def save(self) -> list[str]:
+        """Write the LoRA as it is now, whole or not at all, and an embedding file for each learned token; the same run
+        writes the same bytes. What was written, as sentences. Raises DCOError where it cannot be written."""
+        tokens, adapter = self._words.tokens, self._adapter
         with self.training.result():
             layers = self.training.denoiser.lora()
+            rows = {} if tokens is None else tokens.tensors()
+        settings: dict[str, Any] = {
+            "resolution": self._resolution,
+            "square": self._square,
+            **({"layer_filter": adapter.name_filter, "dropout": adapter.dropout} if adapter else {}),
+            **({"learned_tokens": self._learning.learned_tokens} if rows else {}),
+            **({"size_conditioning": self._size_conditioning} if self._model.reads_sizes else {}),
+            **self._data.settings,
+        }
         header = TrainedHeader(
             config=self.training.config,
-            rank=self._adapter.rank,
-            alpha=self._adapter.effective_alpha,
-            layers=self._adapter.layers,
+            rank=adapter.rank if adapter else 0,
+            alpha=adapter.effective_alpha if adapter else 0.0,
+            layers=adapter.layers if adapter else "",
             family=self._model.family,
             prediction=self._model.prediction,
             captions=self._data.captions,
-            other={
-                "resolution": self._resolution,
-                "square": self._square,
-                "layer_filter": self._adapter.name_filter,
-                "dropout": self._adapter.dropout,
-                **({"size_conditioning": self._size_conditioning} if self._model.reads_sizes else {}),
-                **self._data.settings,
-            },
+            other=settings,
         )
         entries = header.entries(
-            self._output.stem, self.training.step, {}, dated=False, layers=layers.values()
+            self._output.stem, self.training.step, self._words.initializers, dated=False, layers=layers.values()
         )
+        entries |= {RUN: self._run}
         weights = LoraWeights(
-            {self._model.canonical(name): layer for name, layer in layers.items()}, {}, entries | {RUN: self._run}
+            {self._model.canonical(name): layer for name, layer in layers.items()}, bundled(rows), entries
         )
         write_lora(self._output, weights, keys=dict(self._model.kohya_names()) or "kohya")
+        written = [f"Saved {self._output} after {self.training.step} steps."]
+        for name, path in self._embeddings().items():
+            write_embedding(path, rows[name], entries)
+            written.append(
+                f'The token <{name}> is also in {path}: in ComfyUI\'s folder models/embeddings it works in any prompt '
+                f'as "embedding:{path.stem}".'
+            )
+        return written
+
+    def _embeddings(self) -> dict[str, Path]:
+        tokens = self._words.tokens
+        return embedding_files(self._output, [] if tokens is None else list(tokens.rows()))
 
 
 def check_resolution(resolution: int | None) -> None:
@@ -173,43 +211,11 @@ def check_resolution(resolution: int | None) -> None:
         )
 
 
-def check_replaceable(output: Path, overwrite: bool, run: str | None = None) -> None:
-    """Raise DCOError where `output` is there, is not of this run, and may not be replaced. run: which run this is; None
-    while it is not known yet, and then every run's file passes."""
-    if overwrite or not output.exists():
-        return
-    found = _run_of(output)
-    if found is None or run not in (None, found):
-        what = "was not written by this command" if found is None else "is of another run"
-        raise DCOError(
-            f"{output} {what} and would be lost: choose another --output, or replace it with --overwrite."
-        )
-
-
-def _run_of(output: Path) -> str | None:
-    """The run that a file is of, as its header says; None where it says nothing."""
-    try:
-        with safe_open(output, framework="pt") as file:
-            return (file.metadata() or {}).get(RUN)
-    except (SafetensorError, OSError, ValueError):
-        return None
-
-
 def _markers_as_words(captions: Sequence[str]) -> list[str]:
     names = list(dict.fromkeys(name for text in captions for name in markers(text)))
     if not names:
         return []
     return [
-        f'The model reads <{names[0]}> as the word "{names[0]}": no new token is learned here (the trainer node in '
-        "ComfyUI can)."
+        f'The model reads <{names[0]}> as the word "{names[0]}". To learn a new token for it, add --learned-tokens '
+        "with-lora."
     ]
-
-
-def preview_folder(output: Path) -> Path:
-    """Where the previews of a run lie."""
-    return output.with_name(output.name + ".previews")
-
-
-def checkpoint_folder(output: Path) -> Path:
-    """Where the checkpoints of a run lie: beside the file it is to become."""
-    return output.with_name(output.name + ".checkpoints")

@@ -11,6 +11,37 @@ from ..lora import LoraWeights, from_bundle, initializers_in
 from ..models.image_model import ImageModel, TokenRows
 from ..training.learned_tokens import LearnedTokens, token_specs
 
+# What trains: the LoRA with markers read as words, with a token for each marker, or the tokens alone.
+LEARNED_TOKENS = ("off", "with-lora", "alone")
+
+
+@dataclass(frozen=True)
+class TokenConfig:
+    """learned_tokens: one of LEARNED_TOKENS. initializers, vectors: see token_specs."""
+
+    learned_tokens: str = LEARNED_TOKENS[0]
+    initializers: str = ""
+    vectors: int = 0
+
+    def check(self) -> None:
+        """Raise DCOError for a value that cannot be."""
+        if self.learned_tokens not in LEARNED_TOKENS:
+            raise DCOError(
+                f"learned_tokens {self.learned_tokens!r} is unknown: use one of {', '.join(LEARNED_TOKENS)}."
+            )
+        if self.vectors < 0:
+            raise DCOError(f"vectors is {self.vectors}: use a number of vectors per token, or 0 to count by itself.")
+
+    @property
+    def on(self) -> bool:
+        """Whether tokens train."""
+        return self.learned_tokens != LEARNED_TOKENS[0]
+
+    @property
+    def alone(self) -> bool:
+        """Whether tokens train without a LoRA: Textual Inversion."""
+        return self.learned_tokens == "alone"
+
 
 @dataclass(frozen=True)
 class Vocabulary:

@@ -1,4 +1,4 @@
-"""The Toy World as an ImageModel, for training from the command line."""
+"""The Toy World's bases as ImageModels, for training from the command line."""
 
 from __future__ import annotations
 
@@ -9,30 +9,36 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.buckets import BucketedImage
+from ..files.content_key import content_key
 from ..files.fingerprints import network_fingerprint
 from ..network.lora_layers import AdapterConfig
 from ..suggested_scales import TOY_WORLD
+from .bases import DEFAULT_BASE
+from .learned_tokens import ToyTokens
 from .model import ToyDenoiser, encode, load_text_encoder, load_unet
 from .renderer import PIXELS_PER_CELL, SIZE
 
 
 class ToyWorldModel:
-    """Images are 256 x 256 pixels; a latent is the mean of 8 x 8 of them."""
+    """One of the two bases. Images are 256 x 256 pixels; a latent is the mean of 8 x 8 of them."""
 
     family = "ToyWorld"
-    prediction = "flow"
     default_resolution = SIZE * PIXELS_PER_CELL
     square = True
     reads_sizes = False
     w_text = TOY_WORLD.w_text
-    learned_tokens = None
     sampler = None
 
-    def __init__(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-        """dtype: of the network's weights; captions are read in fp32."""
+    def __init__(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, base: str = DEFAULT_BASE
+    ) -> None:
+        """dtype: of the network's weights; captions are read in fp32. base: "epsilon" or "flow"; DCOError for another
+        name."""
+        self.prediction = base  # which is its name, too
         self._device = torch.device(device)
-        self._unet = load_unet().to(self._device, dtype)
+        self._unet = load_unet(base).to(self._device, dtype)
         self._text_encoder = load_text_encoder().to(self._device)
+        self.learned_tokens = ToyTokens(self._text_encoder)
 
     def encode_images(self, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
         return [
@@ -56,7 +62,7 @@ class ToyWorldModel:
     def network_input(self, conditioning: Tensor, latent: Tensor, shown: object = None) -> Tensor:
         return conditioning
 
-    def denoiser(self, config: AdapterConfig | None) -> ToyDenoiser:
+    def denoiser(self, config: AdapterConfig | None, step_shape: Sequence[int] = ()) -> ToyDenoiser:
         return ToyDenoiser(config, self._unet)
 
     def kohya_names(self) -> Mapping[str, str]:
@@ -66,7 +72,8 @@ class ToyWorldModel:
         return "lora_unet_" + module.replace(".", "_")
 
     def content(self) -> str:
-        return network_fingerprint([*self._unet.named_parameters(), *self._text_encoder.named_parameters()])
+        weights = network_fingerprint([*self._unet.named_parameters(), *self._text_encoder.named_parameters()])
+        return content_key(weights, self.prediction)  # both bases have the same weights
 
     def offload_encoders(self, *, texts: bool = True, images: bool = True) -> None:
         pass

@@ -9,48 +9,82 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.folders import MASKS
 from ..errors import DCOError
 from ..files.atomic import whole_folder
 from .renderer import PIXELS_PER_CELL, render
-from .world import EAR_KINDS, Scenes, sample_scenes, style_reference, subject_references
+from .world import (
+    EAR_SHAPES,
+    STYLE,
+    SUBJECT,
+    Scenes,
+    one_place,
+    sample_scenes,
+    style_reference,
+    subject_references,
+)
 
 _SUBJECT_FIELDS = ("body_rgb", "accent_rgb", "ears", "ear_size", "stretch")
 _STYLE_FIELDS = ("ink_rgb", "paper_rgb")
 
 
-def toy_references(what: str) -> tuple[Scenes, list[str]]:
-    """The references of a subject or a style and their captions with markers. "toy" is the subject and "print" the
-    style that the base never saw; "toy-1", "print-3" and so on are others, drawn from their number: as unlike the
-    average toy (print) that the word alone gives, with attributes that the base knows one by one. DCOError for any
-    other name."""
+def _kind_and_number(what: str) -> tuple[str, str]:
     kind, _, number = what.partition("-")
     if kind not in ("toy", "print") or (number and not number.isdecimal()):
         raise DCOError(
             f'The Toy World has no reference "{what}": use toy, print, or numbered ones such as toy-1 and print-2.'
         )
+    return kind, number
+
+
+def toy_attributes(what: str) -> dict[str, Any]:
+    """The true attributes of a subject or a style, fields of `Scenes`: numbers, and RGB as three. "toy" and "print" are
+    those that the base never saw; "toy-1", "print-3" and so on are drawn from their number: as unlike the average toy
+    (print) that the word alone gives, with attributes that the base knows one by one. DCOError for any other name."""
+    kind, number = _kind_and_number(what)
+    fields = _SUBJECT_FIELDS if kind == "toy" else _STYLE_FIELDS
+    if not number:
+        known = SUBJECT if kind == "toy" else STYLE
+        return {name: known[name] for name in fields}
+    scenes = sample_scenes(64, torch.Generator().manual_seed(9000 + int(number)))
+    eared = int((scenes.ears != EAR_SHAPES.index("none")).nonzero()[0])  # ears are what a likeness is told by
+    return {name: getattr(scenes, name)[eared].tolist() for name in fields}
+
+
+def toy_references(what: str) -> tuple[Scenes, list[str]]:
+    """The references of a subject or a style, named as in `toy_attributes`, and their captions with markers. Those of
+    numbered subjects are in one place, of one size, so that one caption says all of each."""
+    attributes, (kind, number) = toy_attributes(what), _kind_and_number(what)
     scenes, captions = subject_references() if kind == "toy" else style_reference()
-    if number:
-        scenes = scenes.with_(**_drawn(int(number), _SUBJECT_FIELDS if kind == "toy" else _STYLE_FIELDS))
-    return scenes, captions
+    if kind == "toy" and number:
+        scenes, captions = one_place(scenes)
+    return scenes.with_(**attributes), captions
 
 
-def _drawn(number: int, names: tuple[str, ...]) -> dict[str, Any]:
-    scenes = sample_scenes(64, torch.Generator().manual_seed(9000 + number))
-    eared = int((scenes.ears != EAR_KINDS.index("none")).nonzero()[0])  # ears are what a likeness is told by
-    return {name: getattr(scenes, name)[eared].tolist() for name in names}
+def toy_masks(scenes: Scenes) -> Tensor:
+    """Where the objects are, bool [B, H, W]: where a picture is not what it is with the object out of sight."""
+    away = scenes.with_(centre=(-1000.0, -1000.0))
+    return (render(scenes) - render(away)).abs().amax(1) > 0.02
 
 
-def write_toy_references(folder: Path, what: str, captions: str = "comprehensive") -> Path:
+def write_toy_references(
+    folder: Path, what: str, captions: str = "comprehensive", masks: bool = False
+) -> Path:
     """The references as a folder of pictures with captions, as users have them; captions "compact" name the subject
-    or the style and nothing else ("a <toy>", "in <print> style"). Written once: a folder that is there is taken as it
-    is."""
+    or the style and nothing else ("a <toy>", "in <print> style"). masks: with a mask of the object each. Written once:
+    a folder that is there is taken as it is."""
     scenes, texts = toy_references(what)
     with whole_folder(folder) as made:
-        for i, (image, text) in enumerate(zip(render(scenes), texts, strict=True)):
+        if masks:
+            (made / MASKS).mkdir()
+        for i, (image, mask, text) in enumerate(zip(render(scenes), toy_masks(scenes), texts, strict=True)):
             pixels = ((image.movedim(0, -1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
             side = image.shape[-1] * PIXELS_PER_CELL
             picture = Image.fromarray(pixels.numpy()).resize((side, side), Image.Resampling.NEAREST)
             picture.save(made / f"{i}.png")
+            if masks:
+                white = Image.fromarray((mask * 255).to(torch.uint8).numpy())
+                white.resize((side, side), Image.Resampling.NEAREST).save(made / MASKS / f"{i}.png")
             text = compact(text) if captions == "compact" else text
             (made / f"{i}.txt").write_text(text, encoding="utf-8")
     return folder

@@ -48,10 +48,10 @@ def _shape_distance(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Signed distance [B, H, W] in units of the radius, for the plain shapes."""
     triangle = torch.maximum(y - 0.62, x.abs() * 0.866 - y * 0.5 - 0.50)
     cross = torch.minimum(_box(x, y, 0.95, 0.33), _box(x, y, 0.33, 0.95))
-    kinds = torch.stack([
+    shapes = torch.stack([
         torch.hypot(x, y) - 0.92, _box(x, y, 0.80, 0.80), triangle, _star(x, y), _heart(x, y), cross,
     ])  # fmt: skip
-    return kinds[shape.clamp(max=len(SHAPES) - 2), torch.arange(len(shape))]
+    return shapes[shape.clamp(max=len(SHAPES) - 2), torch.arange(len(shape))]
 
 
 def _toy_layers(s: Scenes, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -95,6 +95,8 @@ class SpatialBlock(nn.Module):
 class UNet(nn.Module):
     """x_t [B, 3, 32, 32], t [B] in 0..1, context [B, n, 128] -> velocity [B, 3, 32, 32]."""
 
+    base = "flow"  # which of bases.py it is
+
     def __init__(self):
         super().__init__()
         a, b, c = WIDTHS

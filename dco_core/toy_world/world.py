@@ -27,7 +27,7 @@ FACTORS = {
     "style": STYLES,
 }
 TOY, PRINT = SHAPES.index("toy"), STYLES.index("print")
-EAR_KINDS = ("none", "round", "pointed")
+EAR_SHAPES = ("none", "round", "pointed")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Scenes:
     rotation: Tensor  # [B] radians
     body_rgb: Tensor  # [B, 3] toy body
     accent_rgb: Tensor  # [B, 3] toy ears and belly
-    ears: Tensor  # [B] index into EAR_KINDS
+    ears: Tensor  # [B] index into EAR_SHAPES
     ear_size: Tensor  # [B] relative to the radius
     stretch: Tensor  # [B] body height / width
     ink_rgb: Tensor  # [B, 3] print: dark ink
@@ -77,7 +77,7 @@ def hue_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
 # The novel subject: a tall teal toy with large round orange ears and belly.
 SUBJECT = {
     "shape": TOY, "body_rgb": (0.05, 0.60, 0.58), "accent_rgb": (1.00, 0.55, 0.08),
-    "ears": EAR_KINDS.index("round"), "ear_size": 0.50, "stretch": 1.12,
+    "ears": EAR_SHAPES.index("round"), "ear_size": 0.50, "stretch": 1.12,
 }  # fmt: skip
 SUBJECT_HUES = (0.495, 0.085)  # body, accent: base training keeps away from toys that have both
 # The novel style: a print in violet ink on golden paper.
@@ -120,7 +120,7 @@ def sample_scenes(n: int, generator: torch.Generator, hold_out: bool = True) -> 
         rotation=uniform(-0.25, 0.25),
         body_rgb=hue_to_rgb(body_hue, uniform(0.75, 1.0), uniform(0.55, 1.0)),
         accent_rgb=hue_to_rgb(accent_hue, uniform(0.75, 1.0), uniform(0.75, 1.0)),
-        ears=choice(len(EAR_KINDS)), ear_size=uniform(0.3, 0.55), stretch=uniform(0.85, 1.2),
+        ears=choice(len(EAR_SHAPES)), ear_size=uniform(0.3, 0.55), stretch=uniform(0.85, 1.2),
         ink_rgb=hue_to_rgb(ink_hue, uniform(0.7, 1.0), uniform(0.25, 0.5)),
         paper_rgb=hue_to_rgb(paper_hue, uniform(0.3, 0.75), uniform(0.9, 1.0)),
     )  # fmt: skip
@@ -168,6 +168,18 @@ def subject_references() -> tuple[Scenes, list[str]]:
     centre = torch.stack([10.0 + 6.0 * position, torch.tensor([17.0, 16.5, 18.0, 17.5])], 1)
     scenes = replace(scenes, size=size, position=position, radius=radius, centre=centre)
     return scenes, [mark(caption(scenes, i), "toy") for i in range(4)]
+
+
+def one_place(references: Scenes) -> tuple[Scenes, list[str]]:
+    """References of a subject, all large and on the left, as photographs of one occasion are, and their captions."""
+    n = len(references)
+    # as far apart as the world draws within one place and size
+    centre = torch.stack([torch.linspace(9.4, 10.6, n), torch.linspace(18.0, 16.2, n)], 1)
+    scenes = replace(
+        references.with_(size=SIZES.index("large"), position=POSITIONS.index("on the left")),
+        centre=centre, radius=torch.linspace(8.2, 9.0, n),
+    )  # fmt: skip
+    return scenes, [mark(caption(scenes, i), "toy") for i in range(n)]
 
 
 def style_reference() -> tuple[Scenes, list[str]]:

@@ -22,6 +22,7 @@ from .config import TrainingConfig
 from .draws import random_draws
 from .examples import Example
 from .learned_tokens import LearnedTokens
+from .noise_levels import noise_levels
 from .objectives import batch_errors, draw_weights
 
 PAPER_BETA = 1.0  # Sec. 5, for SDXL's epsilon prediction
@@ -100,7 +101,7 @@ def _probe(
     before = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW([{"params": group, "lr": rate} for group, rate in groups if group])
     draws = random_draws(
-        examples, len(denoiser.schedule), dataclasses.replace(config, seed=config.seed ^ 0xBE7A)
+        examples, noise_levels(denoiser, config), dataclasses.replace(config, seed=config.seed ^ 0xBE7A)
     )
     try:
         for _ in range(probe_steps(config)):

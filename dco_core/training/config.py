@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..captions.preservation import CLASS, preservation_lines
 from ..errors import DCOError
 from ..losses import REDUCTIONS, WEIGHTINGS, T
 from .optimizers import LR_SCHEDULERS, OPTIMIZERS
@@ -12,6 +13,8 @@ from .optimizers import LR_SCHEDULERS, OPTIMIZERS
 OBJECTIVE_NAMES = ("dco", "dreambooth", "dreambooth-prior", "mapo", "output-preservation", "dco-prior")
 KEPT = ("last", "best")
 AUTOMATIC_BETA = ("paper", "images")
+_SILENT = ("mask_prior", "preservation_prompts", "preservation_share")
+TIMESTEP_SAMPLINGS = ("uniform", "logit-normal", "sigmoid", "shifted", "family")
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,19 @@ class TrainingConfig:
         with which every objective compares errors of the noise whatever the model predicts, as the paper does, and beta
         means what it means there.
     prior_weight: lambda of prior preservation; beside DCO, whose loss follows errors up to beta*T (1000) times as
-        strongly, 1 is little. preservation_weight: of output preservation.
+        strongly, 1 is little. preservation_weight: of output preservation and of preservation prompts.
     mapo_beta, mapo_snr: of MaPO, the values of its authors.
     optimizer, lr_scheduler, lr_warmup_steps: see optimizers.py.
     ema_decay: decay of an exponential moving average of what trains, which then is the result; 0 is none.
     look_ahead: batches that phi looks at in one call (reference_pass.py): 1 is one a step, 0 as many as there is room
         for.
+    timestep_sampling: which noise levels are drawn, one of TIMESTEP_SAMPLINGS (noise_levels.py); the paper has uniform.
     validation_steps: score the adapter on validation draws after this many steps, 0 for never. keep: "last", or "best"
         for the adapter with the highest validation margin (at the steps that are scored).
+    mask_prior: weight of |theta - phi|^2 outside of the pictures' masks (holding.py), 0 for none: what lies there then
+        is free. As with prior_weight, 1 is little beside DCO: beta*T/2 (500) holds as strongly as an open gate learns.
+    preservation_prompts: on which theta is held to phi with preservation_weight, as `preservation_lines` reads them; ""
+        for none. preservation_share: in which share of the batches.
     """
 
     steps: int = 1000
@@ -68,6 +76,10 @@ class TrainingConfig:
     validation_steps: int = 0
     keep: str = "last"
     automatic_beta: str = "paper"
+    timestep_sampling: str = "uniform"
+    mask_prior: float = 0.0
+    preservation_prompts: str = ""
+    preservation_share: float = 1.0
 
     def check(self) -> None:
         """Raise DCOError for a value that cannot train."""
@@ -79,6 +91,7 @@ class TrainingConfig:
             ("lr_scheduler", LR_SCHEDULERS),
             ("keep", KEPT),
             ("automatic_beta", AUTOMATIC_BETA),
+            ("timestep_sampling", TIMESTEP_SAMPLINGS),
         ):
             if getattr(self, name) not in known:
                 raise DCOError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(known)}.")
@@ -90,13 +103,23 @@ class TrainingConfig:
                 raise DCOError(f"{name} is {getattr(self, name)}: it must be greater than 0.")
         for name in (
             "offset_noise", "weight_decay", "prior_weight", "preservation_weight", "mapo_beta", "lr_warmup_steps",
-            "look_ahead", "validation_steps",
+            "look_ahead", "validation_steps", "mask_prior",
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise DCOError(f"{name} is {getattr(self, name):g}: it cannot be negative.")
         if self.is_dco and self.beta is not None and not self.beta > 0:
             raise DCOError(
                 f'beta is {self.beta:g}: DCO needs more than 0; for the plain loss choose "dreambooth".'
+            )
+        preserved = preservation_lines(self.preservation_prompts)
+        if not 0 < self.preservation_share <= 1:
+            raise DCOError(
+                f"preservation_share is {self.preservation_share:g}: it must be above 0 and at most 1, which is every "
+                "batch; without preservation_prompts nothing is preserved."
+            )
+        if preserved and not self.preservation_weight > 0:
+            raise DCOError(
+                "preservation_weight is 0, so that preservation_prompts do nothing: raise it, or leave the prompts out."
             )
         if not 0 <= self.caption_dropout < 1:
             raise DCOError(f"caption_dropout is {self.caption_dropout:g}: it must be from 0 to below 1.")
@@ -107,6 +130,14 @@ class TrainingConfig:
         if not 0 < self.target_gate < 0.5:
             raise DCOError(
                 f"target_gate is {self.target_gate:g}: it must lie between 0 and 0.5, where gates begin."
+            )
+
+    def check_masks(self, outside: bool) -> None:
+        """Raise DCOError for a mask prior without anything to hold. outside: whether some mask leaves something out."""
+        if self.mask_prior and not outside:
+            raise DCOError(
+                f"mask_prior is {self.mask_prior:g}, but no picture has anything outside of a mask: give masks (an "
+                "alpha channel, a MASK, or a folder masks beside the pictures), or set mask_prior to 0."
             )
 
     @property
@@ -125,5 +156,18 @@ class TrainingConfig:
             raise DCOError("beta is automatic: calibrate it first (dco_core.training.calibration.with_beta).")
         return self.beta * T
 
+    @property
+    def reads_phi(self) -> bool:
+        """Whether the loss asks what phi says about a draw."""
+        return self.is_dco or self.mask_prior > 0 or bool(self.preservation_prompts)
+
+    @property
+    def reads_class_prompt(self) -> bool:
+        """Whether the prompt of the subject's class is needed."""
+        preserved = CLASS in preservation_lines(self.preservation_prompts)
+        return self.with_prior or self.objective == "output-preservation" or preserved
+
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """All values; those of _SILENT only where they are set, so that a run without them is told, and called, as it
+        was before there were any."""
+        return {k: v for k, v in asdict(self).items() if k not in _SILENT or v != getattr(TrainingConfig, k)}

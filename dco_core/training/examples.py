@@ -17,13 +17,14 @@ Conditioning = Any
 
 
 class Prompt(Enum):
-    """Which of an example's prompts a network reads: theta's own, phi's base caption, the class prompt,
-    or the empty one."""
+    """Which of an example's prompts a network reads: theta's own, phi's base caption, the class prompt, the empty one,
+    or the preservation prompt that the draw says."""
 
     OWN = "own"
     BASE = "base"
     CLASS = "class"
     EMPTY = "empty"
+    PRESERVED = "preserved"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Example:
     mask: weights of the loss [H, W] in 0..1 at the latent's size (None: everything counts).
     prior: a class image, for prior preservation; it is drawn beside the references.
     rejected: latents [C, H, W] of images that the base model makes of the same caption, for MaPO.
+    preserved: the preservation prompts, the same ones in every example.
     """
 
     latent: Tensor
@@ -50,16 +52,19 @@ class Example:
     mask: Tensor | None = None
     prior: bool = False
     rejected: Sequence[Tensor] = ()
+    preserved: Sequence[Conditioning] = ()
 
-    def conditioning_of(self, prompt: Prompt) -> Conditioning:
-        """What a network reads for `prompt`. DCOError where the example has no class or empty prompt."""
+    def conditioning_of(self, prompt: Prompt, preserved: int = 0) -> Conditioning:
+        """What a network reads for `prompt`; preserved: which of them. DCOError where the example has no class, empty
+        or preservation prompt."""
         chosen = {
             Prompt.OWN: self.conditioning,
             Prompt.BASE: self.conditioning if self.base_conditioning is None else self.base_conditioning,
             Prompt.CLASS: self.class_conditioning,
             Prompt.EMPTY: self.empty_conditioning,
+            Prompt.PRESERVED: self.preserved[preserved] if self.preserved else None,
         }[prompt]
-        if chosen is None and prompt in (Prompt.CLASS, Prompt.EMPTY):
+        if chosen is None and prompt not in (Prompt.OWN, Prompt.BASE):
             raise DCOError(f"The examples have no {prompt.value} conditioning, which this training needs.")
         return chosen() if callable(chosen) else chosen
 

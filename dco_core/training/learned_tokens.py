@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,66 @@ def token_specs(
             )
         given[name] = TokenSpec(name, words, int(number) if number else vectors)
     return [given.get(name) or TokenSpec(name, (known or {}).get(name, name), vectors) for name in found]
+
+
+class TextTable(Protocol):
+    """What the start of a token needs of a text encoder. weight: its embedding table [vocabulary, width]."""
+
+    @property
+    def weight(self) -> Tensor: ...
+
+    def has_token(self, text: str) -> bool:
+        """Whether the vocabulary has `text` as a token already."""
+        ...
+
+    def ids(self, words: str) -> list[int]:
+        """The tokens of some words, without begin and end; [] where it does not know one of them."""
+        ...
+
+    def rows(self, ids: Sequence[int]) -> Tensor:
+        """The rows [n, width] of some tokens."""
+        ...
+
+
+def started(
+    specs: Sequence[TokenSpec], seed: int, known: Mapping[str, Mapping[str, Tensor]], tables: Mapping[str, TextTable]
+) -> LearnedTokens:
+    """The rows of new tokens in the encoders that `tables` names: those of their initialisers, or the `known` ones of
+    a LoRA to go on from. Raises DCOError for words that an encoder does not know, for names that its vocabulary has
+    already, and for known rows of another encoder."""
+    generator = torch.Generator().manual_seed(seed)
+    rows: dict[str, dict[str, Tensor]] = {}
+    for spec in specs:
+        rows[spec.name] = {}
+        for encoder, table in tables.items():
+            if table.has_token(f"<{spec.name}>"):
+                raise DCOError(
+                    f"The token <{spec.name}> already exists in {encoder}: choose another name for the marker."
+                )
+            if spec.name in known:
+                rows[spec.name][encoder] = known_rows(known[spec.name], spec.name, encoder, table.weight.shape[1])
+            elif spec.initializer:
+                ids = table.ids(spec.initializer)
+                if not ids:
+                    raise DCOError(
+                        f'The initializer "{spec.initializer}" of <{spec.name}> is not a word that {encoder} knows: '
+                        "start from a common word for the subject's class, such as dog."
+                    )
+                rows[spec.name][encoder] = initial_rows(table.rows(ids), spec, encoder)
+            else:
+                rows[spec.name][encoder] = random_rows(table.weight, spec, generator)
+    return LearnedTokens(rows, {spec.name: spec.initializer for spec in specs})
+
+
+def known_rows(by_encoder: Mapping[str, Tensor], name: str, encoder: str, width: int) -> Tensor:
+    """The rows of a token for an encoder of that width. Raises DCOError where they are of another text encoder."""
+    if encoder not in by_encoder or by_encoder[encoder].shape[-1] != width:
+        has = ", ".join(f"{e} of width {r.shape[-1]}" for e, r in by_encoder.items())
+        raise DCOError(
+            f"The token <{name}> has rows for {has}, this text encoder is {encoder} of width {width}: "
+            "load the checkpoint that it was trained on."
+        )
+    return by_encoder[encoder]
 
 
 def initial_rows(words: Tensor, spec: TokenSpec, encoder: str) -> Tensor:

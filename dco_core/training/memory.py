@@ -15,8 +15,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..network.denoiser import Denoiser
 from .config import TrainingConfig
-from .draws import random_draws
+from .draws import Draw, random_draws
 from .examples import Example
+from .holding import Reference, has_outside
+from .noise_levels import noise_levels
 from .objectives import OBJECTIVES, Batch, checked_examples, references_of
 
 # Values a trainable parameter needs in fp32 beside itself, by optimizer: gradient and states.
@@ -47,7 +49,7 @@ def estimate(denoiser: Denoiser, examples: Sequence[Example], config: TrainingCo
     examples = checked_examples(examples, config)
     groups = [[e for e in examples if e.prior == prior] for prior in (False, True)]
     largest = [max(kind, key=lambda e: e.latent.numel()) for kind in groups if kind]
-    draws = next(random_draws(largest, len(denoiser.schedule), config))
+    draws = next(random_draws(largest, noise_levels(denoiser, config), config))
     known = {t.untyped_storage().data_ptr() for t in denoiser.network_tensors()}
     alive: dict[int, StorageWeakRef] = {}
     activations = 0
@@ -66,12 +68,29 @@ def estimate(denoiser: Denoiser, examples: Sequence[Example], config: TrainingCo
         raise AssertionError("the estimate has no backward pass")
 
     some_beta = dataclasses.replace(config, beta=config.beta or 1.0)
-    batch = Batch(denoiser, largest, draws, some_beta, error_phi=torch.zeros(len(references_of(largest, draws))))
+    if config.preservation_prompts:  # of the batches that have them
+        draws = [d if largest[d.image].prior else dataclasses.replace(d, preserved=0) for d in draws]
+    batch = Batch(denoiser, largest, draws, some_beta, _blank_reference(largest, draws, config))
     with saved_tensors_hooks(count, unused), torch.random.fork_rng([]), torch.enable_grad():
         OBJECTIVES[config.objective](batch)
     trained = sum(p.numel() for p in denoiser.trainable().values()) * _BYTES
     copies = _COPIES[config.optimizer] + (1 if config.ema_decay else 0) + (1 if config.keep == "best" else 0)
     return MemoryEstimate(activations, int(trained * (1 + copies)))
+
+
+def _blank_reference(examples: Sequence[Example], draws: Sequence[Draw], config: TrainingConfig) -> Reference:
+    """What phi would say, as zeros: it keeps nothing for the backward pass, and is not run."""
+    references = references_of(examples, draws)
+    blank = [torch.zeros_like(examples[d.image].latent) for d in references]
+    outside = [
+        z if config.mask_prior and has_outside(examples[d.image]) else None
+        for z, d in zip(blank, references, strict=True)
+    ]
+    return Reference(
+        torch.zeros(len(references)),
+        outside,
+        [z if d.preserved >= 0 else None for z, d in zip(blank, references, strict=True)],
+    )
 
 
 def free_memory(device: torch.device) -> int | None:

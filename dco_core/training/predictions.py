@@ -56,7 +56,7 @@ def _predict(
     x0 = torch.stack([e.rejected[d.rejected] if rejected else _sampled(e, d) for e, d in chosen])
     noise = torch.stack([d.noise for _, d in chosen]).to(x0)
     t = torch.tensor([d.t for _, d in chosen])
-    conditioning = [e.conditioning_of(Prompt.EMPTY if d.dropped else prompt) for e, d in chosen]
+    conditioning = [e.conditioning_of(_read(d, prompt), d.preserved) for e, d in chosen]
     schedule = denoiser.schedule
     output = denoiser.predict(schedule.noised(x0, noise, t), t, conditioning, adapter=adapter)
     mask = None
@@ -65,6 +65,10 @@ def _predict(
         one_of_each = (1,) * (x0.ndim - 3)  # channels, and frames where there are any
         mask = torch.stack([m.to(x0).reshape(*one_of_each, *m.shape) for m in masks])
     return Prediction(places, output, schedule.target(x0, noise, t), mask)
+
+
+def _read(draw: Draw, prompt: Prompt) -> Prompt:
+    return Prompt.EMPTY if draw.dropped and prompt is not Prompt.PRESERVED else prompt
 
 
 def _sampled(example: Example, draw: Draw) -> Tensor:

@@ -16,7 +16,6 @@ from torch import Tensor
 from ..errors import DCOError
 from ..network.denoiser import Denoiser
 from ..sampling import sample
-from ..suggested_scales import PAPER
 from .examples import Conditioning
 
 
@@ -59,8 +58,8 @@ class Previews:
         shape: Sequence[int],
         seed: int,
         *,
-        w_rg: float = PAPER.w_rg,
-        w_text: float = PAPER.w_text,
+        w_rg: float,
+        w_text: float,
         steps: int = 20,
         device: torch.device | str = "cpu",
         callback: Callable[[], None] = lambda: None,

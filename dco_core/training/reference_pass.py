@@ -1,7 +1,7 @@
 """The look-ahead reference: phi is frozen, so what it says about the next draws can be had in one call.
 
-Only its errors, one number a draw, are kept. The losses are the same as with one call of phi a step (window 1),
-up to the rounding of a larger batch.
+Only its errors, one number a draw, are kept, and the predictions that theta is held to (holding.py). The losses are the
+same as with one call of phi a step (window 1), up to the rounding of a larger batch.
 
 The layers before the first adapted one give the same for theta and phi. They are computed for both all the same: they
 are 0.4 to 2.6 % of a step (benchmarks/reference_pass.py --prefix), which is all that sharing them could save, and every
@@ -14,15 +14,14 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
-import torch
-from torch import Tensor
-
 from ..network.denoiser import Denoiser
 from .config import TrainingConfig
 from .draws import Draw
 from .examples import Example
+from .holding import Reference, reference_of
 from .memory import estimate, free_memory
-from .objectives import batch_errors, references_of
+from .objectives import references_of
+from .reference_cache import ReferenceCache
 
 DEFAULT_ROWS = 8
 # A step must not need more memory for phi than theta needs anyway. Without gradient a row holds 0.05 to 0.08 of what a
@@ -56,15 +55,44 @@ def possible(examples: Sequence[Example]) -> bool:
     return not any(e.base_conditioning is None and callable(e.conditioning) for e in examples)
 
 
+def not_cached(examples: Sequence[Example], config: TrainingConfig, recorded: bool) -> str:
+    """Why phi's errors cannot be those of an earlier run, as a sentence; "" where they can, and where the objective
+    asks phi for nothing. recorded: the draws are given."""
+    if config.objective == "output-preservation":
+        return "The base model runs in every step: output-preservation compares its predictions, which are not kept."
+    if config.is_dco and recorded:
+        return "The base model runs in every step: draws that are given are of no series that could be found again."
+    if config.mask_prior or config.preservation_prompts:
+        return "The base model runs anew: mask_prior and preservation compare its predictions, which are not kept."
+    if config.is_dco and not possible(examples):
+        return "The base model runs in every step: it reads tokens in training."
+    return ""
+
+
 def with_reference(
     denoiser: Denoiser,
     examples: Sequence[Example],
     batches: Iterator[Sequence[Draw]],
+    config: TrainingConfig,
     window: int,
-) -> Iterator[tuple[Sequence[Draw], Tensor]]:
-    """Every batch with phi's errors [B] on its references, which are had for `window` batches at once."""
-    while ahead := list(itertools.islice(batches, window)):
+    cache: ReferenceCache | None = None,
+    first: int = 0,
+) -> Iterator[tuple[Sequence[Draw], Reference]]:
+    """Every batch with phi on its references, which is had for `window` batches at once. cache: where errors of earlier
+    runs are; first: the number of the first of these windows in it."""
+    for number in itertools.count(first):
+        ahead = list(itertools.islice(batches, window))
+        if not ahead:
+            return
         asked = [references_of(examples, batch) for batch in ahead]
-        with torch.no_grad():
-            errors = batch_errors(denoiser, examples, [d for draws in asked for d in draws], adapter=False)
-        yield from zip(ahead, errors.split([len(draws) for draws in asked]), strict=True)
+        draws = [d for batch in asked for d in batch]
+        errors = cache.get(number) if cache is not None else None
+        if errors is None:
+            found = reference_of(denoiser, examples, draws, config)
+            if cache is not None:
+                cache.put(number, found.errors)
+        else:
+            found = Reference(errors, [None] * len(draws), [None] * len(draws))
+        ends = list(itertools.accumulate(len(batch) for batch in asked))
+        for batch, start, stop in zip(ahead, [0, *ends], ends, strict=False):
+            yield batch, found.part(start, stop)

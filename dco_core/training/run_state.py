@@ -63,7 +63,7 @@ def from_checkpoint(
 
 def differences(asked: TrainingConfig, content: str, other: Mapping[str, Any]) -> Sequence[str]:
     """What tells a run from another, whose checkpoint says `other` about itself."""
-    now, then = asked.as_dict(), other.get("asked", {})
+    now, then = dataclasses.asdict(asked), other.get("asked", {})
     changed = [f"{k} {then[k]} (now {now[k]})" for k in now if k in then and then[k] != now[k]]
     if other.get("content") != content:
         changed.append("another model or other patches on it, other pictures, captions or settings of the LoRA")

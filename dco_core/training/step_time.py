@@ -15,7 +15,7 @@ NOTICEABLE = 2.0  # seconds; below that nobody has to fear
 
 
 class SpeedWatch:
-    """callback(seconds) after every step raises DCOError once the last 5 steps took 10 times the usual (median against
+    """after_step(seconds) raises DCOError once the last 5 steps took 10 times the usual (median against
     median) and more than 2 s each."""
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class SpeedWatch:
         self._latest: deque[float] = deque(maxlen=LATEST)
         self._warm_up = 2
 
-    def callback(self, seconds: float) -> None:
+    def after_step(self, seconds: float) -> None:
         if self._warm_up:
             self._warm_up -= 1
         elif len(self._usual) < FIRST:

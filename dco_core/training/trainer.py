@@ -28,9 +28,11 @@ from .config import TrainingConfig
 from .draws import Draw, random_draws
 from .examples import Example
 from .learned_tokens import LearnedTokens
+from .noise_levels import noise_levels, note_of
 from .objectives import OBJECTIVES, Batch, ObjectiveResult, checked_examples
 from .optimizers import make_optimizer, rate_factor
 from .processes import ALONE, Processes
+from .reference_cache import ReferenceCache
 from .run_state import RunState, differences, from_checkpoint, to_checkpoint
 from .step_report import StepReport
 from .step_time import SpeedWatch
@@ -66,6 +68,7 @@ class Training:
     checkpoints: where to keep the run. A checkpoint in it that was made of the same `content`, start and
         configuration is gone on from, bit for bit as if the run had never stopped.
     content: whatever else the run is made of (model, pictures, captions), as `content_key` gives it.
+    reference_cache: where phi's errors of earlier runs are, and those of this one go.
     callback: called now and then while the automatic beta is sought; whatever it raises ends that.
     watch_speed: stop when steps become many times slower.
     processes: those that make this run together, all with the same arguments. The first alone writes checkpoints.
@@ -84,6 +87,7 @@ class Training:
         draws: Iterator[Sequence[Draw]] | None = None,
         checkpoints: Checkpoints | None = None,
         content: str = "",
+        reference_cache: ReferenceCache | None = None,
         callback: Callable[[], None] = lambda: None,
         watch_speed: bool = False,
         processes: Processes = ALONE,
@@ -94,6 +98,7 @@ class Training:
                 f"{processes.count} processes share the micro-batches of a step: gradient_accumulation_steps is "
                 f"{config.gradient_accumulation_steps}, use a multiple of {processes.count}."
             )
+        self._levels = noise_levels(denoiser, config)
         self.examples = checked_examples(examples, config, recorded=draws is not None)
         if draws is not None and checkpoints is not None:
             raise DCOError("A recorded run cannot be resumed: replay it without checkpoints.")
@@ -101,13 +106,18 @@ class Training:
         self._processes = processes
         self.history: list[StepReport] = []
         self.scores: list[Score] = []
-        self.notes: list[str] = []
+        self.notes = [note] if (note := note_of(denoiser, config)) else []
         self.step = 0
         self._parameters: dict[str, torch.nn.Parameter] = dict(denoiser.trainable())
         if tokens is not None:
             self._parameters |= {f"token:{name}": p for name, p in tokens.parameters().items()}
         if not self._parameters:
             raise DCOError("There is nothing to train: choose a LoRA, learned tokens, or both.")
+        if config.preservation_prompts and not denoiser.trainable():
+            raise DCOError(
+                "preservation_prompts hold a LoRA to the base model, and only learned tokens are trained, which other "
+                "prompts do not have: leave them out, or train a LoRA."
+            )
         self._draws, self._asked, self._content = draws, config, content
         self._ema: dict[str, Tensor] = {}
         self._best: dict[str, Tensor] = {}
@@ -140,6 +150,7 @@ class Training:
         factor = rate_factor(self.config.lr_scheduler, self.config.lr_warmup_steps, self.config.steps)
         self._rates = torch.optim.lr_scheduler.LambdaLR(self._optimizer, factor, last_epoch=self.step - 1)
         self._validation = Validation(denoiser, self.examples, self.config) if self.config.validation_steps else None
+        self._cache = self._opened(reference_cache)
 
     # --- the run
 
@@ -159,12 +170,15 @@ class Training:
                     if on_step is not None:
                         on_step(self.history[-1])
                     if self._watch is not None:
-                        self._watch.callback(self.history[-1].seconds)
+                        self._watch.after_step(self.history[-1].seconds)
                     if self.checkpoints is not None and self.checkpoints.due(self.step):
                         self._save()
             except BaseException:
                 self._save_while_stopping()
                 raise
+            finally:
+                if self._cache is not None:
+                    self._cache.write()
         if self.checkpoints is not None and self._processes.is_first:
             self._save()
             self.checkpoints.finish()
@@ -237,21 +251,23 @@ class Training:
         )
 
     def _batches(self) -> Iterator[Batch]:
-        """The batches of this and the following steps, with phi's errors where it looks ahead. Windows lie where
+        """The batches of this and the following steps, with phi on them where it looks ahead. Windows lie where
         they would lie in a run from the start, so that their rounding is the same."""
         config, examples, every = self.config, self.examples, self._processes.count
         number = self.step * config.gradient_accumulation_steps // every  # of this process's
-        window = config.look_ahead if config.is_dco else 1
+        window = config.look_ahead if config.reads_phi else 1
         first = number // window * window
-        stream = self._draws or random_draws(examples, len(self.denoiser.schedule), config, start=first * every)
+        stream = self._draws or random_draws(examples, self._levels, config, start=first * every)
         if every > 1:
             stream = itertools.islice(stream, self._processes.rank, None, every)
-        if window == 1:
+        if window == 1 and self._cache is None:
             return (Batch(self.denoiser, examples, draws, config) for draws in stream)
-        pairs = reference_pass.with_reference(self.denoiser, examples, stream, window)
+        pairs = reference_pass.with_reference(
+            self.denoiser, examples, stream, config, window, self._cache, first // window
+        )
         return (
-            Batch(self.denoiser, examples, draws, config, error_phi)
-            for draws, error_phi in itertools.islice(pairs, number - first, None)
+            Batch(self.denoiser, examples, draws, config, reference)
+            for draws, reference in itertools.islice(pairs, number - first, None)
         )
 
     def _settled(self, config: TrainingConfig, callback: Callable[[], None]) -> TrainingConfig:
@@ -260,11 +276,24 @@ class Training:
             seed_batch(0, 0)
             config = with_beta(config, self.denoiser, self.examples, self.tokens, callback)
         window = config.look_ahead
-        if not reference_pass.possible(self.examples) or not config.is_dco:
+        if not reference_pass.possible(self.examples) or not config.reads_phi:
             window = 1
         elif window == 0:
             window = reference_pass.automatic_window(self.denoiser, self.examples, config)
         return dataclasses.replace(config, look_ahead=window)
+
+    def _opened(self, cache: ReferenceCache | None) -> ReferenceCache | None:
+        """The cache, where phi's errors can be kept and found, and a note of what was found."""
+        if cache is None:
+            return None
+        note = reference_pass.not_cached(self.examples, self.config, self._draws is not None)
+        if self.config.is_dco and not note:
+            share = (self._processes.rank, self._processes.count)
+            cache.open(self.denoiser, self.examples, self.config, share)
+            self.notes += [cache.note] * bool(cache.note)
+            return cache
+        self.notes += [note] * bool(note)
+        return None
 
     # --- what it has made
 
@@ -350,8 +379,10 @@ class Training:
             return
         state = RunState(self._ema, self._best, self.history, self.scores)
         tensors, about = to_checkpoint(state, self._parameters, self._optimizer)
-        about |= {"config": self.config.as_dict(), "asked": self._asked.as_dict(), "content": self._content}
+        about |= {"config": self.config.as_dict(), "asked": dataclasses.asdict(self._asked), "content": self._content}
         self.checkpoints.save(self.step, tensors, about)
+        if self._cache is not None:
+            self._cache.write()
         self._saved_step = self.step
 
     def _save_while_stopping(self) -> None:
@@ -391,8 +422,8 @@ def _seeded_dropout(seed: int) -> Iterator[Callable[[int, int], None]]:
         yield seed_batch
 
 
-def _on_cpu(outcome: ObjectiveResult) -> ObjectiveResult:
-    return ObjectiveResult(*(None if value is None else value.detach().cpu() for value in outcome))  # type: ignore[arg-type]
+def _on_cpu(result: ObjectiveResult) -> ObjectiveResult:
+    return ObjectiveResult(*(None if value is None else value.detach().cpu() for value in result[:4]))  # type: ignore[arg-type]
 
 
 def _mean(values: Sequence[float]) -> float:

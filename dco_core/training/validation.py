@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..losses import T, mean_squared_error, weights_at
 from ..network.denoiser import Denoiser
-from ..schedules import even_timesteps
 from .config import TrainingConfig
 from .draws import Draw, random_draws
 from .examples import Example, Prompt
@@ -51,11 +50,13 @@ class Validation:
         self._denoiser = denoiser
         self._examples = [e for e in examples if not e.prior]
         self._beta_T = config.beta_T if config.beta is not None else T
-        plain = dataclasses.replace(config, batch_size=1, caption_dropout=0.0, seed=config.seed ^ 0x0E1D)
+        plain = dataclasses.replace(
+            config, batch_size=1, caption_dropout=0.0, seed=config.seed ^ 0x0E1D, timestep_sampling="uniform"
+        )
         stream = random_draws(self._examples, len(denoiser.schedule), plain)
         draws = [d for batch in itertools.islice(stream, DRAWS) for d in batch]
         # timesteps spread evenly: sixteen random ones would miss whole regions
-        spread = even_timesteps(len(denoiser.schedule), DRAWS)
+        spread = denoiser.schedule.even_timesteps(DRAWS)
         self._draws = [dataclasses.replace(d, t=t) for d, t in zip(draws, spread, strict=True)]
         t = torch.tensor(spread)
         self._weights = weights_at(denoiser.schedule, t, config.weighting, config.snr_gamma).tolist()

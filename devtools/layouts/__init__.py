@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .blueprint import Blueprint, personalise_then_guide
 from .compare import compare_methods
 from .layout import Layout
 from .sdxl import SDXL, reward_guidance, subject_in_style, train_a_subject
 from .toy_world import try_it
+from .z_image import train_z_image
 
 # The names are of characters that the frontend takes in a link (?template=NAME), and hold what people search for.
 WORKFLOWS: dict[str, Callable[[], Layout]] = {
@@ -19,6 +21,10 @@ WORKFLOWS: dict[str, Callable[[], Layout]] = {
     "2_DCO_reward_guidance": reward_guidance,
     "3_DCO_my_subject_in_my_style": subject_in_style,
     "4_DCO_and_DreamBooth_compared": compare_methods,
+    "5_DCO_LoRA_training_Z_Image": train_z_image,
 }
 
-__all__ = ["SDXL", "WORKFLOWS", "Layout"]
+# The names are what the frontend's library of nodes shows.
+BLUEPRINTS: dict[str, Callable[[], Blueprint]] = {"Personalise, then guide (DCO)": personalise_then_guide}
+
+__all__ = ["BLUEPRINTS", "SDXL", "WORKFLOWS", "Blueprint", "Layout"]

@@ -5,17 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from dco_core.training.recipes import RECIPES
+
 
 @dataclass
 class Layout:
-    """One workflow. places: node id -> (x, y, width, height); heights below the node's own are raised by the
-    frontend. groups: (title, x, y, width, height, colour). notes: (x, y, width, height, markdown)."""
+    """One workflow. places: node id -> (x, y, width, height), with room for what a node reports when it has run; the
+    frontend's own least height counts where it is larger. groups: (title, x, y, width, height, colour). notes: (x, y,
+    width, height, markdown). models: node id -> the files that its widgets name, for the frontend's list of what is
+    missing. app_inputs, app_outputs: what app mode shows, widgets as (node id, widget name)."""
 
     prompt: dict[str, Any] = field(default_factory=dict)
     places: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
     groups: list[tuple[str, int, int, int, int, str]] = field(default_factory=list)
     notes: list[tuple[int, int, int, int, str]] = field(default_factory=list)
+    models: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    collapsed: set[str] = field(default_factory=set)
+    app_inputs: list[tuple[str, str]] = field(default_factory=list)
+    app_outputs: list[str] = field(default_factory=list)
 
     def add(
         self, class_type: str, at: tuple[int, int], size: tuple[int, int], title: str = "", /, **inputs: Any
@@ -30,15 +38,11 @@ class Layout:
         return node
 
 
-def trainer_settings(**changes: Any) -> dict[str, Any]:
-    """Inputs of the DCO LoRA Trainer with the paper's values for a subject, where `changes` has no other."""
-    values: dict[str, Any] = {
-        "steps": 2000, "learning_rate": 5e-5, "rank": 32, "objective": "DCO", "objective__beta": 0.0,
-        "objective__reduction": "per-sample", "resolution": 1024, "seed": 0, "filename_prefix": "loras/my_subject",
-        "batch_size": 1, "offset_noise": 0.0, "alpha": 0.0, "layers": "attention",
-        "learned_tokens": "off",
-    }  # fmt: skip
-    values |= changes
-    if values["objective"] == "DreamBooth":  # has no settings of its own
-        values = {name: value for name, value in values.items() if not name.startswith("objective__")}
+def trainer_settings(recipe: str, name: str, **changes: Any) -> dict[str, Any]:
+    """Inputs of the DCO LoRA Trainer with the values of a recipe, where `changes` has no other."""
+    values = RECIPES[recipe].as_dict() | changes
+    own = {f"recipe__{field}": values.pop(field) for field in ("learning_rate", "offset_noise")}
+    values = {"recipe": recipe, "objective": "DCO", "resolution": 0, "name": name} | own | values
+    if "DCO" in str(values["objective"]):
+        values["objective__beta"] = "auto"
     return values

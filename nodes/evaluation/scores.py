@@ -11,8 +11,8 @@ from ...dco_core.errors import DCOError
 from ...dco_core.evidence.score_table import ALIGNMENT, LIKENESS, STYLE_LIKENESS
 from ...dco_core.metrics import load_image_encoder, load_siglip, mean_cosine_similarity
 from ...dco_core.toy_world import scorer
-from ...dco_core.toy_world.references import to_cells, toy_references
-from ...dco_core.toy_world.renderer import PIXELS_PER_CELL, SIZE, render
+from ...dco_core.toy_world.references import to_cells
+from ...dco_core.toy_world.renderer import PIXELS_PER_CELL, SIZE
 from ..host import vision
 from ..host.progress import NodeText, raise_if_interrupted
 from . import inputs as shared
@@ -142,7 +142,7 @@ class DCOToyWorldScore(io.ComfyNode):
             display_name="Toy World Score (DCO)",
             category="image/scores",
             description="Scores images of the Toy World with its own scorers, which know its renderer: likeness to the "
-            "subject or the style, or the share of the prompt's factors that an image obeys. Each in 0 to 1.",
+            "subject or the style in 0 to 1, or whether an image obeys all of its prompt, 0 or 1.",
             search_aliases=["toy", "likeness", "prompt alignment", "metric", "evaluate", "dco"],
             is_input_list=True,
             is_output_node=True,
@@ -152,8 +152,8 @@ class DCOToyWorldScore(io.ComfyNode):
                     "what",
                     options=list(TOY_SCORES),
                     default="subject likeness",
-                    tooltip="subject likeness: colours, ears and build against the references. style likeness: the "
-                    "inks. prompt alignment: shape, colour, size, position, background and style against the prompt.",
+                    tooltip="subject likeness: colours, ears and build. style likeness: a print in these inks. prompt "
+                    "alignment: shape, colour, size, position, background and style, 1 where all are as asked.",
                 ),
                 io.String.Input(
                     "prompts",
@@ -165,7 +165,7 @@ class DCOToyWorldScore(io.ComfyNode):
                 io.Image.Input(
                     "references",
                     optional=True,
-                    tooltip="What likeness is measured against. Not connected: the references of the Toy World.",
+                    tooltip="What likeness is measured against. Not connected: what Toy World References teaches.",
                 ),
                 shared.LABELS,
                 shared.SCORES,
@@ -181,13 +181,13 @@ class DCOToyWorldScore(io.ComfyNode):
             values = scorer.prompt_alignment(cells, shared.prompt_of_each(prompts, batch_of))
         else:
             likeness = scorer.subject_likeness if column == LIKENESS else scorer.style_likeness
-            values = likeness(cells, _references(references, "toy" if column == LIKENESS else "print"))
+            values = likeness(cells, _truth(references, "toy" if column == LIKENESS else "print"))
         return shared.scored(column, values, labels, scores)
 
 
-def _references(batches, what: str) -> Tensor:
+def _truth(batches, what: str) -> str | Tensor:
     if not any(batch is not None for batch in batches or []):
-        return render(toy_references(what)[0])
+        return what
     return _cells(shared.flattened(batches)[0])
 
 

@@ -1,21 +1,14 @@
-"""Inputs that the guidance nodes share, and what they make of them."""
+"""Inputs that the guidance nodes share."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comfy_api.latest import io
 
-from ...dco_core.errors import DCOError, printable
 from ...dco_core.guidance import W_RG_SCHEDULES
-from ...dco_core.lora import from_bundle
 from ...dco_core.suggested_scales import PAPER
 from ..host import sampling
-from ..host.guidance import engine
-from ..host.guidance.adapter_parts import Patch
-from ..host.guidance.resolve import resolve
 
 W_RG = io.Float.Input(
     "w_rg",
@@ -36,15 +29,6 @@ W_TEXT = io.Float.Input(
     step=0.1,
     round=0.01,
     tooltip="Text guidance scale of the base model (cfg). The paper uses 7.5.",
-)
-STRENGTH = io.Float.Input(
-    "lora_strength",
-    default=1.0,
-    min=-20.0,
-    max=20.0,
-    step=0.05,
-    advanced=True,
-    tooltip="Strength of the LoRA itself, as in LoRA loaders. Reward guidance works best at 1: steer with w_rg.",
 )
 MODEL = io.Model.Input("model", tooltip="The model that the LoRA was trained on, without that LoRA.")
 LORA = io.LoraModel.Input(
@@ -80,11 +64,27 @@ DENOISE = io.Float.Input(
     min=0.0,
     max=1.0,
     step=0.01,
-    advanced=True,
     tooltip="Less than 1 keeps part of the latent image (image to image).",
 )
-ONE = "this one alone"
-_MORE = (ONE, "1 more", "2 more", "3 more")
+OPTIONS_TYPE = io.Custom("DCO_GUIDANCE_OPTIONS")
+OPTIONS = OPTIONS_TYPE.Input(
+    "options", optional=True, tooltip="Everything else, from Reward Guidance Options (DCO)."
+)
+MASK = io.Mask.Input(
+    "mask",
+    optional=True,
+    tooltip="Where the LoRA acts: white where it does, black where the picture is the base model's, soft edges in "
+    "between. Not connected: everywhere.",
+)
+REGIONS_TYPE = io.Custom("DCO_REGIONS")  # a tuple of RegionalLoRA
+REGIONS = REGIONS_TYPE.Input(
+    "regions",
+    optional=True,
+    tooltip="More LoRAs, each with a mask and a prompt of its own, from Regional LoRA (DCO): two subjects side by "
+    "side.",
+)
+_MORE = ("this one alone", "1 more", "2 more", "3 more")
+MOST_LORAS = len(_MORE)
 
 
 def _stack() -> io.DynamicCombo.Input:
@@ -108,28 +108,32 @@ def _stack() -> io.DynamicCombo.Input:
     )
 
 
-def options() -> list[Any]:
-    """Optional, and last in every node."""
+def guidance_options() -> list[Any]:
+    """Those of the options node, all optional."""
     return [
+        io.Float.Input(
+            "lora_strength", default=1.0, min=-20.0, max=20.0, step=0.05, optional=True,
+            tooltip="Strength of the LoRA itself, as in LoRA loaders. Best left at 1: steer with w_rg.",
+        ),
         _stack(),
         io.Float.Input(
-            "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
+            "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, optional=True,
             tooltip="Where in the noise schedule w_rg sets in. Steps outside of the interval cost two rows, not three.",
         ),
         io.Float.Input(
-            "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
+            "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, optional=True,
             tooltip="Where in the noise schedule w_rg ends.",
         ),
         io.Combo.Input(
-            "w_rg_schedule", options=list(W_RG_SCHEDULES), default="constant", optional=True, advanced=True,
+            "w_rg_schedule", options=list(W_RG_SCHEDULES), default="constant", optional=True,
             tooltip="w_rg over the interval: constant (the paper), or falling to 0.",
         ),
         io.Boolean.Input(
-            "low_memory", default=False, optional=True, advanced=True,
+            "low_memory", default=False, optional=True,
             tooltip="Evaluate one row after the other. The host splits batches on its own where memory is short.",
         ),
         io.Boolean.Input(
-            "self_check", default=True, optional=True, advanced=True,
+            "self_check", default=True, optional=True,
             tooltip="In the first step, prove that the base model's rows do not see the LoRA (one more evaluation).",
         ),
     ]  # fmt: skip
@@ -137,53 +141,3 @@ def options() -> list[Any]:
 
 HIDDEN = [io.Hidden.unique_id, io.Hidden.dynprompt]  # for check_choices
 REPORT = io.String.Output(display_name="report", tooltip="The network rows that a step evaluates.")
-
-
-def patches_of(
-    model, lora: Any, strength: float, more: Mapping[str, Any] | None = None, personalized=None
-) -> list[Patch]:
-    """What the stack of LoRAs changes in MODEL, in its order. DCOError for a LoRA of another model."""
-    stack, more = [(lora, strength)], more or {}
-    for n in range(2, len(_MORE) + 1):
-        if more.get(f"lora_{n}") is not None:
-            stack.append((more[f"lora_{n}"], more.get(f"strength_{n}", 1.0)))
-    tokens = sorted({name for one, _ in stack for name in from_bundle(one)})
-    if tokens and personalized is None:
-        logging.warning(
-            "DCO: this LoRA has learned tokens (%s), but reward guidance got no personalized prompt: make it with "
-            "Encode DCO Prompt.",
-            printable(", ".join(f"<{name}>" for name in tokens)),
-        )
-    return [p for one, s in stack for p in resolve(model, one, s)]
-
-
-def replaced(model) -> str:
-    """What the report says of guidance that MODEL has already, which the node at hand takes the place of; the log is
-    told as well. "" for a model without."""
-    if not engine.is_guided(model):
-        return ""
-    text = (
-        "This model already had guidance from another DCO node; this node takes its place, and the other one has no "
-        "effect. To follow several LoRAs, connect them to more_loras of one node."
-    )
-    logging.warning("DCO: %s", text)
-    return f"\n{text}"
-
-
-def reported(result: Any, report: str, model) -> io.NodeOutput:
-    """A guidance node's outputs; the report stands on the node as well."""
-    text = report + replaced(model)
-    return io.NodeOutput(result, text, ui={"text": [text]})
-
-
-def patched(
-    model, patches: Sequence[Patch], kind: str, scale: float, personalized=None, start_percent=0.0,
-    end_percent=1.0, w_rg_schedule="constant", low_memory=False, self_check=True,
-):  # fmt: skip
-    """A clone of MODEL with guidance. DCOError for an interval without length."""
-    if not start_percent < end_percent:
-        raise DCOError(
-            f"The interval of w_rg is empty: start_percent {start_percent:g} is not below end_percent {end_percent:g}."
-        )
-    method = engine.GuidanceMethod(kind, scale, start_percent, end_percent, w_rg_schedule, low_memory, self_check)
-    return engine.patch(model, patches, method, personalized)

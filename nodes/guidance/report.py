@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...dco_core.guidance import rows_of
+from ..host.guidance.engine import Region, acting
 
 _ALL = ("LoRA on the prompt", "base on the prompt", "base on the negative")
 _BASE = ("base on the prompt", "base on the negative")
@@ -15,13 +16,18 @@ _OTHER_METHODS = {
 }
 
 
-def reward_report(w_rg: float, w_text: float | None, adds: bool = True, **options) -> str:
-    """Reward guidance. w_text: None where the sampler decides (its cfg). adds: whether the LoRAs or a personalised
-    prompt change anything. options: those of guidance_inputs.options()."""
+def reward_report(
+    w_rg: float, w_text: float | None, regions: Sequence[Region] | None = None, **options
+) -> str:
+    """Reward guidance. w_text: None where the sampler decides (its cfg). regions: of the node, None: one LoRA that acts
+    everywhere. options: those of inputs.guidance_options()."""
+    act = None if regions is None else acting(regions)
     falls = options.get("w_rg_schedule", "constant") != "constant"
-    if w_rg == 0 or not adds:
+    if w_rg == 0 or act == []:
         return _base(w_text)
-    if w_text is None:
+    if act is not None and (len(act) > 1 or act[0].mask is not None or act[0].factor != 1):
+        text = _regional(len(act), w_text)
+    elif w_text is None:
         if w_rg == 1 and not falls:
             text = f"{_rows(_ALL)}; 1 where cfg is 1"
         else:
@@ -30,7 +36,17 @@ def reward_report(w_rg: float, w_text: float | None, adds: bool = True, **option
         text = _rows(_ALL[:2] if w_text == 1 else _ALL)
     else:
         text = _rows(rows_of(w_rg, w_text))
+    idle = 0 if regions is None or act is None else len(regions) - len(act)
+    if idle:
+        text += f". {idle} of {len(regions or ())} LoRAs {'takes' if idle == 1 else 'take'} no part"
     return text + _beside(w_text, **options)
+
+
+def _regional(count: int, w_text: float | None) -> str:
+    """The base model on the prompt is needed wherever a mask is not 1."""
+    loras = [f"LoRA {n} on the prompt" for n in range(1, count + 1)] if count > 1 else [_ALL[0]]
+    text = _rows([*loras, *(_BASE[:1] if w_text == 1 else _BASE)])
+    return text if w_text is not None else f"{text}; {count + 1} where cfg is 1"
 
 
 def method_report(kind: str, scale: float, adds: bool = True, **options) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .. import options as options_node
 from ..host import sampling
 from ..host.node_choices import check_choices
 from . import inputs as shared
-from .report import method_report, reward_report
+from .guided import Guided
 
 
 class DCORewardGuidance(io.ComfyNode):
@@ -25,9 +26,10 @@ class DCORewardGuidance(io.ComfyNode):
                 shared.MODEL,
                 shared.LORA,
                 shared.W_RG,
-                shared.STRENGTH,
                 shared.PERSONALIZED,
-                *shared.options(),
+                shared.OPTIONS,
+                shared.MASK,
+                shared.REGIONS,
             ],
             outputs=[
                 io.Model.Output(
@@ -35,26 +37,15 @@ class DCORewardGuidance(io.ComfyNode):
                 ),
                 shared.REPORT,
             ],
-            hidden=shared.HIDDEN,
             has_intermediate_output=True,
         )
 
     @classmethod
     def execute(
-        cls,
-        model,
-        lora,
-        w_rg: float,
-        lora_strength: float = 1.0,
-        personalized=None,
-        more_loras=None,
-        **options,
+        cls, model, lora, w_rg: float, personalized=None, options=None, mask=None, regions=None
     ) -> io.NodeOutput:
-        check_choices(cls)
-        patches = shared.patches_of(model, lora, lora_strength, more_loras, personalized)
-        patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
-        adds = bool(patches) or personalized is not None
-        return shared.reported(patched, reward_report(w_rg, None, adds, **options), model)
+        guided = Guided(model, lora, personalized, options, mask, regions)
+        return guided.output(guided.patched("reward", w_rg), guided.reward_report(w_rg, None))
 
 
 class DCORewardGuider(io.ComfyNode):
@@ -74,29 +65,25 @@ class DCORewardGuider(io.ComfyNode):
                 shared.NEGATIVE,
                 shared.W_RG,
                 shared.W_TEXT,
-                shared.STRENGTH,
                 shared.PERSONALIZED,
-                *shared.options(),
+                shared.OPTIONS,
+                shared.MASK,
+                shared.REGIONS,
             ],
             outputs=[
                 io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."),
                 shared.REPORT,
             ],
-            hidden=shared.HIDDEN,
             has_intermediate_output=True,
         )
 
     @classmethod
     def execute(
-        cls, model, lora, positive, negative, w_rg, w_text, lora_strength=1.0, personalized=None, more_loras=None,
-        **options,
-    ) -> io.NodeOutput:  # fmt: skip
-        check_choices(cls)
-        patches = shared.patches_of(model, lora, lora_strength, more_loras, personalized)
-        patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
-        guider = sampling.cfg_guider(patched, positive, negative, w_text)
-        adds = bool(patches) or personalized is not None
-        return shared.reported(guider, reward_report(w_rg, w_text, adds, **options), model)
+        cls, model, lora, positive, negative, w_rg, w_text, personalized=None, options=None, mask=None, regions=None
+    ) -> io.NodeOutput:
+        guided = Guided(model, lora, personalized, options, mask, regions)
+        guider = sampling.cfg_guider(guided.patched("reward", w_rg), positive, negative, w_text)
+        return guided.output(guider, guided.reward_report(w_rg, w_text))
 
 
 class DCORewardGuidanceSampler(io.ComfyNode):
@@ -122,31 +109,29 @@ class DCORewardGuidanceSampler(io.ComfyNode):
                 shared.SAMPLER,
                 shared.SCHEDULER,
                 shared.DENOISE,
-                shared.STRENGTH,
                 shared.PERSONALIZED,
-                *shared.options(),
+                shared.OPTIONS,
+                shared.MASK,
+                shared.REGIONS,
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
                 shared.REPORT,
             ],
-            hidden=shared.HIDDEN,
             has_intermediate_output=True,
         )
 
     @classmethod
     def execute(
         cls, model, lora, positive, negative, latent_image, seed, steps, w_rg, w_text, sampler_name, scheduler,
-        denoise=1.0, lora_strength=1.0, personalized=None, more_loras=None, **options,
+        denoise=1.0, personalized=None, options=None, mask=None, regions=None,
     ) -> io.NodeOutput:  # fmt: skip
-        check_choices(cls)
-        patches = shared.patches_of(model, lora, lora_strength, more_loras, personalized)
-        patched = shared.patched(model, patches, "reward", w_rg, personalized, **options)
+        guided = Guided(model, lora, personalized, options, mask, regions)
         samples = sampling.ksample(
-            patched, seed, steps, w_text, sampler_name, scheduler, positive, negative, latent_image, denoise
-        )
-        adds = bool(patches) or personalized is not None
-        return shared.reported(samples, reward_report(w_rg, w_text, adds, **options), model)
+            guided.patched("reward", w_rg), seed, steps, w_text, sampler_name, scheduler, positive, negative,
+            latent_image, denoise,
+        )  # fmt: skip
+        return guided.output(samples, guided.reward_report(w_rg, w_text))
 
 
 _METHODS = {
@@ -196,9 +181,8 @@ class DCOLoRAGuidance(io.ComfyNode):
                 io.DynamicCombo.Input(
                     "method", options=methods, tooltip="How the LoRA takes part in a step."
                 ),
-                shared.STRENGTH,
                 shared.PERSONALIZED,
-                *shared.options(),
+                shared.OPTIONS,
             ],
             outputs=[
                 io.Model.Output(
@@ -211,16 +195,31 @@ class DCOLoRAGuidance(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model, lora, method, lora_strength=1.0, personalized=None, more_loras=None, **options
-    ) -> io.NodeOutput:
+    def execute(cls, model, lora, method, personalized=None, options=None) -> io.NodeOutput:
         check_choices(cls)
         kind = _METHODS[method["method"]]
         scale = {"auto": method.get("w_auto"), "personalization": method.get("weak_strength")}.get(kind, 1.0)
-        patches = shared.patches_of(model, lora, lora_strength, more_loras, personalized)
-        patched = shared.patched(model, patches, kind, scale, personalized, **options)
-        adds = bool(patches) or personalized is not None
-        return shared.reported(patched, method_report(kind, scale, adds, **options), model)
+        guided = Guided(model, lora, personalized, options)
+        return guided.output(guided.patched(kind, scale), guided.method_report(kind, scale))
 
 
-NODES = [DCORewardGuidance, DCORewardGuidanceSampler, DCORewardGuider, DCOLoRAGuidance]
+class DCORewardGuidanceOptions(options_node.OptionsNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return options_node.schema(
+            "DCORewardGuidanceOptions", "Reward Guidance Options (DCO)", shared.OPTIONS_TYPE,
+            shared.guidance_options(), category="advanced/guidance",
+            description="What the guidance nodes can do beside: the LoRA's strength, more LoRAs stacked on it, a part "
+            "of the noise schedule, less memory.",
+            search_aliases=["lora strength", "lora stack", "low memory"], for_node="a guidance node",
+            chained=False,
+        )  # fmt: skip
+
+
+NODES = [
+    DCORewardGuidance,
+    DCORewardGuidanceSampler,
+    DCORewardGuider,
+    DCOLoRAGuidance,
+    DCORewardGuidanceOptions,
+]

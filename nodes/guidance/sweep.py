@@ -16,7 +16,7 @@ from ..host import sampling
 from ..host.node_choices import check_choices
 from ..host.progress import NodeText, raise_if_interrupted
 from . import inputs as shared
-from .report import reward_report
+from .guided import Guided
 
 ALONE, BY_W_TEXT, BY_STRENGTH = "w_rg alone", "and w_text", "and LoRA strength"
 MAX_PICTURES = 256
@@ -80,9 +80,10 @@ class DCORewardGuidanceSweep(io.ComfyNode):
                 shared.SAMPLER,
                 shared.SCHEDULER,
                 shared.DENOISE,
-                shared.STRENGTH,
                 shared.PERSONALIZED,
-                *shared.options(),
+                shared.OPTIONS,
+                shared.MASK,
+                shared.REGIONS,
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="All pictures, row by row; of videos, all frames."),
@@ -94,18 +95,19 @@ class DCORewardGuidanceSweep(io.ComfyNode):
                 ),
                 shared.REPORT,
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+            hidden=shared.HIDDEN,
             has_intermediate_output=True,
         )
 
     @classmethod
     def execute(
         cls, model, lora, positive, negative, latent_image, vae, w_rg_values, across: Mapping[str, Any], seed, steps,
-        w_text, sampler_name, scheduler, denoise=1.0, lora_strength=1.0, personalized=None, more_loras=None, **options,
+        w_text, sampler_name, scheduler, denoise=1.0, personalized=None, options=None, mask=None, regions=None,
     ) -> io.NodeOutput:  # fmt: skip
         check_choices(cls)
         columns = parse_values("w_rg_values", w_rg_values)
-        rows = _rows(across, w_text, lora_strength)
+        guided = Guided(model, lora, personalized, options, mask, regions)
+        rows = _rows(across, w_text, guided.strength)
         batch = len(latent_image["samples"])
         count = len(columns) * len(rows)
         if count * batch > MAX_PICTURES:
@@ -114,26 +116,22 @@ class DCORewardGuidanceSweep(io.ComfyNode):
                 f"more than {MAX_PICTURES}: use fewer values."
             )
         pictures: list[list[torch.Tensor]] = []
-        stacks: dict[float, list] = {}
         text, lines = NodeText(cls), []
         for i, (label, cfg, strength) in enumerate(rows):
-            if strength not in stacks:
-                stacks[strength] = shared.patches_of(model, lora, strength, more_loras, personalized)
             pictures.append([])
             for j, w_rg in enumerate(columns):
                 raise_if_interrupted()
                 at = f"w_rg {w_rg:g}{label and ', ' + label}"
                 text.progress(f"Picture {i * len(columns) + j + 1} of {count}: {at}")
-                patched = shared.patched(model, stacks[strength], "reward", w_rg, personalized, **options)
                 samples = sampling.ksample(
-                    patched, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise
+                    guided.patched("reward", w_rg, strength), seed, steps, cfg, sampler_name, scheduler, positive,
+                    negative, latent_image, denoise,
                 )  # fmt: skip
                 pictures[-1].append(sampling.decode(vae, samples))
-                adds = bool(stacks[strength]) or personalized is not None
-                lines.append(f"{at}: {reward_report(w_rg, cfg, adds, **options)}")
-                if w_rg and adds:
-                    options["self_check"] = False  # one picture proves it for all
-        report = "\n".join(lines) + shared.replaced(model)
+                lines.append(f"{at}: {guided.reward_report(w_rg, cfg, strength)}")
+                if w_rg and guided.adds(strength):
+                    guided.skip_self_check()  # one picture proves it for all
+        report = "\n".join(lines) + guided.replaced()
         return io.NodeOutput(
             torch.cat(
                 [picture[k : k + 1] for row in pictures for k in range(len(row[0])) for picture in row]

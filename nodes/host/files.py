@@ -11,10 +11,13 @@ import folder_paths
 from ...dco_core.data.folders import holds_pictures
 from ...dco_core.errors import DCOError
 
+STOPPED = "stopped_at_"  # and the step, in the names of LoRAs of training that was stopped
+
 
 def lora_names() -> list[str]:
-    """Names of the LoRA files that the host's own loaders list."""
-    return folder_paths.get_filename_list("loras")
+    """Names of the LoRA files that the host's own loaders list, those of stopped training last: the first one is what a
+    new loader has."""
+    return sorted(folder_paths.get_filename_list("loras"), key=lambda name: STOPPED in name)
 
 
 def lora_path(name: str) -> Path:
@@ -60,19 +63,24 @@ def _listed(name: str) -> str | None:
     return found if found and inside != shown and lora_path(found) == saved else None
 
 
-def new_lora_path(prefix: str) -> Path:
-    """A new file below the output folder for a prefix such as `loras/my_dog`, counted up as the host does.
+def new_lora_path(name: str) -> Path:
+    """A new file in output/loras for a name such as `my_dog` or `dogs/rex`, counted up as the host does.
     `output/loras` is one of the host's loras folders, so the file shows up in its loaders after a refresh.
-    Raises DCOError for a prefix that leads out of the output folder or names no file."""
-    if not re.sub(r"[\\/\s.]", "", prefix):
-        raise DCOError(f'filename_prefix "{prefix}" names no file: write something like "loras/my_subject".')
+    Raises DCOError for a name that leads out of the folder or is none."""
+    prefix = _in_loras(name)
     output = Path(folder_paths.get_output_directory()).resolve()
-    if not (output / prefix).resolve().is_relative_to(output):
-        raise DCOError(
-            f'filename_prefix "{prefix}" leads out of the output folder: use a relative path inside it.'
-        )
+    if not (output / prefix).resolve().is_relative_to((output / "loras").resolve()):
+        raise DCOError(f'name "{name}" leads out of output/loras: write something like "my_subject".')
     folder, stem, counter, _, _ = folder_paths.get_save_image_path(prefix, str(output))
     return Path(folder) / f"{stem}_{counter:05}_.safetensors"
+
+
+def _in_loras(name: str) -> str:
+    """The name below the output folder. `loras/` before it, as nodes tell what they have saved, means the same."""
+    inside = name.strip().replace("\\", "/").removeprefix("loras/")
+    if not re.sub(r"[/\s.]", "", inside) or inside.endswith("/"):
+        raise DCOError(f'name "{name}" names no file: write something like "my_subject".')
+    return f"loras/{inside}"
 
 
 def shown_name(path: Path) -> str:
@@ -119,17 +127,32 @@ def dataset_folder(name: str) -> Path:
     return path
 
 
-def checkpoint_folder(prefix: str) -> Path:
-    """Where the runs of a filename_prefix keep their checkpoints: a folder of `dco_checkpoints` in the output
+def input_file(name: str) -> Path:
+    """Full path of a file below the input folder; DCOError if it is not inside."""
+    root = Path(folder_paths.get_input_directory()).resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root) or path == root:
+        raise DCOError(f'The file "{name}" is not inside the input folder: drop it on the node again.')
+    return path
+
+
+def checkpoint_folder(name: str) -> Path:
+    """Where the runs of a name keep their checkpoints: a folder of `dco_checkpoints` in the output
     folder, which can be deleted at any time."""
-    return _folder_of_runs("dco_checkpoints", prefix)
+    return _folder_of_runs("dco_checkpoints", name)
 
 
-def log_folder(prefix: str) -> Path:
-    """Where the runs of a filename_prefix write their TensorBoard logs: a folder of `dco_logs` in the output folder."""
-    return _folder_of_runs("dco_logs", prefix)
+def reference_folder() -> Path:
+    """Where the base model's errors are kept for all runs, beside their checkpoints. The folder can be deleted at
+    any time."""
+    return Path(folder_paths.get_output_directory()).resolve() / "dco_reference_cache"
 
 
-def _folder_of_runs(kind: str, prefix: str) -> Path:
-    name = re.sub(r"[^\w-]+", "_", prefix).strip("_") or "run"
-    return Path(folder_paths.get_output_directory()).resolve() / kind / name
+def log_folder(name: str) -> Path:
+    """Where the runs of a name write their TensorBoard logs: a folder of `dco_logs` in the output folder."""
+    return _folder_of_runs("dco_logs", name)
+
+
+def _folder_of_runs(kind: str, name: str) -> Path:
+    folder = re.sub(r"[^\w-]+", "_", _in_loras(name)).strip("_")
+    return Path(folder_paths.get_output_directory()).resolve() / kind / folder

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...dco_core.lora import LoraWeights
-from ...dco_core.merging import ZipResult, ZipSettings, zip_mergers
 from ...dco_core.training.examples import Example
+from ...dco_core.training.zip_lora import ZipResult, ZipSettings, zip_mergers
 from .layer_names import modules_of
 from .progress import progress_bar, raise_if_interrupted
 from .training.network import HostDenoiser, native_latent, training_session

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
 from comfy_api.latest import io
 
 from ...dco_core.errors import DCOError, shortened
@@ -14,10 +17,21 @@ def check_choices(node: type[io.ComfyNode]) -> None:
     if dynprompt is None:  # called outside of a prompt
         return
     sent = dynprompt.get_node(node.hidden.unique_id)["inputs"]
-    for entry in node.define_schema().inputs:
-        if isinstance(entry, io.DynamicCombo.Input) and entry.id in sent:
-            options, value = [option.key for option in entry.options], sent[entry.id]
-            if value not in options:
-                raise DCOError(
-                    f"{entry.id} {shortened(value)} is unknown: choose {', '.join(options[:-1])} or {options[-1]}."
-                )
+    for name, options, value in _choices(node.define_schema().inputs, sent):
+        if value not in options:
+            raise DCOError(
+                f"{name} {shortened(value)} is unknown: choose {', '.join(options[:-1])} or {options[-1]}."
+            )
+
+
+def _choices(
+    inputs: Iterable[Any], sent: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, list[str], Any]]:
+    """(name, options, value) of every choice that was sent, and of those inside of what it chooses."""
+    for entry in inputs:
+        name = prefix + entry.id
+        if isinstance(entry, io.DynamicCombo.Input) and name in sent:
+            yield entry.id, [option.key for option in entry.options], sent[name]
+            for option in entry.options:
+                if option.key == sent[name]:
+                    yield from _choices(option.inputs, sent, f"{name}.")

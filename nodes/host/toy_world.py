@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...dco_core.errors import DCOError
 from ...dco_core.toy_world import model as toy
+from ...dco_core.toy_world.bases import DEFAULT_BASE, EpsilonUNet, schedule_of
 from ...dco_core.toy_world.renderer import PIXELS_PER_CELL, SIZE
 from ...dco_core.toy_world.text_encoder import WIDTH, TextEncoder
 from ...dco_core.toy_world.tokenizer import BEGIN, END, MAX_TOKENS, PAD, UNKNOWN, VOCABULARY, token_ids
@@ -35,6 +36,7 @@ class _LatentFormat(comfy.latent_formats.LatentFormat):
 class ToyWorld(comfy.supported_models_base.BASE):
     unet_config = {"disable_unet_model_creation": True}
     unet_extra_config: dict = {}
+    # flow reads the first two; epsilon has the host's defaults, which are Stable Diffusion's
     sampling_settings = {"shift": 1.0, "multiplier": 1000}
     latent_format = _LatentFormat
     memory_usage_factor = 0.05
@@ -46,19 +48,39 @@ class _HostUNet(UNet):
     dtype = torch.float32
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, **_) -> Tensor:
-        if x.shape[-2:] != (SIZE, SIZE):
-            w, h = x.shape[-1] * PIXELS_PER_CELL, x.shape[-2] * PIXELS_PER_CELL
-            raise DCOError(
-                f"The Toy World draws {PIXELS} x {PIXELS} pixels, not {w} x {h}: set width and height of the latent to "
-                f"{PIXELS}."
-            )
+        _check_canvas(x)
         return super().forward(x, t / 1000, context)
+
+
+class _HostEpsilonUNet(EpsilonUNet):
+    """The same for the epsilon base: timesteps are indices."""
+
+    dtype = torch.float32
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, **_) -> Tensor:
+        _check_canvas(x)
+        return super().forward(x, t, context)
+
+
+_KINDS = {
+    "epsilon": (_HostEpsilonUNet, comfy.model_base.ModelType.EPS),
+    "flow": (_HostUNet, comfy.model_base.ModelType.FLOW),
+}
+
+
+def _check_canvas(x: Tensor) -> None:
+    if x.shape[-2:] != (SIZE, SIZE):
+        w, h = x.shape[-1] * PIXELS_PER_CELL, x.shape[-2] * PIXELS_PER_CELL
+        raise DCOError(
+            f"The Toy World draws {PIXELS} x {PIXELS} pixels, not {w} x {h}: set width and height of the latent to "
+            f"{PIXELS}."
+        )
 
 
 def check_sizes(model, sizes: Sequence[tuple[int, int]]) -> None:
     """DCOError where MODEL is the Toy World and pictures to train on are no squares of its size. sizes: (height, width)
     of each."""
-    if isinstance(model.model.diffusion_model, _HostUNet):
+    if isinstance(model.model.diffusion_model, UNet):
         for height, width in sizes:
             if (height, width) != (PIXELS, PIXELS):
                 remedy = f"resolution to {PIXELS}" if height == width else "crop to square"
@@ -68,13 +90,15 @@ def check_sizes(model, sizes: Sequence[tuple[int, int]]) -> None:
                 )
 
 
-def _model() -> comfy.model_patcher.ModelPatcher:
-    base = comfy.model_base.BaseModel(ToyWorld(ToyWorld.unet_config), comfy.model_base.ModelType.FLOW)
-    network = _HostUNet()
-    network.load_state_dict(toy.load_unet().state_dict())
-    base.diffusion_model = network.eval().requires_grad_(False)
+def _model(base: str) -> comfy.model_patcher.ModelPatcher:
+    schedule_of(base)  # which knows the bases
+    kind, predicts = _KINDS[base]
+    network = kind()
+    network.load_state_dict(toy.load_unet(base).state_dict())
+    model = comfy.model_base.BaseModel(ToyWorld(ToyWorld.unet_config), predicts)
+    model.diffusion_model = network.eval().requires_grad_(False)
     return comfy.model_patcher.ModelPatcher(
-        base,
+        model,
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
@@ -198,6 +222,9 @@ class _VAE(comfy.sd.VAE):
         )
 
 
-def load(embedding_directory) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
-    """MODEL, CLIP and VAE of the Toy World; `embedding:name` in prompts is read from embedding_directory."""
-    return _model(), _clip(embedding_directory), _VAE()
+def load(
+    embedding_directory, base: str = DEFAULT_BASE
+) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
+    """MODEL, CLIP and VAE of a base of the Toy World ("epsilon" or "flow"; DCOError for another name); `embedding:name`
+    in prompts is read from embedding_directory."""
+    return _model(base), _clip(embedding_directory), _VAE()

@@ -14,6 +14,7 @@ from ...dco_core.lora.state_dict import DTYPES
 from ...dco_core.merging import PRESETS, Dare, Exact, MergeMethod, NPLora, Size, Ties, parse_file_weight
 from ..host import files
 
+OPTIONS = io.Custom("DCO_MERGE_OPTIONS")
 EXACT_SIZE, BY_RANK, BY_ERROR = "exact", "by rank", "by error"
 EXACT, ZIP, TIES, DARE, NP = "exact sum", "ZipLoRA", "TIES", "DARE", "NP-LoRA"
 
@@ -178,8 +179,9 @@ def _methods() -> list[io.DynamicCombo.Option]:
     ]
 
 
-def inputs() -> list[Any]:
-    """In a permanent order: saved workflows keep values by position. New ones go last and are optional."""
+def own() -> list[Any]:
+    """The node's own, in a permanent order: saved workflows keep values by position. New ones go last and are
+    optional."""
     loras = io.Autogrow.TemplatePrefix(
         io.LoraModel.Input("lora", tooltip="A LoRA for the same base model."),
         prefix="lora_",
@@ -194,10 +196,33 @@ def inputs() -> list[Any]:
             tooltip="One weight per connected LoRA, separated by commas; negative ones subtract.",
         ),
         io.String.Input(
-            "filename_prefix",
-            default="loras/dco_merge",
-            tooltip="Where in the output folder the merged LoRA is saved. Empty: it is not saved.",
+            "name",
+            default="my_merge",
+            tooltip="Name of the merged LoRA's file in output/loras; a number is added. Empty: it is not saved.",
         ),
+        io.DynamicCombo.Input(
+            "method",
+            options=_methods(),
+            optional=True,
+            tooltip="The exact sum is what DCO's paper uses (Sec. 5.3); the others are methods it is compared with.",
+        ),
+        io.String.Input(
+            "files",
+            default="",
+            multiline=True,
+            optional=True,
+            tooltip="LoRA files to add up after the connected LoRAs, one a line, by their name in the LoRA lists, each "
+            "with its weight: my_style.safetensors=0.8. Without a weight it is 1.",
+        ),
+        OPTIONS.Input(
+            "options", optional=True, tooltip="Everything else, from Merge Options (DCO)."
+        ),
+    ]
+
+
+def more() -> list[Any]:
+    """Those of the options node."""
+    return [
         io.DynamicCombo.Input(
             "size",
             options=_sizes(),
@@ -212,18 +237,11 @@ def inputs() -> list[Any]:
             tooltip="Further weights by block, one a line: up = 0.5, or for the first LoRA alone 1: down 4 = 0, or by "
             f"pattern *_attn2_* = 0.8, or a preset: {', '.join(PRESETS)}. The last line that fits counts.",
         ),
-        io.DynamicCombo.Input(
-            "method",
-            options=_methods(),
-            optional=True,
-            tooltip="The exact sum is what DCO's paper uses (Sec. 5.3); the others are methods it is compared with.",
-        ),
         io.Combo.Input(
             "save_dtype",
             options=list(DTYPES),
             default="fp32",
             optional=True,
-            advanced=True,
             tooltip="Precision of the merged LoRA. fp32 keeps it exact; fp16 and bf16 are half as large.",
         ),
         io.Combo.Input(
@@ -231,7 +249,6 @@ def inputs() -> list[Any]:
             options=["kohya", "diffusers"],
             default="kohya",
             optional=True,
-            advanced=True,
             tooltip="Names of the layers in the saved file. kohya's are read by ComfyUI and most tools, diffusers' by "
             "diffusers alone.",
         ),
@@ -239,16 +256,7 @@ def inputs() -> list[Any]:
             "compare",
             default=True,
             optional=True,
-            advanced=True,
             tooltip="Measure whether the LoRAs get along: compatibility and compatibility_report.",
-        ),
-        io.String.Input(
-            "files",
-            default="",
-            multiline=True,
-            optional=True,
-            tooltip="LoRA files to add up after the connected LoRAs, one a line, by their name in the LoRA lists, each "
-            "with its weight: my_style.safetensors=0.8. Without a weight it is 1.",
         ),
     ]
 
@@ -267,3 +275,8 @@ def outputs() -> list[Any]:
             display_name="compatibility_report", tooltip="The same as a table by block, with advice."
         ),
     ]
+
+
+def settled(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options by name, with defaults for what the options node or a prompt leaves out."""
+    return {"size": None} | {i.id: i.default for i in more() if hasattr(i, "default")} | dict(options or {})

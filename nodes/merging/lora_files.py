@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from comfy_api.latest import io
 
+from ...dco_core.errors import parsed_json, printable_lines
 from ...dco_core.lora import LazyLayers, from_bundle, read_lora, read_tensors, to_tensors
 from ...dco_core.lora.file import has_peft_configuration
 from ...dco_core.suggested_scales import PAPER
@@ -29,6 +31,7 @@ class DCOLoadLoRA(io.ComfyNode):
                     tooltip="The file. A LoRA that was trained just now appears after pressing R.",
                 ),
             ],
+            has_intermediate_output=True,
             outputs=[
                 io.LoraModel.Output(
                     display_name="lora", tooltip="The LoRA, with its learned tokens and header."
@@ -63,7 +66,25 @@ class DCOLoadLoRA(io.ComfyNode):
             _number(header.get(name), default)
             for name, default in (("dco.w_rg", PAPER.w_rg), ("dco.w_text", PAPER.w_text))
         )
-        return io.NodeOutput(tensors, trigger, w_rg, w_text)
+        lines = [
+            f"Trigger words: {trigger}." if trigger else "No trigger words in its header.",
+            f"To begin with: w_rg {w_rg:g}, w_text {w_text:g}.",
+        ]
+        part = _stopped_at(header)
+        if part:
+            lines.insert(0, f"Training was stopped {part}: run it again for the whole LoRA.")
+        text = printable_lines("\n".join(lines))
+        return io.NodeOutput(tensors, trigger, w_rg, w_text, ui={"text": [text]})
+
+
+def _stopped_at(header: Mapping[str, str]) -> str:
+    """ "at step 99 of 2000" for a LoRA whose training was stopped, else ""."""
+    try:
+        config = parsed_json(header["dco.config"])
+        done, asked = int(header["ss_steps"]), int(config["steps"])
+    except (KeyError, ValueError, TypeError):
+        return ""
+    return f"at step {done} of {asked}" if done < asked else ""
 
 
 def _number(text: str | None, default: float) -> float:

@@ -19,12 +19,13 @@ from ...dco_core.merging import (
     ErrorReport,
     MergeMethod,
     ZipLora,
-    ZipSettings,
     blocks_for,
     compare,
     merge_with,
 )
 from ...dco_core.merging.report import carried
+from ...dco_core.training.zip_lora import ZipSettings
+from .. import options as options_node
 from ..host.files import new_lora_path, shown_name
 from ..host.node_choices import check_choices
 from ..host.progress import NodeText, raise_if_interrupted
@@ -47,7 +48,7 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
             ],
             is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
-            inputs=merge_inputs.inputs(),
+            inputs=merge_inputs.own(),
             outputs=merge_inputs.outputs(),
         )  # fmt: skip
 
@@ -56,27 +57,25 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
         return merge_inputs.state_of_files(files or "")
 
     @classmethod
-    def execute(
-        cls, loras, weights, filename_prefix, size=None, block_weights="", method=None, save_dtype="fp32",
-        save_keys="kohya", compare=True, files="",
-    ) -> io.NodeOutput:  # fmt: skip
+    def execute(cls, loras, weights, name, method=None, files="", options=None) -> io.NodeOutput:
         check_choices(cls)
-        inputs = [from_tensors(lora, name) for name, lora in loras.items() if lora is not None]
+        values = merge_inputs.settled(options)
+        inputs = [from_tensors(lora, key) for key, lora in loras.items() if lora is not None]
         factors = merge_inputs.parse_weights(weights, len(inputs))
         named, more = merge_inputs.read_files(files)
         inputs, factors = inputs + named, factors + more
         merge_inputs.check_terms(factors)
-        path = new_lora_path(filename_prefix) if filename_prefix.strip() else None
-        blocks = blocks_for(block_weights, inputs)
-        wanted, chosen = merge_inputs.parse_size(size), merge_inputs.parse_method(method)
-        dtype, lines = DTYPES[save_dtype], []
+        path = new_lora_path(name) if name.strip() else None
+        blocks = blocks_for(values["block_weights"], inputs)
+        wanted, chosen = merge_inputs.parse_size(values["size"]), merge_inputs.parse_method(method)
+        dtype, lines = DTYPES[values["save_dtype"]], []
         if chosen is None:
             chosen, text = _zipped(inputs, factors, method)
             lines.append(text)
         progress = NodeText(cls)
-        if compare:
+        if values["compare"]:
             progress.progress(f"Comparing {len(inputs)} LoRAs ...")
-        table, picture = _compared(inputs, factors) if compare else ("", _blank())
+        table, picture = _compared(inputs, factors) if values["compare"] else ("", _blank())
 
         progress.progress(f"Merging {len(inputs)} LoRAs ...")
         report = ErrorReport()
@@ -93,11 +92,23 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
             f"{len(layers)} modules, {chosen.name}.",
         )
         if path is not None:
-            write_lora(path, merged, keys=save_keys, dtype=dtype)
+            write_lora(path, merged, keys=values["save_keys"], dtype=dtype)
             lines.append(f"Saved {shown_name(path)}. Press R to see it in the LoRA lists.")
         lines += [report.text(), *carried(merged)]
         text = printable_lines("\n".join(lines))
         return io.NodeOutput(to_tensors(merged, dtype=dtype), text, picture, table, ui={"text": [text]})
+
+
+class DCOMergeOptions(options_node.OptionsNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return options_node.schema(
+            "DCOMergeOptions", "Merge Options (DCO)", merge_inputs.OPTIONS, merge_inputs.more(),
+            category="model/merging", description="How large LoRA Arithmetic Merge makes the sum, weights by block, "
+            "how the file is saved, and whether the LoRAs are compared.",
+            search_aliases=["resize lora", "block weights"], for_node="LoRA Arithmetic Merge",
+            chained=False,
+        )  # fmt: skip
 
 
 def _interruptible(lora: LoraWeights) -> LoraWeights:
@@ -148,4 +159,4 @@ def _blank() -> Tensor:
     return torch.ones(1, 64, 64, 3)
 
 
-NODES = [DCOLoRAArithmeticMerge]
+NODES = [DCOLoRAArithmeticMerge, DCOMergeOptions]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ...dco_core.captions.check import CaptionNote, by_caption, check_captions, report
 from ...dco_core.captions.draft import CONCEPTS, clean_answer, instruction, plain_draft
@@ -86,19 +87,9 @@ class DCOComprehensiveCaption(io.ComfyNode):
         prompt = (optional.get("instruction") or [""])[0].strip() or instruction(what, word)
         if any(text.strip() for text in captions):
             texts = split_captions(captions, len(pictures))
-        elif clip and clip[0] is not None:
-            texts, bar = [], progress_bar(len(pictures))
-            on_node = NodeText(cls)
-            for i, picture in enumerate(pictures):
-                raise_if_interrupted()
-                on_node.progress(f"Describing image {i + 1} of {len(pictures)} ...")
-                length = (optional.get("max_length") or [256])[0]
-                texts.append(
-                    clean_answer(vision_language.describe(clip[0], prompt, picture, length, 0), what, word)
-                )
-                bar.update(1)
         else:
-            texts = [plain_draft(what, word)] * len(pictures)
+            length = (optional.get("max_length") or [256])[0]
+            texts = drafts(NodeText(cls), clip[0] if clip else None, pictures, what, word, prompt, length)
         notes = check_captions(texts, kind=what)
         shown = printable_lines("\n".join([*texts, "", report(notes, texts)]))
         return io.NodeOutput(texts, prompt, ui=_ui(shown, notes, texts))
@@ -147,6 +138,22 @@ class DCOCheckCaptions(io.ComfyNode):
         notes = _notes(texts, kind[0], clip[0] if clip else None)
         shown = printable_lines(report(notes, texts))
         return io.NodeOutput(shown, ui=_ui(shown, notes, texts))
+
+
+def drafts(
+    text: NodeText, clip, pictures: Sequence[Tensor], kind: str, name: str, prompt: str, max_length: int = 256
+) -> list[str]:
+    """A caption for each image [H, W, C], by a vision-language model; without one (None), a form to fill in."""
+    if clip is None:
+        return [plain_draft(kind, name)] * len(pictures)
+    found, bar = [], progress_bar(len(pictures))
+    for i, picture in enumerate(pictures):
+        raise_if_interrupted()
+        text.progress(f"Describing image {i + 1} of {len(pictures)} ...")
+        answer = vision_language.describe(clip, prompt, picture, max_length, 0)
+        found.append(clean_answer(answer, kind, name))
+        bar.update(1)
+    return found
 
 
 def check(

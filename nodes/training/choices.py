@@ -1,12 +1,10 @@
-"""The trainer's inputs that are a choice of several with options of their own: objectives and learned tokens."""
+"""Inputs of training that are a choice of several with options of their own: objectives, beta, tokens, previews."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from comfy_api.latest import io
-
-from ...dco_core.losses import REDUCTIONS, WEIGHTINGS
 
 OBJECTIVES = {
     "DCO": "dco",
@@ -16,21 +14,10 @@ OBJECTIVES = {
     "Output preservation": "output-preservation",
     "DCO + prior preservation": "dco-prior",
 }
+BETA_AUTO, BETA_FOUND, BETA_OWN = "auto", "found on my images", "own value"
 TOKENS_OFF, TOKENS_WITH_LORA, TOKENS_ALONE = "off", "with the LoRA", "alone (Textual Inversion)"
-
-
-def _weighting() -> io.Combo.Input:
-    return io.Combo.Input(
-        "weighting",
-        options=list(WEIGHTINGS),
-        default="uniform",
-        optional=True,
-        advanced=True,
-        tooltip="w(t), the weight of the noise levels. uniform: the model's own errors, all alike; min-snr (gamma 5): "
-        "almost clean images count less (not of class images, as in the authors' code); epsilon: errors of the noise, "
-        "as in the paper, also for v and flow models (beta 0 then is the paper's 1). The same as uniform for SD1.5 and "
-        "SDXL.",
-    )
+PRESERVE_NONE, PRESERVE_PROMPTS = "none", "prompts"
+PREVIEWS_AUTO, PREVIEWS_EVERY, PREVIEWS_OFF = "auto", "every so many steps", "off"
 
 
 def _prior_weight(maximum: float, tooltip: str) -> io.Float.Input:
@@ -54,54 +41,48 @@ def _generation(count: int, what: str) -> list[Any]:
             "generated_images", default=count, min=1, max=1000, optional=True, tooltip=f"How many {what}."
         ),
         io.Int.Input(
-            "generation_steps", default=30, min=1, max=1000, optional=True, advanced=True,
+            "generation_steps", default=30, min=1, max=1000, optional=True,
             tooltip="Sampling steps for these images.",
         ),
         io.Float.Input(
-            "generation_w_text", default=7.5, min=0.0, max=100.0, step=0.1, optional=True, advanced=True,
+            "generation_w_text", default=7.5, min=0.0, max=100.0, step=0.1, optional=True,
             tooltip="Text guidance (cfg) for these images; 2 for the Toy World.",
         ),
     ]  # fmt: skip
 
 
+def _beta() -> io.DynamicCombo.Input:
+    return io.DynamicCombo.Input(
+        "beta",
+        options=[
+            io.DynamicCombo.Option(BETA_AUTO, []),
+            io.DynamicCombo.Option(BETA_FOUND, [
+                io.Float.Input(
+                    "target_gate", default=0.3, min=0.01, max=0.49, step=0.01,
+                    tooltip="What the beta aims at: how far gates stand open, on average, after a tenth of the run. "
+                    "0.5 is where they begin; lower stays closer to the base model.",
+                ),
+            ]),
+            io.DynamicCombo.Option(BETA_OWN, [
+                io.Float.Input(
+                    "value", default=1.0, min=0.0001, max=1000.0, step=0.01, round=0.0001,
+                    tooltip="The paper's is 1 for SD1.5 and SDXL (beta*T = 1000 on the element mean).",
+                ),
+            ]),
+        ],
+        optional=True,
+        tooltip="How strongly to stay close to the base model. auto: the paper's 1 for SD1.5 and SDXL, and for v and "
+        "flow models, whose errors are larger, a value found on your images before training. Or found on your images "
+        "always, or a value of your own.",
+    )  # fmt: skip
+
+
 def objectives() -> list[io.DynamicCombo.Option]:
-    dco = [
-        io.Float.Input(
-            "beta",
-            default=0.0,
-            min=0.0,
-            max=1000.0,
-            step=0.01,
-            round=0.0001,
-            tooltip="How strongly to stay close to the base model. 0 is automatic: the paper's 1 for SD1.5 and SDXL "
-            "(beta*T = 1000 on the element mean), and for v and flow models, whose errors are larger, a value found "
-            "on your images before training.",
-        ),
-        io.Combo.Input(
-            "reduction",
-            options=list(REDUCTIONS),
-            default="per-sample",
-            advanced=True,
-            tooltip="With batches: one gate per sample (the paper) or one for the batch (the authors' code).",
-        ),
-        _weighting(),
-        io.Float.Input(
-            "target_gate",
-            default=0.3,
-            min=0.01,
-            max=0.49,
-            step=0.01,
-            optional=True,
-            advanced=True,
-            tooltip="What a beta found on your images aims at: how far gates stand open, on average, after a tenth of "
-            "the run. 0.5 is where they begin; lower stays closer to the base model.",
-        ),
-    ]
+    dco = [_beta()]
     prior = [
         _prior_weight(100.0, "lambda, the weight of the class images' loss."),
         _class_prompt(),
         *_generation(50, "class images the base model makes first, where none are connected"),
-        _weighting(),
     ]  # fmt: skip
     mapo = [
         io.Float.Input(
@@ -109,7 +90,6 @@ def objectives() -> list[io.DynamicCombo.Option]:
             tooltip="Weight of the margin over the rejected image (MaPO's authors: 0.1).",
         ),
         *_generation(1, "rejected images the base model makes of every caption first"),
-        _weighting(),
     ]  # fmt: skip
     preservation = [
         io.Float.Input(
@@ -117,11 +97,10 @@ def objectives() -> list[io.DynamicCombo.Option]:
             tooltip="Weight of the drift from the base model on the class prompt.",
         ),
         _class_prompt(),
-        _weighting(),
     ]  # fmt: skip
     options = {
         "DCO": dco,
-        "DreamBooth": [_weighting()],
+        "DreamBooth": [],
         "DreamBooth + prior preservation": prior,
         "MaPO": mapo,
         "Output preservation": preservation,
@@ -132,10 +111,32 @@ def objectives() -> list[io.DynamicCombo.Option]:
                 "lambda, the weight of the class images' loss. DCO's own follows errors up to beta*T (1000) times as "
                 "strongly, so that the authors' 1 holds the class but gently.",
             ),
-            *prior[1:-1],
+            *prior[1:],
         ],
     }
     return [io.DynamicCombo.Option(name, options[name]) for name in OBJECTIVES]
+
+
+def preservation() -> list[io.DynamicCombo.Option]:
+    return [
+        io.DynamicCombo.Option(PRESERVE_NONE, []),
+        io.DynamicCombo.Option(PRESERVE_PROMPTS, [
+            io.String.Input(
+                "preservation_prompts", default="bundled", multiline=True,
+                tooltip="One a line: prompts of your own, or blank (the empty prompt), class (of the captions' "
+                "marker), bundled (forty everyday ones).",
+            ),
+            io.Float.Input(
+                "preservation_weight", default=500.0, min=0.001, max=100000.0, step=1.0, round=0.001,
+                tooltip="How strongly. 500 (beta*T/2) holds as strongly as DCO's open gate learns at beta 1; for "
+                "DreamBooth, whose loss is that much smaller, 1.",
+            ),
+            io.Float.Input(
+                "preservation_share", default=1.0, min=0.01, max=1.0, step=0.05,
+                tooltip="In which share of the batches; each of them takes about twice as long.",
+            ),
+        ]),
+    ]  # fmt: skip
 
 
 def tokens() -> list[io.DynamicCombo.Option]:
@@ -150,7 +151,7 @@ def tokens() -> list[io.DynamicCombo.Option]:
             "model reads these words.",
         ),
         io.Int.Input(
-            "vectors", default=0, min=0, max=32, advanced=True,
+            "vectors", default=0, min=0, max=32,
             tooltip="Vectors per token. 0: as many as the initialiser has.",
         ),
     ]  # fmt: skip
@@ -158,4 +159,17 @@ def tokens() -> list[io.DynamicCombo.Option]:
         io.DynamicCombo.Option(TOKENS_OFF, []),
         io.DynamicCombo.Option(TOKENS_WITH_LORA, inputs),
         io.DynamicCombo.Option(TOKENS_ALONE, inputs),
+    ]
+
+
+def previews() -> list[io.DynamicCombo.Option]:
+    every = io.Int.Input(
+        "preview_every", default=250, min=1, max=100000,
+        tooltip="Steps between previews; there is one in the end too. Each costs about 100 evaluations of the model a "
+        "prompt.",
+    )  # fmt: skip
+    return [
+        io.DynamicCombo.Option(PREVIEWS_AUTO, []),
+        io.DynamicCombo.Option(PREVIEWS_EVERY, [every]),
+        io.DynamicCombo.Option(PREVIEWS_OFF, []),
     ]

@@ -15,54 +15,91 @@ from ...dco_core.training.config import TrainingConfig
 from ..host.layer_names import started_layers
 from ..host.training.image_model import HostImageModel
 from . import inputs as trainer_inputs
-from .choices import OBJECTIVES, TOKENS_ALONE, TOKENS_OFF, TOKENS_WITH_LORA
+from . import option_groups, recipes
+from .choices import (
+    BETA_AUTO,
+    BETA_FOUND,
+    BETA_OWN,
+    OBJECTIVES,
+    PRESERVE_NONE,
+    PREVIEWS_AUTO,
+    PREVIEWS_EVERY,
+    PREVIEWS_OFF,
+    TOKENS_ALONE,
+    TOKENS_OFF,
+    TOKENS_WITH_LORA,
+)
 
 
-def unwrapped(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """One value an input: is_input_list wraps each in a list. What a prompt leaves out has its default."""
-    values = {"start_from": None, "learned_tokens": {"learned_tokens": [TOKENS_OFF]}, "objective": None}
-    values |= trainer_inputs.defaults()
-    for name, value in inputs.items():
-        if isinstance(value, dict):
-            if value.get(name):
-                values[name] = value
-        elif value:
-            values[name] = value[0]
-    return values
+def settled(own: Mapping[str, Any], options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Every value of a run by name: the trainer's own inputs, the options nodes', the defaults of what is left out.
+    own: as is_input_list wraps them, each in a list."""
+    values = {"start_from": None, "masks": None, "class_images": None, "learned_tokens": None, "previews": None}
+    values["preservation"] = None
+    values |= trainer_inputs.defaults() | dict(options or {})
+    values |= {name: _unwrapped(value) for name, value in own.items() if value}
+    recipe, given = chosen(values["recipe"], "recipe", recipes.DEFAULT)
+    return values | recipes.filled(recipe, given) | {"recipe": recipe}
 
 
-def chosen(dynamic: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
-    """The choice of a DynamicCombo and its options, unwrapped."""
-    given = {key: value[0] for key, value in (dynamic or {}).items() if value}
-    return {name: None} | given
+def _unwrapped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _unwrapped(inner) for name, inner in value.items() if inner}  # without what was left out
+    return value[0]
+
+
+def chosen(dynamic: Mapping[str, Any] | None, name: str, default: str | None = None) -> tuple[Any, dict[str, Any]]:
+    """The choice of a DynamicCombo, and what belongs to it; the default where a prompt has none."""
+    given = dict(dynamic or {})
+    return given.pop(name, None) or default, given
 
 
 def training_config(values: Mapping[str, Any]) -> tuple[TrainingConfig, dict[str, Any]]:
     """The TrainingConfig, and the values of the chosen objective. DCOError for choices that are none."""
-    options = chosen(values["objective"], "objective")
-    objective = options.pop("objective")
+    objective, options = chosen(values["objective"], "objective")
     if objective is None:
         raise DCOError(f"There is no objective: choose one of {', '.join(OBJECTIVES)}.")
-    tokens = chosen(values["learned_tokens"], "learned_tokens")
-    if tokens["learned_tokens"] not in (TOKENS_OFF, TOKENS_WITH_LORA, TOKENS_ALONE):
+    choice, token_options = chosen(values["learned_tokens"], "learned_tokens", TOKENS_OFF)
+    if choice not in (TOKENS_OFF, TOKENS_WITH_LORA, TOKENS_ALONE):
         raise DCOError(
-            f"learned_tokens {tokens['learned_tokens']!r} is unknown: choose {TOKENS_OFF}, {TOKENS_WITH_LORA} or "
-            f"{TOKENS_ALONE}."
+            f"learned_tokens {choice!r} is unknown: choose {TOKENS_OFF}, {TOKENS_WITH_LORA} or {TOKENS_ALONE}."
         )
     fields = TrainingConfig.__dataclass_fields__
-    taken = {name: value for name, value in options.items() if name in fields}
-    if "beta" in taken:
-        taken["beta"] = taken["beta"] or None  # 0 is automatic
-    taken |= {name: values[name] for name in fields if name in values and name != "objective"}
-    if "token_learning_rate" in tokens:
-        taken["token_learning_rate"] = tokens["token_learning_rate"]
+    taken = {name: value for name, value in options.items() if name in fields} | _beta(options.pop("beta", None))
+    taken |= {name: values[name] for name in fields if name in values and name not in ("objective", "beta")}
+    _, preserved = chosen(values["preservation"], "preservation", PRESERVE_NONE)
+    taken |= {name: value for name, value in preserved.items() if name in fields}
+    if "token_learning_rate" in token_options:
+        taken["token_learning_rate"] = token_options["token_learning_rate"]
     config = TrainingConfig(objective=OBJECTIVES[objective], **taken)
     config.check()
     return config, options
 
 
+def _beta(dynamic: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The fields of TrainingConfig for the choice of beta."""
+    choice, given = chosen(dynamic, "beta", BETA_AUTO)
+    if choice == BETA_OWN:
+        return {"beta": given["value"]}
+    if choice == BETA_FOUND:
+        return {"beta": None, "automatic_beta": "images", "target_gate": given["target_gate"]}
+    return {"beta": None}
+
+
+def steps_between_previews(values: Mapping[str, Any]) -> int:
+    """0 for a run without previews. auto: about four in a run, and never so many that they cost more than training."""
+    choice, given = chosen(values["previews"], "previews", PREVIEWS_AUTO)
+    if choice == PREVIEWS_OFF:
+        return 0
+    return given["preview_every"] if choice == PREVIEWS_EVERY else max(100, -(-values["steps"] // 4))
+
+
+def token_choice(values: Mapping[str, Any]) -> str:
+    return chosen(values["learned_tokens"], "learned_tokens", TOKENS_OFF)[0]
+
+
 def adapter_config(
-    values: Mapping[str, Any], model, start: LoraWeights | None, tokens: str
+    values: Mapping[str, Any], model, start: LoraWeights | None
 ) -> AdapterConfig | None:
     """The AdapterConfig; None where tokens are learned alone. DCOError for a LoRA to start from that does not fit."""
     if start is not None and start.vectors:
@@ -70,7 +107,7 @@ def adapter_config(
             f"start_from also changes biases or norms ({next(iter(start.vectors))} and {len(start.vectors) - 1} more), "
             "which are not trained here and would be lost: start from a LoRA of weights alone."
         )
-    if tokens == TOKENS_ALONE:
+    if token_choice(values) == TOKENS_ALONE:
         if start is not None and start.layers:
             raise DCOError(
                 "start_from has LoRA layers, but tokens are to be learned alone: disconnect it, or learn tokens "
@@ -98,19 +135,20 @@ def generation_config(options: Mapping[str, Any]) -> GenerationConfig:
 def preparation(values: Mapping[str, Any], captions: Sequence[str]) -> Preparation:
     """How the references become examples; previews are of the first caption where none are written."""
     lines = [line.strip() for line in values["preview_prompts"].splitlines() if line.strip()]
-    sizes = dict(zip((trainer_inputs.REAL_SIZES, trainer_inputs.FIXED_SIZES), SIZES, strict=True))
+    sizes = dict(zip((option_groups.REAL_SIZES, option_groups.FIXED_SIZES), SIZES, strict=True))
     return Preparation(
-        values["resolution"], values["crop"] == trainer_inputs.SQUARE, sizes[values["size_conditioning"]],
-        (lines or list(captions[:1])) if values["preview_every"] else (),
+        values["resolution"], values["crop"] == option_groups.SQUARE, sizes[values["size_conditioning"]],
+        (lines or list(captions[:1])) if steps_between_previews(values) else (),
     )  # fmt: skip
 
 
 def vocabulary(
-    model: HostImageModel, captions: Sequence[str], tokens: Mapping[str, Any], start: LoraWeights | None, seed: int
+    model: HostImageModel, captions: Sequence[str], values: Mapping[str, Any], start: LoraWeights | None, seed: int
 ) -> Vocabulary:
     """The Vocabulary for the `learned_tokens` choice with its options."""
-    if tokens["learned_tokens"] == TOKENS_OFF:
+    choice, options = chosen(values["learned_tokens"], "learned_tokens", TOKENS_OFF)
+    if choice == TOKENS_OFF:
         return kept_vocabulary(captions, start)
     return learned_vocabulary(
-        model, captions, seed, tokens.get("initializers", ""), tokens.get("vectors", 0), start
+        model, captions, seed, options.get("initializers", ""), options.get("vectors", 0), start
     )

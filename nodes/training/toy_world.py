@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
+from ...dco_core.toy_world.bases import BASES, DEFAULT_BASE
 from ...dco_core.toy_world.renderer import PIXELS_PER_CELL, render
 from ...dco_core.toy_world.world import style_reference, subject_references
 from ..host import files, toy_world
@@ -23,18 +24,26 @@ class DCOToyWorldLoader(io.ComfyNode):
             "merging in minutes on a CPU, without any download. It draws 256 x 256 pixels and reads captions such as "
             '"a large red star on the left, at night, in neon style".',
             search_aliases=["toy", "tiny model", "demo model", "dco"],
-            outputs=[
-                io.Model.Output(
-                    display_name="model", tooltip="The Toy World's diffusion model (flow matching)."
+            inputs=[
+                io.Combo.Input(
+                    "base",
+                    options=list(BASES),
+                    default=DEFAULT_BASE,
+                    optional=True,
+                    tooltip="What the model predicts. epsilon: the noise, as SD1.5 and SDXL do, which the paper is "
+                    "about. flow: the velocity, as SD3 and Flux do. Both draw the same pictures.",
                 ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The Toy World's diffusion model."),
                 io.Clip.Output(display_name="clip", tooltip="Its text encoder, one token a word."),
                 io.Vae.Output(display_name="vae", tooltip="Its pixel autoencoder."),
             ],
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(*toy_world.load(files.embedding_folders()))
+    def execute(cls, base: str = DEFAULT_BASE) -> io.NodeOutput:
+        return io.NodeOutput(*toy_world.load(files.embedding_folders(), base))
 
 
 class DCOToyWorldReferences(io.ComfyNode):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from ...dco_core.errors import DCOError, parsed_json
+from ...dco_core.files.safetensors_file import read_header
 from ...dco_core.lora import (
     LoraTensors,
     LoraWeights,
@@ -28,6 +32,46 @@ class Target:
     path: Path
     header: TrainedHeader
     kohya_names: Mapping[str, str]
+
+
+def stopped(target: Target, step: int) -> Target:
+    """The target of a run that ends before its time: its file says so, `my_dog_00001_stopped_at_99.safetensors`."""
+    return replace(target, path=target.path.with_stem(f"{target.path.stem}{files.STOPPED}{step}"))
+
+
+def remove_stopped(target: Target, lora: LoraWeights) -> None:
+    """Remove what the same run left behind when it was stopped before: files of its name with the configuration, the
+    steps aside, that `lora` tells in its header. Of other runs nothing is touched."""
+    base = re.sub(r"_\d+_$", "", target.path.stem)
+    folders = (target.path.parent, *map(Path, files.embedding_folders()[:1]))
+    for path in (path for folder in folders for path in folder.glob(f"{_literal(base)}_*{files.STOPPED}*.safetensors")):
+        if target.path == path or _run_of(_metadata(path)) != _run_of(lora.metadata):
+            continue
+        try:
+            path.unlink()
+        except OSError as error:  # open elsewhere on Windows
+            logging.warning("DCO: could not remove %s: %s", path, error)
+
+
+def _literal(name: str) -> str:
+    """For glob."""
+    return re.sub(r"([\[*?])", r"[\1]", name)
+
+
+def _metadata(path: Path) -> Mapping[str, str]:
+    try:
+        return read_header(path).get("__metadata__", {})
+    except (DCOError, OSError):
+        return {}
+
+
+def _run_of(metadata: Mapping[str, str]) -> Any:
+    """What a header tells of its run; a value that equals no other where it tells nothing."""
+    try:
+        config = parsed_json(metadata["dco.config"])
+    except (KeyError, ValueError):
+        return object()
+    return {k: v for k, v in config.items() if k not in ("steps", "beta")} if isinstance(config, dict) else object()
 
 
 def finished(

@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 
 from ...dco_core.drawing import figure as charts
 from ...dco_core.drawing.training_plot import loss_plot
-from ...dco_core.errors import printable_lines
+from ...dco_core.errors import DCOError, printable_lines
 from ...dco_core.files.content_key import content_key
 from ...dco_core.lora import LoraWeights, from_tensors
 from ...dco_core.network.lora_layers import AdapterConfig
@@ -22,6 +22,7 @@ from ...dco_core.training import validation
 from ...dco_core.training.checkpoints import Checkpoints
 from ...dco_core.training.config import TrainingConfig
 from ...dco_core.training.memory import PeakMemory, estimate, megabytes
+from ...dco_core.training.reference_cache import ReferenceCache
 from ...dco_core.training.step_report import StepReport
 from ...dco_core.training.tensorboard import EventLog
 from ...dco_core.training.trainer import Training
@@ -29,18 +30,21 @@ from ..host import files
 from ..host.node_choices import check_choices
 from ..host.progress import NodeText
 from ..host.training.image_model import HostImageModel
-from . import inputs, trained_lora
+from ..host.training.network import HostDenoiser
+from . import inputs, recipes, trained_lora
 from .captions import check
+from .option_groups import OFFLOADED
 from .previews import NodePreviews
 from .progress import TrainerProgress
 from .references import distinct, gather, given_class_images
 from .settings import (
     adapter_config,
-    chosen,
     generation_config,
     preparation,
+    settled,
+    steps_between_previews,
+    token_choice,
     training_config,
-    unwrapped,
     vocabulary,
 )
 
@@ -54,7 +58,7 @@ class DCOLoRATrainer(io.ComfyNode):
             category="model/training",
             description="Teaches a model your subject or your style from 1 to 20 images with Direct Consistency "
             "Optimization: it learns what the images show and stops where it would drift from the base model. The "
-            "LoRA is saved when training ends, and also when you cancel it.",
+            "LoRA is saved when training ends; when you cancel it, what was learned is, under a name that says so.",
             search_aliases=[
                 "train lora",
                 "lora training",
@@ -71,61 +75,71 @@ class DCOLoRATrainer(io.ComfyNode):
             ],
             is_input_list=True,
             is_output_node=True,
-            inputs=inputs.inputs(),
+            inputs=inputs.own(),
             outputs=inputs.outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
 
     @classmethod
-    def execute(cls, images, captions, masks=None, class_images=None, **single) -> io.NodeOutput:
+    def execute(cls, images, captions, options=None, **single) -> io.NodeOutput:
         check_choices(cls)
         charts.available()  # not after an hour of training
-        values = unwrapped(single)
-        config, options = training_config(values)
-        token_options = chosen(values["learned_tokens"], "learned_tokens")
+        values = settled(single, options[0] if options else None)
+        config, objective_options = training_config(values)
         start = values["start_from"] and from_tensors(values["start_from"], "The LoRA to start from")
         model, clip = values["model"], values["clip"]
         text = NodeText(cls)
         image_model = HostImageModel(model, clip, values["vae"], text.progress)
-        references = gather(images, captions, masks)
+        settings = recipes.told(values["recipe"], values) + _resolution(values, image_model)
+        references = gather(images, captions, values["masks"])
         texts = [r.caption for r in references]
-        path = files.new_lora_path(values["filename_prefix"])
-        adapter = adapter_config(values, model, start, token_options["learned_tokens"])
+        path = files.new_lora_path(values["name"])
+        adapter = adapter_config(values, model, start)
 
-        words = vocabulary(image_model, texts, token_options, start, config.seed)
+        words = vocabulary(image_model, texts, values, start, config.seed)
         caption_notes = check(
             [r.caption for r in distinct(references)], clip=clip, initializers=words.initializers,
             vectors=words.vectors,
         )  # fmt: skip
         text.message(caption_notes)  # before training, while there is time to mend captions
+        text.message(settings)
         pictures = TrainingPictures(
-            references, config, generation_config(options), given_class_images(class_images)
+            references, config, generation_config(objective_options), given_class_images(values["class_images"])
         )
         text.progress("Encoding the captions ...")
         prepared = PreparedPictures(image_model, pictures, preparation(values, texts), words)
         progress = TrainerProgress(text, config.steps)
-        previews = NodePreviews(model, values["preview_every"], config.seed)
+        previews = NodePreviews(model, steps_between_previews(values), config.seed)
 
         text.progress("Preparing the model ...")
-        with image_model.training(adapter, words.tokens is not None, values["precision"]) as denoiser:
+        session = image_model.training(
+            adapter, words.tokens is not None, values["precision"], values["stream_weights"], prepared.step_shape
+        )
+        with session as denoiser:
             memory = PeakMemory(denoiser.device)
             examples = prepared.examples(denoiser)
             if values["compile"]:
-                denoiser.compile_blocks()
+                _compile(denoiser)
             needed = _make_room(denoiser, examples, config, values["gradient_checkpointing"])
             text.message(needed)
+            content = _content(image_model, prepared, values, adapter)
             run = Training(
-                denoiser, examples, config, words.tokens, checkpoints=_checkpoints(values),
-                content=_content(image_model, prepared, values, adapter),
-                callback=progress.on_trial_step, watch_speed=True,
+                denoiser, examples, config, words.tokens, checkpoints=_checkpoints(values), content=content,
+                reference_cache=_reference_cache(image_model, values), callback=progress.on_trial_step,
+                watch_speed=True,
             )  # fmt: skip
-            target = _target(path, run, adapter, image_model, prepared, values)
+            target = _target(path, run, adapter, image_model, prepared, values, content)
             carried = start.other if start else {}
 
-            def lora_so_far() -> LoraWeights:
+            def lora_so_far(target: trained_lora.Target) -> LoraWeights:
                 with run.result():
                     weights = LoraWeights(denoiser.weights().layers, carried)
                     return trained_lora.finished(target, weights, words.tokens, words.initializers, run.step)
+
+            def save(target: trained_lora.Target, lora: LoraWeights) -> list[str]:
+                saved_lines = trained_lora.save(target, lora, words.tokens)
+                trained_lora.remove_stopped(target, lora)
+                return saved_lines
 
             log = _event_log(run, path, values)
 
@@ -142,18 +156,19 @@ class DCOLoRATrainer(io.ComfyNode):
                 previews.last()
             except BaseException:
                 if run.learned:  # nothing that was learned is lost: cancel and errors save it too
-                    kept = trained_lora.save(target, lora_so_far(), words.tokens)
-                    text.progress(f"Stopped after step {run.step} of {config.steps}.")
+                    part = trained_lora.stopped(target, run.step) if run.step < config.steps else target
+                    kept = save(part, lora_so_far(part))
+                    text.progress(_stopped(run, values))
                     text.message("\n".join(kept))
                 raise
             finally:
                 if log is not None:
                     log.close()
             text.progress("Saving ...")
-            lora = lora_so_far()
+            lora = lora_so_far(target)
             used = f"{needed} Peak: {memory}."
-        saved = trained_lora.save(target, lora, words.tokens)
-        report = printable_lines("\n".join([_summary(run), used, *run.notes, *saved, caption_notes]))
+        saved = save(target, lora)
+        report = printable_lines("\n".join([_summary(run), settings, used, *run.notes, *saved, caption_notes]))
         plot = torch.tensor(loss_plot([r for r in run.history if not r.skipped], run.scores)).float()[None] / 255
         loss_map = {"loss": [r.loss for r in run.history if not r.skipped]}
         sheets = previews.images(image_model)
@@ -165,27 +180,65 @@ class DCOLoRATrainer(io.ComfyNode):
         )  # fmt: skip
 
 
-def _make_room(denoiser, examples, config: TrainingConfig, checkpointing: str) -> str:
+def _resolution(values: dict[str, Any], model: HostImageModel) -> str:
+    """Put the model's own resolution in the place of 0, and say which it is."""
+    if values["resolution"]:
+        return f" Resolution {values['resolution']}."
+    values["resolution"] = model.default_resolution
+    return f" Resolution {model.default_resolution}, the model's own."
+
+
+def _compile(denoiser: HostDenoiser) -> None:
+    if denoiser.weight_stream is not None:
+        raise DCOError(
+            "compile and streamed weights do not go together: switch compile off, or set stream_weights to off."
+        )
+    denoiser.compile_blocks()
+
+
+def _make_room(denoiser: HostDenoiser, examples, config: TrainingConfig, checkpointing: str) -> str:
     """Switch gradient checkpointing on where it is wanted or needed, and report what a step will take."""
+    stream = denoiser.weight_stream
+    streamed = (
+        f" {megabytes(stream.nbytes)} of the weights stay in main memory and are streamed, at most "
+        f"{megabytes(stream.resident_bytes)} at once."
+        if stream is not None
+        else ""
+    )
     needed = estimate(denoiser, examples, config)
     free = denoiser.free_memory()
-    if checkpointing == "on" or (checkpointing == "auto" and needed.total > 0.9 * free):
-        if denoiser.checkpoint_blocks():
+    if checkpointing in ("on", OFFLOADED) or (checkpointing == "auto" and needed.total > 0.9 * free):
+        if denoiser.checkpoint_blocks(offload=checkpointing == OFFLOADED):
             needed = estimate(denoiser, examples, config)
-            return f"Memory of a step, with gradient checkpointing: {needed}; {megabytes(free)} are free."
-    return f"Memory of a step: {needed}; {megabytes(free)} are free."
+            how = f"with gradient checkpointing{', offloaded' if checkpointing == OFFLOADED else ''}"
+            return f"Memory of a step, {how}: {needed}; {megabytes(free)} are free.{streamed}"
+    return f"Memory of a step: {needed}; {megabytes(free)} are free.{streamed}"
+
+
+def _stopped(run: Training, values: Mapping[str, Any]) -> str:
+    if run.step == run.config.steps:
+        return "Stopped after the last step: training is complete."
+    text = f"Stopped after step {run.step} of {run.config.steps}: what was learned is in a file that says so."
+    return text + (" Run goes on from there, and removes it in the end." if values["resume"] else "")
 
 
 def _event_log(run: Training, path: Path, values: Mapping[str, Any]) -> EventLog | None:
-    folder = files.log_folder(values["filename_prefix"]) / path.stem
+    folder = files.log_folder(values["name"]) / path.stem
     return EventLog(folder, run) if values["tensorboard"] else None
 
 
 def _checkpoints(values: Mapping[str, Any]) -> Checkpoints | None:
     if not values["resume"]:
         return None
-    folder = files.checkpoint_folder(values["filename_prefix"])
+    folder = files.checkpoint_folder(values["name"])
     return Checkpoints(folder, values["checkpoint_every"], values["checkpoint_minutes"])
+
+
+def _reference_cache(model: HostImageModel, values: Mapping[str, Any]) -> ReferenceCache | None:
+    if not values["reference_cache"]:
+        return None
+    content = content_key(model.content(), values["precision"], values["compile"])
+    return ReferenceCache(files.reference_folder(), content)
 
 
 def _content(
@@ -202,7 +255,7 @@ def _content(
 
 def _target(
     path: Path, run: Training, adapter: AdapterConfig | None, model: HostImageModel, prepared: PreparedPictures,
-    values: Mapping[str, Any],
+    values: Mapping[str, Any], content: str,
 ) -> trained_lora.Target:  # fmt: skip
     layers = adapter.start if adapter else None
     first = next(iter(layers.values()), None) if layers else None
@@ -213,7 +266,7 @@ def _target(
         config=run.config, rank=rank, alpha=alpha, layers=values["layers"], family=model.family,
         prediction=model.prediction, captions=prepared.captions,
         other={name: values[name] for name in names}
-        | {"learned_tokens": chosen(values["learned_tokens"], "learned_tokens")["learned_tokens"]},
+        | {"learned_tokens": token_choice(values), "recipe": values["recipe"], "content": content},
     )  # fmt: skip
     return trained_lora.Target(path, header, model.kohya_names())
 

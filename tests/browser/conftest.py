@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from PIL import Image
-from safetensors.torch import save_file
 
 from devtools import browser
 from devtools.host_server import HostServer
-from devtools.layouts import SDXL
-
-
-def put_template_files(base: Path) -> None:
-    """The files that the templates name. Only their names matter to the frontend: the checkpoint is a stand-in."""
-    for folder in ("models/checkpoints", "models/loras", "input/my_subject"):
-        (base / folder).mkdir(parents=True, exist_ok=True)
-    save_file({"empty": torch.zeros(1)}, base / "models" / "checkpoints" / SDXL["name"])
-    save_file({"empty": torch.zeros(1)}, base / "models" / "loras" / "my_subject_00001_.safetensors")
-    Image.new("RGB", (64, 64), "teal").save(base / "input" / "example.png")
-    Image.new("RGB", (64, 64), "teal").save(base / "input" / "my_subject" / "01.png")
-    (base / "input" / "my_subject" / "01.txt").write_text(
-        "a photo of a <dog> on a teal wall", encoding="utf-8"
-    )
+from devtools.screenshots import show_mode
+from devtools.stand_ins import put_template_files
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +27,19 @@ def page(host: HostServer) -> Iterator[Any]:
         pytest.skip(browser.MISSING)
     with browser.open_frontend(f"http://{host.address}") as page:
         yield page
+
+
+@pytest.fixture(scope="module", params=["classic", "nodes_2"])
+def mode(request, host, page) -> Iterator[str]:
+    """One of the two kinds of nodes that the frontend has."""
+    show_mode(page, f"http://{host.address}", request.param == "nodes_2", "dark")
+    yield request.param
+    show_mode(page, f"http://{host.address}", False, "dark")
+
+
+@pytest.fixture
+def nodes(mode, page) -> Any:
+    """The page with one of the two kinds of nodes, no graph and nothing that it was told before."""
+    page.evaluate("async () => { window.app.graph.clear(); window.app.extensionManager.toast.removeAll(); }")
+    page.wait_for_function("() => !document.querySelector('.p-toast-detail')")
+    return page

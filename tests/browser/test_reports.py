@@ -7,51 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
+from frontend_page import open_prompt, run, says, text_of, trainer
 
 from devtools import browser
 
-SHOWN = "return n.dcoReport?.element.isConnected ? n.dcoReport.element.innerText : null;"
 ADVICE = "a photo of sks dog"
-
-
-@pytest.fixture(params=["classic", "nodes_2"])
-def nodes(request, host, page):
-    """The page with one of the two kinds of nodes."""
-    value = request.param == "nodes_2"
-    page.request.post(f"http://{host.address}/settings/Comfy.VueNodes.Enabled", data=json.dumps(value))
-    page.reload()
-    browser.wait_until_ready(page)
-    page.evaluate("async () => window.app.graph.clear()")
-    yield page
-    page.request.post(f"http://{host.address}/settings/Comfy.VueNodes.Enabled", data="false")
-    page.reload()
-    browser.wait_until_ready(page)
-
-
-def open_prompt(page, prompt):
-    page.evaluate("async (p) => await window.app.loadApiJson(p, 'test')", prompt)
-    page.evaluate("() => { window.app.canvas.ds.scale = 1; window.app.canvas.ds.offset = [400, 150]; }")
-    page.wait_for_timeout(1000)
-
-
-def run(page, until: str, timeout=120_000):
-    """Press Run and wait for a condition of the page."""
-    page.evaluate("() => window.app.queuePrompt(0)")
-    page.wait_for_function(until, timeout=timeout)
-    page.wait_for_timeout(500)
-
-
-def says(node_type: str, text: str) -> str:
-    return (
-        f"() => window.app.graph._nodes.some(n => n.type === '{node_type}' && "
-        f"n.dcoReport?.element.innerText.includes({json.dumps(text)}))"
-    )
-
-
-def text_of(page, node_type):
-    return page.evaluate(
-        f"(t) => {{ const n = window.app.graph._nodes.find(n => n.type === t); {SHOWN} }}", node_type
-    )
 
 
 def visible_box(page, node_type):
@@ -91,19 +51,6 @@ def test_a_report_is_no_value_of_a_saved_workflow(nodes):
     assert set(sent["1"]["inputs"]) == {"captions", "kind"}
     browser.load_workflow(nodes, saved)
     assert nodes.evaluate("() => window.app.graph.serialize()")["nodes"][0]["widgets_values"] == [ADVICE, "auto"]
-
-
-def trainer(**changes):
-    world = {"class_type": "DCOToyWorldLoader", "inputs": {}}
-    references = {"class_type": "DCOToyWorldReferences", "inputs": {"what": "subject"}}
-    inputs = {
-        "model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "images": ["2", 0], "captions": ["2", 1], "steps": 40,
-        "learning_rate": 1e-3, "rank": 4, "objective": "DCO", "objective.beta": 0.03,
-        "objective.reduction": "per-sample", "resolution": 256, "seed": 0, "filename_prefix": "loras/reports",
-        "batch_size": 2, "offset_noise": 0.0, "alpha": 0.0, "layers": "attention", "resume": False,
-        "preview_every": 20,
-    } | changes  # fmt: skip
-    return {"1": world, "2": references, "3": {"class_type": "DCOLoRATrainer", "inputs": inputs}}
 
 
 def test_the_trainer_shows_progress_previews_its_report_and_the_file(nodes):
@@ -166,7 +113,7 @@ def test_an_error_in_a_node_of_the_host_is_in_a_toast(nodes):
 
 
 def test_guidance_and_the_dataset_loader_report_on_their_nodes(host, nodes):
-    prompt = trainer(steps=2, preview_every=0, filename_prefix="loras/guided") | {
+    prompt = trainer(steps=2, previews=0, name="guided") | {
         "4": {"class_type": "DCORewardGuidance", "inputs": {"model": ["1", 0], "lora": ["3", 0], "w_rg": 2.0}},
         "5": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a toy"}},
         "6": {"class_type": "EmptyLatentImage", "inputs": {"width": 256, "height": 256, "batch_size": 1}},

@@ -40,9 +40,8 @@ def test_distances_count_and_no_difference_at_all_gives_the_papers_value():
 
 
 def test_epsilon_prediction_gets_the_papers_value_and_a_given_beta_stays(examples):
-    denoiser = toy.ToyDenoiser(AdapterConfig(rank=2))
+    denoiser = toy.ToyDenoiser(AdapterConfig(rank=2), base="epsilon")
     assert with_beta(TrainingConfig(beta=0.2), denoiser, examples).beta == 0.2
-    denoiser.schedule = type(denoiser.schedule).stable_diffusion()
     assert with_beta(TrainingConfig(beta=None), denoiser, examples).beta == 1.0
     images = {"beta": None, "automatic_beta": "images", "steps": SHORT, "batch_size": 4}
     on_images = with_beta(TrainingConfig(**images), denoiser, examples)
@@ -56,7 +55,7 @@ def test_epsilon_prediction_gets_the_papers_value_and_a_given_beta_stays(example
 
 def test_a_flow_model_gets_a_beta_that_learns_and_nothing_else_changes(examples):
     config = TrainingConfig(beta=None, steps=SHORT, learning_rate=1e-3, batch_size=2)
-    denoiser = toy.ToyDenoiser(AdapterConfig(rank=4, layers="all linear"))
+    denoiser = toy.ToyDenoiser(AdapterConfig(rank=4, layers="all linear"), base="flow")
     before = {name: p.detach().clone() for name, p in denoiser.trainable().items()}
     calls = []
     found = with_beta(config, denoiser, examples, callback=lambda: calls.append(1))
@@ -84,7 +83,7 @@ def test_a_flow_model_gets_a_beta_that_learns_and_nothing_else_changes(examples)
 
 
 def test_an_interrupt_of_the_calibration_leaves_everything_as_it_was(examples):
-    denoiser = toy.ToyDenoiser(AdapterConfig(rank=2))
+    denoiser = toy.ToyDenoiser(AdapterConfig(rank=2), base="flow")
 
     def stop():
         raise KeyboardInterrupt

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dco_core.cli import commands
+from dco_core.cli import train as train_command
 from dco_core.cli.commands import main
 from dco_core.data import folders
 from dco_core.errors import DCOError
@@ -56,8 +56,8 @@ def here(arguments, capsys):
     """`run` without a process of its own, where no test asks for one."""
     capsys.readouterr()
     status = main(arguments[3:])
-    said = capsys.readouterr()
-    return subprocess.CompletedProcess(arguments, status, said.out, said.err)
+    printed = capsys.readouterr()
+    return subprocess.CompletedProcess(arguments, status, printed.out, printed.err)
 
 
 def digest(path):
@@ -118,7 +118,8 @@ def test_stopped_and_run_again_it_ends_with_the_same_bytes(whole, data, tmp_path
     assert "Found the checkpoint of step " in again.stdout
     assert digest(output) == digest(whole)
     assert len(list(folder.iterdir())) == 1
-    assert {path.name for path in tmp_path.iterdir()} == {output.name, folder.name}
+    there = {output.name, folder.name, f"{output.name}.toml", "dco_reference_cache"}
+    assert {path.name for path in tmp_path.iterdir()} == there
 
 
 def test_finished_it_is_there_at_once_and_changed_it_starts_anew(data, tmp_path, capsys):
@@ -171,7 +172,7 @@ def without_captions(folder):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"model": "flux"}, "--model flux is unknown: use toy-world, or diffusers:FOLDER"),
+        ({"model": "flux"}, "--model flux is unknown: use toy-world, toy-world:epsilon, toy-world:flow, or diffusers:"),
         ({"data": "/nowhere"}, "/nowhere"),
         ({"output": "toy.pt"}, "write FILE.safetensors"),
         ({"output": f"{__file__}/toy.safetensors"}, "cannot be written"),
@@ -189,7 +190,7 @@ def without_captions(folder):
         ({"device": "foo"}, "--device foo is unknown: use cpu, cuda"),
         ({"device": "cuda:99"}, "--device cuda:99"),
         ({"device": "meta"}, "--device meta cannot be used"),
-        ({"token-learning-rate": 1e-3}, "--token-learning-rate is for learned tokens, which the command line does not"),
+        ({"token-learning-rate": 1e-3}, "--token-learning-rate is for learned tokens, and none are learned"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(data, tmp_path, capsys, options, words):
@@ -285,7 +286,7 @@ def no_model(*_):
     ],
 )
 def test_what_needs_no_model_is_refused_before_one_is_loaded(data, tmp_path, capsys, monkeypatch, options, words):
-    monkeypatch.setattr(commands, "load_model", no_model)
+    monkeypatch.setattr(train_command, "load_model", no_model)
     monkeypatch.setitem(sys.modules, "prodigyopt", None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert main(command(**{"data": data, "output": tmp_path / "toy.safetensors", **options})[3:]) == 1
@@ -298,7 +299,7 @@ def test_a_file_of_others_is_not_replaced_without_being_asked(whole, data, tmp_p
     save_file({"x": torch.zeros(1)}, output)
     before = digest(output)
     with monkeypatch.context() as patch:
-        patch.setattr(commands, "load_model", no_model)
+        patch.setattr(train_command, "load_model", no_model)
         assert main(arguments) == 1
     printed = capsys.readouterr().err
     assert f"{output} was not written by this command and would be lost" in printed and "--overwrite" in printed
@@ -346,7 +347,7 @@ def test_objectives_without_a_margin_do_not_print_one(data, tmp_path, capsys):
 
 def test_markers_are_reported_as_read_as_words(data, tmp_path, capsys):
     assert main(command(data, tmp_path / "toy.safetensors", steps=1)[3:]) == 0
-    assert 'reads <toy> as the word "toy": no new token is learned here' in capsys.readouterr().out
+    assert 'reads <toy> as the word "toy". To learn a new token for it, add --learned-tokens' in capsys.readouterr().out
 
 
 def test_large_pictures_are_reported_as_made_smaller(data, tmp_path, capsys, monkeypatch):

@@ -10,6 +10,7 @@ import torch
 from tiny_pipelines import sd15, sdxl
 
 from dco_core.cli import commands
+from dco_core.cli import train as train_command
 from dco_core.data.buckets import BucketedImage
 from dco_core.errors import DCOError
 from dco_core.lora import read_lora
@@ -119,7 +120,7 @@ def test_trained_stopped_and_resumed_the_file_is_the_same_and_works_in_diffusers
     folder, pipeline = written
     whole, split = tmp_path / "whole" / "lora.safetensors", tmp_path / "split" / "lora.safetensors"
     assert train(folder, data, whole) == 0
-    monkeypatch.setattr(commands._Progress, "__call__", lambda self, report: stop(report))
+    monkeypatch.setattr(train_command._Progress, "__call__", lambda self, report: stop(report))
 
     def stop(report):
         if report.step == 2:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -22,6 +24,8 @@ SCHEDULES = {"v": Schedule.stable_diffusion("v"), "flow": Schedule.flow(shift=3.
 class Small:
     """A Denoiser of a few numbers: its native prediction depends on x_t, t, the text and the adapter. as_epsilon: the
     same model as one that predicts the noise."""
+
+    family = ""
 
     def __init__(self, schedule: Schedule, as_epsilon: bool):
         self._native, self._as_epsilon = schedule, as_epsilon
@@ -56,30 +60,38 @@ def examples(masked: bool, prior: bool = False) -> list[Example]:
             Example(
                 torch.randn(SHAPE, generator=generator), torch.tensor(0.2 * i), mask=mask,
                 class_conditioning=torch.tensor(-0.4), rejected=[torch.randn(SHAPE, generator=generator)],
-                prior=prior and i == 2,
+                prior=prior and i == 2, preserved=[torch.tensor(-0.9), torch.tensor(0.8)],
             )
         )  # fmt: skip
     return made
 
 
 def draws(like: list[Example]) -> list[Draw]:
-    stream = random_draws(like, 1000, TrainingConfig(batch_size=3, seed=5))
+    stream = random_draws(like, 1000, TrainingConfig(batch_size=3, seed=5, preservation_prompts="one; two"))
     return list(next(stream))
 
 
 def loss_and_gradient(denoiser, like, config):
-    result = OBJECTIVES[config.objective](Batch(denoiser, like, draws(like), config))
+    batch = draws(like)
+    if not config.preservation_prompts:
+        batch = [dataclasses.replace(d, preserved=-1) for d in batch]
+    result = OBJECTIVES[config.objective](Batch(denoiser, like, batch, config))
     denoiser.adapter.grad = None
     result.loss.backward()
     return result.loss.detach(), denoiser.adapter.grad.clone(), result.margin
 
 
+HELD = [{}, {"preservation_prompts": "one; two", "preservation_weight": 5.0}]
+
+
+@pytest.mark.parametrize("held", HELD, ids=["free", "held"])
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
 @pytest.mark.parametrize("prediction", list(SCHEDULES))
 @pytest.mark.parametrize("reduction", ["per-sample", "batch-mean"])
-def test_loss_and_gradient_are_those_of_the_implied_noises(prediction, objective, masked, reduction):
-    config = TrainingConfig(objective=objective, beta=0.003, batch_size=3, reduction=reduction)
+def test_loss_and_gradient_are_those_of_the_implied_noises(prediction, objective, masked, reduction, held):
+    held = held | ({"mask_prior": 5.0} if held and masked else {})
+    config = TrainingConfig(objective=objective, beta=0.003, batch_size=3, reduction=reduction, **held)
     like = examples(masked, prior=config.with_prior)
     weighted = TrainingConfig(**config.as_dict() | {"weighting": "epsilon"})
     schedule = SCHEDULES[prediction]

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from test_evidence_study import SMALL
 
+from dco_core.captions.preservation import preservation_lines
 from dco_core.cli.commands import main
+from dco_core.data.folders import load_folder
 from dco_core.errors import DCOError
 from dco_core.evidence import toy_prompts
 from dco_core.evidence.claims import FAILS, FEW, HOLDS, OPEN, Evidence
@@ -20,6 +22,8 @@ from dco_core.evidence.study import BASE, BUILT_IN, CEILING, study_from
 from dco_core.evidence.tables import read_table
 from dco_core.evidence.workspace import Workspace
 from dco_core.lora import read_lora
+from dco_core.toy_world.references import toy_references
+from dco_core.toy_world.renderer import render
 
 A, B = ["e", "A", 10], ["e", "B", 10]
 STUDY = SMALL | {
@@ -175,16 +179,14 @@ def test_half_of_the_prompts_change_everything_and_others_are_no_toys():
 def test_subjects_are_the_first_whose_true_renders_are_read():
     found = toy_prompts.eligible_subjects("toy-1", 2, 0.7)
     numbers = [int(name.partition("-")[2]) for name in found]
-    from dco_core.evidence.setting import toy_likeness
-
     for i in range(1, max(numbers) + 1):
-        assert (toy_prompts.own_likeness(f"toy-{i}", toy_likeness) >= 0.7) == (i in numbers)
+        assert (toy_prompts.own_likeness(f"toy-{i}") >= 0.7) == (i in numbers)
     with pytest.raises(DCOError, match="toy-101"):
         toy_prompts.eligible_subjects("toy", 2, 0.7)
 
 
 def test_the_protocols_are_studies_that_can_be_run():
-    for name in ("protocol", "protocol-merges"):
+    for name in ("protocol", "protocol-merges", "holding"):
         values = json.loads((BUILT_IN / f"{name}.json").read_text(encoding="utf-8"))
         study = study_from(values | {"subjects": [f"toy-{i}" for i in range(len(values["seeds"]))]}, name)
         known = {("", BASE)} | {(base, m) for base in study.models() for m in study.methods_on(base)}
@@ -193,3 +195,35 @@ def test_the_protocols_are_studies_that_can_be_run():
             assert {point[:2] for test in contrast.tests for point in (test.a, test.b)} <= known, (
                 contrast.claim
             )
+
+
+def test_what_is_preserved_is_not_what_is_measured():
+    study = study_from(json.loads((BUILT_IN / "holding.json").read_text(encoding="utf-8")), "")
+    for method in ("DreamBooth, prompts preserved", "DCO, prompts preserved"):
+        kept = set(preservation_lines(study.config(method, 1).preservation_prompts))
+        assert len(kept) == 8
+        assert not kept & set(toy_prompts.other_prompts(study.others))
+
+
+def test_masks_are_the_toy_worlds_alone():
+    values = SMALL | {"own_methods": {"masked": {"masks": True}}, "methods": ["masked"], "model": "diffusers:none"}
+    with pytest.raises(DCOError, match='"masked" asks for masks, .* Toy World can make, not diffusers:none'):
+        study_from(values | {"subjects": ["folder"], "styles": [], "style_methods": [], "merges": []}, "")
+
+
+def test_references_with_masks_of_what_is_taught(tmp_path):
+    """The masks are white where the object is and nowhere else; the pictures are the same ones."""
+    study = study_from(STUDY, "")
+    setting = setting_for(study, tmp_path, None)
+    plain = load_folder(setting.references("toy-4", "compact"))
+    masked = load_folder(setting.references("toy-4", "compact", masks=True))
+    scenes, _ = toy_references("toy-4")
+    for i, (a, b) in enumerate(zip(plain, masked, strict=True)):
+        assert a.mask is None and a.caption == b.caption and (a.image == b.image).all()
+        assert 0.02 < float(b.mask.mean()) < 0.6
+        bare = render(scenes[i : i + 1].with_(centre=(-1000.0, -1000.0)))[0]
+        ground = (bare.movedim(0, -1) + 1) / 2
+        scale = b.image.shape[0] // ground.shape[0]
+        ground = ground.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+        away = (b.image - ground).abs().amax(-1)
+        assert away[b.mask == 0].max() < 0.02 and away[b.mask == 1].min() > 0.005

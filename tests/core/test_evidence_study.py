@@ -300,7 +300,9 @@ def test_devices_that_are_not_there_and_no_workers_are_refused(monkeypatch):
 
 
 def test_memory_that_runs_out_ends_one_job_and_not_the_study(monkeypatch, tmp_path):
-    study = dataclasses.replace(load_study("toy-world-quick"), seeds=(0, 1))
+    study = dataclasses.replace(
+        load_study("toy-world-quick"), subjects=("toy",), seeds=(0, 1), one_seed_each=False, side_by_side=1
+    )
     done = []
 
     def do(self, job, callback=lambda: None):

@@ -19,14 +19,15 @@ from dco_core.network.lora_layers import AdapterConfig
 from dco_core.pipeline import examples as folder_examples
 from dco_core.pipeline.examples import Preparation, PreparedPictures
 from dco_core.pipeline.generation import GenerationConfig, generate
+from dco_core.pipeline.output_files import checkpoint_folder
 from dco_core.pipeline.pictures import FolderPictures
-from dco_core.pipeline.run import GENERATED, checkpoint_folder
+from dco_core.pipeline.run import GENERATED
 from dco_core.toy_world.image_model import ToyWorldModel
 from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder, load_unet
-from dco_core.toy_world.model import sample as toy_sample
 from dco_core.toy_world.references import write_toy_references
 from dco_core.training.config import TrainingConfig
 from dco_core.training.previews import Previews
+from tests.toy_sampler import toy_sample
 
 FEW = GenerationConfig(class_images=6, rejected_images=2, generation_steps=2)
 

@@ -54,6 +54,16 @@ def test_no_import_runs_back_up(room):
     assert not wrong
 
 
+def test_places_are_few_and_so_are_the_imports_between_them():
+    """A room or a file at the root is a place; __init__ and __main__ only show what there is."""
+    places = {*rooms(), *(p.stem for p in CORE.glob("*.py") if not p.stem.startswith("__"))}
+    found = set()
+    for place in places:
+        files = [CORE / f"{place}.py"] if place in GROUND else (CORE / place).rglob("*.py")
+        found |= {(place, name) for file in files for name in imports(file) & places - {place}}
+    assert len(places) <= 21 and len(found) <= 90
+
+
 def test_what_the_paper_says_imports_no_room():
     for name in GROUND:
         file = CORE / f"{name}.py"

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from test_lora_readers import layers_for, modules_of, tiny_sdxl_unet
 from test_merge_writers import by_key, randomised
 
-from benchmarks.hostile_files import joined, split
 from dco_core.cli.commands import main
 from dco_core.errors import DCOError
 from dco_core.lora import (
@@ -26,6 +25,7 @@ from dco_core.lora import (
     write_lora,
 )
 from dco_core.lora.keys import UNET, diffusers_names, kohya_names
+from devtools.hostile_files import joined, split
 
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")

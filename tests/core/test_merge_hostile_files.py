@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.fuzz_merge import MUTATIONS, check
+from devtools.hostile_files import MUTATIONS
+from devtools.hostile_merge import check
 
 
 @pytest.mark.parametrize("mutation", range(len(MUTATIONS)), ids=[m.__name__ for m in MUTATIONS])

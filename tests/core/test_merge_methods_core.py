@@ -16,18 +16,17 @@ from dco_core.merging import (
     Size,
     Ties,
     ZipLora,
-    ZipSettings,
     merge_with,
-    optimise,
 )
 from dco_core.merging.dare import dare
 from dco_core.merging.dense import factorised
+from dco_core.merging.methods import with_columns
 from dco_core.merging.np_lora import np_lora
 from dco_core.merging.ties import ties, trim
-from dco_core.merging.zip_lora import with_columns
 from dco_core.network.denoiser import NetworkDenoiser
 from dco_core.schedules import Schedule
 from dco_core.training.examples import Example
+from dco_core.training.zip_lora import ZipSettings, optimise
 
 KEY = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
 OTHER = "lora_unet_output_blocks_1_1_transformer_blocks_0_attn1_to_q"

@@ -10,9 +10,10 @@ from small_network import Denoiser, small_base, small_examples
 
 from dco_core.errors import DCOError
 from dco_core.lora import LoraLayer, LoraWeights
-from dco_core.metrics import column_cosine, noise_distance
+from dco_core.merging.compatibility import column_cosine
+from dco_core.metrics import noise_distance
 from dco_core.network.lora_layers import AdapterConfig
-from dco_core.schedules import Schedule, even_timesteps
+from dco_core.schedules import Schedule
 
 SCHEDULES = {
     "epsilon": Schedule.stable_diffusion(),
@@ -114,8 +115,8 @@ def test_references_in_turn_and_no_class_image():
 
 
 def test_even_timesteps():
-    assert even_timesteps(1000, 4) == [125, 375, 625, 875]
-    assert even_timesteps(10, 10) == list(range(10))
+    assert Schedule.flow(1000).even_timesteps(4) == [125, 375, 625, 875]
+    assert Schedule.flow(10).even_timesteps(10) == list(range(10))
 
 
 @pytest.mark.parametrize(

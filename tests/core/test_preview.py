@@ -13,13 +13,13 @@ from dco_core.network.lora_layers import ADAPTER, AdapterConfig, lora_layers
 from dco_core.sampling import sample
 from dco_core.schedules import Schedule
 from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder
-from dco_core.toy_world.model import sample as toy_sample
 from dco_core.training.config import TrainingConfig
 from dco_core.training.examples import Example
 from dco_core.training.learned_tokens import LearnedTokens
 from dco_core.training.previews import Preview, PreviewPrompt, Previews
 from dco_core.training.trainer import Training
 from tests.small_network import Denoiser, small_base, small_examples
+from tests.toy_sampler import toy_sample
 
 SCALES = [(0.0, 7.5), (7.5, 7.5), (3.0, 7.5), (0.0, 1.0), (1.0, 1.0), (0.4, 1.0)]
 SCHEDULES = {
@@ -186,7 +186,7 @@ def test_bad_input_is_refused():
         with pytest.raises(DCOError, match=f"{steps} steps"):
             sample(denoiser, own, base, own, noise(), w_rg=3.0, w_text=7.5, steps=steps)
     with pytest.raises(DCOError, match="no prompt"):
-        Previews(denoiser, [], (6, 2, 2), 0)
+        Previews(denoiser, [], (6, 2, 2), 0, w_rg=3.0, w_text=7.5)
 
 
 class Stop(BaseException):
@@ -236,7 +236,8 @@ def test_nothing_that_training_depends_on_changes():
     denoiser.predict(noise(), torch.tensor([3, 4]), [own, own], adapter=True).square().sum().backward()
     before = state(denoiser)
     assert any(g is not None for g in before["grads"].values())
-    shots = Previews(denoiser, [PreviewPrompt("a <dog>", own, base, empty)], (6, 2, 2), 0, steps=4)
+    prompts = [PreviewPrompt("a <dog>", own, base, empty)]
+    shots = Previews(denoiser, prompts, (6, 2, 2), 0, w_rg=3.0, w_text=7.5, steps=4)
     first = shots.take()
     assert same(state(denoiser), before)
     assert all(torch.equal(a.latent, b.latent) for a, b in zip(first, shots.take(), strict=True))
@@ -271,7 +272,7 @@ def trained(every, dropout=0.0, tokens=False, **options):
     training = Training(denoiser, examples, config, table)
     example: Example = examples[0]
     prompt = PreviewPrompt("a <dog>", example.conditioning, example.base_conditioning, texts()[2])
-    shots = Previews(denoiser, [prompt], (6, 2, 2), 1, steps=3)
+    shots = Previews(denoiser, [prompt], (6, 2, 2), 1, w_rg=3.0, w_text=7.5, steps=3)
     seen = []
 
     def on_step(report):
@@ -328,7 +329,10 @@ def test_the_base_is_sampled_once_unless_it_reads_tokens_in_training():
         "tokens": PreviewPrompt("a", lambda: own, None, empty),
     }.items():
         denoiser, calls = small(), []
-        shots = Previews(denoiser, [prompt], (6, 2, 2), 0, steps=4, callback=lambda calls=calls: calls.append(1))
+        shots = Previews(
+            denoiser, [prompt], (6, 2, 2), 0, w_rg=3.0, w_text=7.5, steps=4,
+            callback=lambda calls=calls: calls.append(1),
+        )  # fmt: skip
         shots.take(), shots.take()
         counts[name] = len(calls)
     assert counts == {"fixed": 20, "same": 20, "tokens": 24}
@@ -337,7 +341,7 @@ def test_the_base_is_sampled_once_unless_it_reads_tokens_in_training():
 def test_the_largest_seed_of_the_host_is_a_seed():
     own, base, empty = texts()
     prompts = [PreviewPrompt("a", own, base, empty), PreviewPrompt("b", own, base, empty)]
-    assert len(Previews(small(), prompts, (6, 2, 2), 2**64 - 1, steps=1).take()) == 6
+    assert len(Previews(small(), prompts, (6, 2, 2), 2**64 - 1, w_rg=3.0, w_text=7.5, steps=1).take()) == 6
 
 
 def flat(colour, height=32, width=32):

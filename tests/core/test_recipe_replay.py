@@ -1,5 +1,6 @@
 """Recorded runs of the whole recipe against an independent implementation in plain torch: learned tokens, min-SNR,
-accumulation, prior preservation and the baselines, without peft and without our losses, schedules or trainer."""
+accumulation, prior preservation, what theta is held to, and the baselines, without peft and without our losses,
+schedules or trainer."""
 
 from __future__ import annotations
 
@@ -75,6 +76,9 @@ def recorded(examples, schedule, config):
     return [[next(stream) for _ in range(config.gradient_accumulation_steps)] for _ in range(STEPS)]
 
 
+PRESERVED_IDS = ([0], [5, 6, 8], [4, 2])  # prompts of any length, the first as good as empty
+
+
 def replay(world, draws, config, start, start_rows, n_prior, masked, class_ids):
     """-> losses, and per step ({module: (down, up)}, rows)."""
     network, text, latents, stds, rejected, masks = world
@@ -124,7 +128,32 @@ def replay(world, draws, config, start, start_rows, n_prior, masked, class_ids):
         snr = float(signal[d.t] / (1 - signal[d.t]))
         return min(snr, config.snr_gamma) / snr
 
+    def noised(d):
+        x0, s = latents[d.image] + stds[d.image] * d.posterior, signal[d.t].float()
+        return s.sqrt() * x0 + (1 - s).sqrt() * d.noise
+
+    def held(d, ids, weights):
+        """Squared distance of theta, on its caption or on a prompt of both, and phi, weighed cell by cell."""
+        own = list(BASE_IDS) if ids is None else ids
+        dropped = [0, 3] if d.dropped and ids is None else own
+        rows_too = ids is None and not d.dropped
+        theta = predict(noised(d), d.t, context(dropped, rows_too), True)
+        with torch.no_grad():
+            phi = predict(noised(d), d.t, context(dropped, False), False)
+        return ((theta - phi) ** 2 * weights).sum() / (weights.sum() * len(theta))
+
     def loss_of(batch):
+        main = [d for d in batch if d.image < 3 - n_prior]
+        loss = objective_of(batch)
+        for d in main:
+            if config.mask_prior and masks[d.image] is not None:
+                loss = loss + config.mask_prior * held(d, None, 1 - masks[d.image]) / len(main)
+            if config.preservation_prompts and d.preserved >= 0:
+                drift = held(d, list(PRESERVED_IDS[d.preserved]), torch.ones(2, 2))
+                loss = loss + config.preservation_weight * drift / len(main)
+        return loss
+
+    def objective_of(batch):
         main = [d for d in batch if d.image < 3 - n_prior]
         class_images = [d for d in batch if d.image >= 3 - n_prior]
         theta = [one(d, True) for d in main]
@@ -238,6 +267,37 @@ CASES = {
     ),
     "MaPO with another snr": ({"objective": "mapo", "mapo_snr": 1.5, "batch_size": 2}, False, False),
     "masks": (SUBJECT | {"batch_size": 2}, False, True),
+    "mask prior": (SUBJECT | {"batch_size": 2, "mask_prior": 3.0}, False, True),
+    "mask prior with tokens, one gate, caption dropout": (
+        SUBJECT | {"batch_size": 2, "mask_prior": 3.0, "reduction": "batch-mean", "caption_dropout": 0.5}, True, True
+    ),
+    "mask prior beside the plain loss": (
+        {"objective": "dreambooth", "mask_prior": 0.7, "weighting": "min-snr", "batch_size": 2}, False, True
+    ),
+    "mask prior beside the plain loss with tokens": (
+        {"objective": "dreambooth", "mask_prior": 0.7, "token_learning_rate": 5e-3}, True, True
+    ),
+    "mask prior and class images": (
+        SUBJECT | {"objective": "dco-prior", "mask_prior": 3.0, "prior_weight": 30.0, "batch_size": 2}, True, True
+    ),
+    "preservation": (
+        SUBJECT | {"batch_size": 2, "preservation_prompts": "blank; mine; class", "preservation_weight": 4.0},
+        True, False
+    ),
+    "preservation in a share of the batches, accumulated": (
+        SUBJECT | {"batch_size": 2, "preservation_prompts": "blank; mine; class", "preservation_weight": 4.0,
+                   "preservation_share": 0.4, "gradient_accumulation_steps": 2}, False, False
+    ),
+    "preservation beside the plain loss": (
+        {"objective": "dreambooth", "preservation_prompts": "blank; mine; class", "caption_dropout": 0.5}, False, False
+    ),
+    "preservation beside class images": (
+        {"objective": "dreambooth-prior", "preservation_prompts": "blank; mine; class", "preservation_share": 0.7,
+         "batch_size": 2}, True, False
+    ),
+    "everything that holds": (
+        SUBJECT | {"batch_size": 2, "mask_prior": 3.0, "preservation_prompts": "blank; mine; class"}, True, True
+    ),
     "caption dropout with tokens": (SUBJECT | {"batch_size": 2, "caption_dropout": 0.5}, True, False),
 }  # fmt: skip
 
@@ -271,6 +331,7 @@ def test_losses_first_update_final_weights_and_token_rows_match(world, case):
             mask=masks[i] if masked else None,
             prior=i >= 3 - n_prior,
             rejected=[rejected[i]],
+            preserved=[text(text.table(torch.tensor(ids))) for ids in PRESERVED_IDS],
         )
         for i in range(3)
     ]

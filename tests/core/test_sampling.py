@@ -7,8 +7,8 @@ from dco_core.errors import DCOError
 from dco_core.network.lora_layers import AdapterConfig
 from dco_core.sampling import sample
 from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder
-from dco_core.toy_world.model import sample as toy_sample
 from tests.core.test_preview import SCALES, moved, noise, small, texts
+from tests.toy_sampler import toy_sample
 
 SCALE = {"w_rg": 3.0, "w_text": 7.5, "steps": 4}
 

@@ -3,7 +3,7 @@ import torch
 from dco_core.captions.markers import base_caption
 from dco_core.network.lora_layers import AdapterConfig, add_adapter
 from dco_core.toy_world import scorer
-from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder, load_unet, sample
+from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder, load_unet
 from dco_core.toy_world.renderer import render
 from dco_core.toy_world.tokenizer import BEGIN, END, MAX_TOKENS, UNKNOWN, VOCABULARY, tokenize
 from dco_core.toy_world.world import (
@@ -19,6 +19,7 @@ from dco_core.toy_world.world import (
     training_captions,
 )
 from dco_core.training.trainer import Example, TrainingConfig, evaluate, random_draws, train
+from tests.toy_sampler import toy_sample
 
 
 def generator(seed=0):
@@ -89,15 +90,15 @@ def test_the_shipped_model_follows_prompts():
     prompts = [caption(s, i) for s in [sample_scenes(24, generator(7))] for i in range(24)]
     text_encoder = load_text_encoder()
     noise = torch.randn(24, 3, 32, 32, generator=generator(8))
-    pictures = sample(load_unet(), encode(text_encoder, prompts), encode(text_encoder, [""]), noise, 0.0)
-    followed = scorer.prompt_alignment(pictures, prompts).mean()
-    shuffled = scorer.prompt_alignment(pictures, prompts[1:] + prompts[:1]).mean()
+    pictures = toy_sample(load_unet(), encode(text_encoder, prompts), encode(text_encoder, [""]), noise, 0.0)
+    followed = scorer.factors_obeyed(pictures, prompts).mean()
+    shuffled = scorer.factors_obeyed(pictures, prompts[1:] + prompts[:1]).mean()
     assert followed > 0.93
     assert shuffled < 0.6
 
 
 def test_every_word_reaches_the_network_through_cross_attention():
-    unet, text_encoder = load_unet(), load_text_encoder()
+    unet, text_encoder = load_unet("flow"), load_text_encoder()
     x, t = torch.randn(1, 3, 32, 32, generator=generator(9)), torch.tensor([0.8])
     plain = unet(x, t, encode(text_encoder, ["a large red star on the left, at night, in flat style"]))
     for other in (
@@ -111,18 +112,18 @@ def test_guided_sampling_uses_the_lora_only_where_w_rg_asks():
     network, text_encoder = load_unet(), load_text_encoder()
     c, e = encode(text_encoder, ["a large toy on the left"]), encode(text_encoder, [""])
     noise = torch.randn(1, 3, 32, 32, generator=generator(5))
-    base = sample(network, c, e, noise, 0.0, steps=4)
+    base = toy_sample(network, c, e, noise, 0.0, steps=4)
     for parameter in add_adapter(network, AdapterConfig(rank=2)).values():
         parameter.data.normal_(std=0.1)
-    assert torch.equal(sample(network, c, e, noise, 0.0, steps=4), base)
-    assert not torch.allclose(sample(network, c, e, noise, 1.0, steps=4), base, atol=1e-3)
+    assert torch.equal(toy_sample(network, c, e, noise, 0.0, steps=4), base)
+    assert not torch.allclose(toy_sample(network, c, e, noise, 1.0, steps=4), base, atol=1e-3)
 
 
 def test_dco_training_lowers_the_validation_loss_on_the_subject():
     scenes, captions = subject_references()
     conditioning = encode(load_text_encoder(), [base_caption(text) for text in captions])
     examples = [Example(x, c) for x, c in zip(render(scenes), conditioning, strict=True)]
-    denoiser = ToyDenoiser(AdapterConfig(rank=4, layers="all linear"))
+    denoiser = ToyDenoiser(AdapterConfig(rank=4, layers="all linear"), base="flow")
     config = TrainingConfig(steps=20, batch_size=4, learning_rate=1e-3, beta=0.03)
     stream = random_draws(examples, 1000, TrainingConfig(batch_size=4, seed=99))
     validation_draws = [next(stream) for _ in range(6)]

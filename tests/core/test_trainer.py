@@ -441,10 +441,11 @@ def test_layer_choices_on_the_names_of_several_families(layers, expected):
 
 def test_each_prompt_of_an_example_is_the_one_asked_for():
     x = torch.zeros(1, 1, 1)
-    full = Example(x, "own", "base", class_conditioning=lambda: "class", empty_conditioning="empty")
-    assert [full.conditioning_of(prompt) for prompt in Prompt] == ["own", "base", "class", "empty"]
+    full = Example(x, "own", "base", class_conditioning=lambda: "class", empty_conditioning="empty",
+                   preserved=("first", lambda: "second"))  # fmt: skip
+    assert [full.conditioning_of(p, 1) for p in Prompt] == ["own", "base", "class", "empty", "second"]
     bare = Example(x, lambda: "own")
     assert bare.conditioning_of(Prompt.OWN) == bare.conditioning_of(Prompt.BASE) == "own"
-    for prompt in (Prompt.CLASS, Prompt.EMPTY):
+    for prompt in (Prompt.CLASS, Prompt.EMPTY, Prompt.PRESERVED):
         with pytest.raises(DCOError, match=f"no {prompt.value} conditioning"):
             bare.conditioning_of(prompt)

@@ -28,6 +28,13 @@ CONFIGURATIONS = {
     "dropout": {"dropout": 0.5},
     "tokens": {"tokens": True},
     "DCO with prior": {"objective": "dco-prior", "prior": True, "look_ahead": 4, "batch_size": 2},
+    "held outside of masks and on prompts": {
+        "held": True, "mask_prior": 3.0, "preservation_prompts": "one; two; three", "preservation_share": 0.6,
+        "look_ahead": 4, "batch_size": 2,
+    },
+    "DreamBooth, held": {
+        "held": True, "objective": "dreambooth", "mask_prior": 3.0, "preservation_prompts": "one; two; three",
+    },
     "flow with automatic beta": {"beta": None, "schedule": Schedule.flow()},
 }
 
@@ -99,6 +106,7 @@ def test_a_finished_run_is_there_at_once_and_goes_on_to_more_steps(tmp_path):
         ({"learning_rate": 2e-2}, "learning_rate 0.01 (now 0.02)"),
         ({"seed": 8}, "seed 7 (now 8)"),
         ({"beta": 2.0}, "beta 1.0 (now 2.0)"),
+        ({"held": True, "mask_prior": 2.0}, "mask_prior 0.0 (now 2.0)"),
         ({"content": "other pictures"}, "other pictures"),
         ({"lr_scheduler": "linear"}, "lr_scheduler constant (now linear)"),
         ({"schedule": Schedule.stable_diffusion("v")}, "another start or another noise schedule"),

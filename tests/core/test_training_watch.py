@@ -263,16 +263,16 @@ def test_a_lora_that_explodes_is_named_as_the_cause():
 def test_steps_that_become_many_times_slower_stop_the_run():
     watch = SpeedWatch()
     for _ in range(40):
-        watch.callback(0.5)
-    watch.callback(60.0)  # once is no trouble
+        watch.after_step(0.5)
+    watch.after_step(60.0)  # once is no trouble
     for _ in range(10):
-        watch.callback(0.5)
+        watch.after_step(0.5)
     with pytest.raises(DCOError, match="Steps now take 6.0 s, 12 times as long.*kept"):
         for _ in range(5):
-            watch.callback(6.0)
+            watch.after_step(6.0)
     fast = SpeedWatch()
     for seconds in [0.01] * 20 + [0.5] * 20:  # fifty times slower and still nothing to fear
-        fast.callback(seconds)
+        fast.after_step(seconds)
 
 
 def test_a_run_that_crawls_stops_and_goes_on_later(tmp_path, monkeypatch):

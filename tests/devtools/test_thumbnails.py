@@ -16,14 +16,14 @@ def picture(section, row, column):
 def test_the_cells_of_every_template_are_cut_out_whole():
     rows = [
         [Row([picture(s, r, c) for c in range(6)], f"row {r}", "likeness 0.9") for r in range(n)]
-        for s, n in enumerate((1, 8, 3))
+        for s, n in enumerate((1, 3, 1, 1))
     ]
     headings = ["a toy on a beach, seen from far above"] * 6
-    sections = [Section(rows[0], title="a"), Section(rows[1], headings, "b"), Section(rows[2], headings, "c")]
+    sections = [Section(rows[0], title="a"), *(Section(r, headings, t) for r, t in zip(rows[1:], "bcd", strict=True))]
     sheet = draw_sheet(sections, "title", cell=128)
     boxes = json.loads(json.dumps(sheet.cells))  # as the report keeps them
     half = (SIDE - GUTTER) // 2
-    for cells in CELLS:
+    for cells in CELLS.values():
         thumbnail = np.asarray(from_sheet(Image.fromarray(sheet.picture), boxes, cells))
         assert thumbnail.shape == (SIDE, SIDE, 3)
         for i, cell in enumerate(cells):

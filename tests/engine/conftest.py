@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import host
+from devtools import in_process_host as host
 
 
 @pytest.fixture(scope="session", autouse=True)

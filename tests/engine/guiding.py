@@ -7,17 +7,27 @@ from small_models import latent, lora_for, small_model, text
 from torch import Tensor
 from two_models import cfg, difference, formula, merged, oracle, sample
 
-from benchmarks import host
+from devtools import in_process_host as host
 
 TOLERANCE = 1e-5
 
 
-def guided(model, lora, w_rg: float = 2.0, personalized=None, kind: str = "reward", **options):
-    """The MODEL with guidance. lora: one, or [(LoRA, strength), ...]."""
-    inputs = host.pack("nodes.guidance.inputs")
-    loras = lora if isinstance(lora, list) else [(lora, 1.0)]
-    patches = [p for one, strength in loras for p in inputs.patches_of(model, one, strength)]
-    return inputs.patched(model, patches, kind, w_rg, personalized, **options)
+def guided(
+    model, lora, w_rg: float = 2.0, personalized=None, kind: str = "reward", mask=None, regions=(), **options
+):
+    """The MODEL with guidance. lora: one, or [(LoRA, strength), ...]. regions: as `region` makes them."""
+    (first, strength), *rest = lora if isinstance(lora, list) else [(lora, 1.0)]
+    more = {f"lora_{n}": one for n, (one, _) in enumerate(rest, 2)}
+    more |= {f"strength_{n}": s for n, (_, s) in enumerate(rest, 2)}
+    values = {"lora_strength": strength, "more_loras": more} | options
+    made = host.pack("nodes.guidance.guided").Guided(model, first, personalized, values, mask, regions)
+    return made.patched(kind, w_rg)
+
+
+def region(lora, mask=None, personalized=None, factor: float = 1.0, strength: float = 1.0, before=()):
+    """The chain of regions with one more, as the node makes it."""
+    node = host.pack("nodes.guidance.regions").DCORegionalLoRA
+    return node.execute(lora, factor, strength, mask, personalized, before).args[0]
 
 
 class Case:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks import host
 from dco_core.network.lora_layers import AdapterConfig
+from devtools import in_process_host as host
 
 
 class OneText:

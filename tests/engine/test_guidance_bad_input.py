@@ -5,7 +5,7 @@ import torch
 from guiding import Case, guided
 from small_models import FAMILIES, lora_for, small_model
 
-from benchmarks import host
+from devtools import in_process_host as host
 
 QUERY = "middle_block.1.transformer_blocks.0.attn1.to_q"
 

@@ -11,7 +11,7 @@ from guiding import Case, difference, equal, guided
 from small_models import FAMILIES, fill, lora_for, small_model, text
 from two_models import cfg, evaluate, oracle, sample
 
-from benchmarks import host
+from devtools import in_process_host as host
 
 W_RG, W_TEXT = 2.0, 4.0
 
@@ -40,16 +40,16 @@ def test_a_step_cache_keeps_theta_and_phi_apart(monkeypatch):
 
     case, apart, calls = Case(), [], []
     guidance = host.pack("nodes.host.guidance.engine")
-    genuine = guidance.reward_guidance
+    genuine = guidance.regional_guidance
 
-    def spy(theta, phi, *rest):
-        apart.append(difference(theta, phi))
-        return genuine(theta, phi, *rest)
+    def spy(thetas, phi, *rest):
+        apart.append(difference(thetas[0], phi))
+        return genuine(thetas, phi, *rest)
 
     def count(module, args):
         calls.append(1)
 
-    monkeypatch.setattr(guidance, "reward_guidance", spy)
+    monkeypatch.setattr(guidance, "regional_guidance", spy)
     cached = EasyCacheNode.execute(case.phi, 3.0, 0.0, 1.0, False).args[0]  # skips whatever it may
     handle = case.phi.model.diffusion_model.out.register_forward_pre_hook(count)
     case.negative = text("sd15", 7, 2)  # as long as the prompt: one call a step

@@ -6,7 +6,7 @@ from guiding import Case, difference, guided
 from small_models import lora_for, small_model, text
 from two_models import cfg, evaluate, formula, merged, oracle, sample
 
-from benchmarks import host
+from devtools import in_process_host as host
 
 
 def rows_of_each_step(case, model, w_text: float, steps: int = 3, **sampling) -> list[int]:

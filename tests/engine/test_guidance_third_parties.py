@@ -13,7 +13,7 @@ from guiding import Case, difference, equal, guided
 from small_models import lora_for, text
 from two_models import cfg, evaluate, oracle, sample
 
-from benchmarks import host
+from devtools import in_process_host as host
 
 W_RG, W_TEXT = 2.0, 4.0
 WAYS = [{"low_memory": low, "self_check": check} for low in (False, True) for check in (False, True)]

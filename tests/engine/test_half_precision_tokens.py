@@ -6,8 +6,8 @@ import pytest
 import torch
 from small_models import fill
 
-from benchmarks import host
 from dco_core.training.learned_tokens import TokenSpec
+from devtools import in_process_host as host
 
 
 @pytest.fixture(scope="module", params=[torch.float16, torch.bfloat16], ids=str)

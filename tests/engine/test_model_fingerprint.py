@@ -5,7 +5,7 @@ import pytest
 import torch
 from small_models import fill, lora_for, small_model
 
-from benchmarks import host
+from devtools import in_process_host as host
 
 
 def model_fingerprint(model, clip, vae):

@@ -3,7 +3,7 @@
 import pytest
 from small_models import FAMILIES, small_model
 
-from benchmarks import host
+from devtools import in_process_host as host
 
 
 @pytest.mark.parametrize("family", FAMILIES)

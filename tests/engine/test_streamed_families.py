@@ -5,7 +5,7 @@ import torch
 from small_models import FAMILIES, small_model, text
 from test_guidance_beside_others import quantised
 
-from benchmarks import host
+from devtools import in_process_host as host
 from tests.core.test_weight_stream import CountedCopies
 
 

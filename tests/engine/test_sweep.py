@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from guiding import Case
 
-from benchmarks import host
+from devtools import in_process_host as host
 
 
 class Vae:

@@ -7,7 +7,7 @@ import torch
 from prepared import OneText, PictureVAE, examples_of, prepare
 from small_models import small_model
 
-from benchmarks import host
+from devtools import in_process_host as host
 
 
 def embedded(numbers):

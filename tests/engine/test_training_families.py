@@ -6,7 +6,7 @@ from guiding import Case
 from prepared import OneText, PictureVAE, prepare
 from small_models import FAMILIES, small_model, text
 
-from benchmarks import host
+from devtools import in_process_host as host
 
 
 def training():

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from small_models import FAMILIES, small_model, text
 from two_models import merged
 
-from benchmarks import host
+from devtools import in_process_host as host
 
 UNETS = ["sd15-whole", "sdxs", "sd15", "sd15-uneven"]
 CHOICES = ["attention", "all linear and convolution"]
@@ -128,7 +128,7 @@ def test_names_of_diffusers_mean_the_blocks_of_this_unet_or_are_refused():
 
 
 def zipped(family, first, second):
-    core, lora = host.pack("dco_core.merging"), host.pack("dco_core.lora")
+    core, lora = host.pack("dco_core.training.zip_lora"), host.pack("dco_core.lora")
     latent = {"samples": torch.ones(1, *FAMILIES[family].latent)}
     return host.pack("nodes.host.merging").zip_mergers_of(
         small_model(family), [lora.from_tensors(first), lora.from_tensors(second)], (1.0, 1.0), [latent, latent],

@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_models import fill
 
-from benchmarks import host
+from devtools import in_process_host as host
 
 
 @pytest.fixture(scope="module")

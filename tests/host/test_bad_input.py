@@ -81,8 +81,6 @@ def test_a_picture_that_is_not_finite(host):
 def test_an_unknown_objective_from_an_old_workflow(host):
     g = Graph()
     trainer = g.toy_trainer(g.toy())
-    inputs = g.prompt[trainer]["inputs"]
-    g.prompt[trainer]["inputs"] = {k: v for k, v in inputs.items() if not k.startswith("objective.")}
     g.prompt[trainer]["inputs"]["objective"] = "Nope"
     refused(host, g, "objective 'Nope' is unknown", "DCO, DreamBooth")
 
@@ -91,7 +89,7 @@ def test_a_choice_of_more_loras_that_is_none(host):
     """The host drops such a choice without a word, and the LoRAs that belong to it with it."""
     g = Graph()
     base = g.toy()
-    trainer = g.toy_trainer(base, filename_prefix="loras/more", steps=2)
+    trainer = g.toy_trainer(base, name="more", steps=2)
     c = g.text(base["clip"], "a toy")
     sampled = g.guided(base["model"], [trainer, 0], c, c, g.latent(256), 3.0, 7.5, more_loras="7 more")
     g.compare(sampled, sampled)
@@ -120,18 +118,18 @@ def test_no_folder_of_pictures(host):
     assert "3d" not in options and options
 
 
-@pytest.mark.parametrize("prefix", ["../../escaped", "loras/../../escaped", "  "])
+@pytest.mark.parametrize("prefix", ["../../escaped", "../escaped", "loras/../../escaped", "loras/", "  "])
 def test_a_file_name_that_leads_out_of_the_output_folder_or_nowhere(host, prefix):
     g = Graph()
-    g.toy_trainer(g.toy(), filename_prefix=prefix)
-    refused(host, g, "filename_prefix")
+    g.toy_trainer(g.toy(), name=prefix)
+    refused(host, g, "name \"", "my_subject")
     assert not list(host.base_dir.parent.glob("escaped*"))
 
 
 def test_a_lora_of_another_model(host, sd15):
     g = Graph()
     toy, other = g.toy(), g.checkpoint(sd15)
-    trainer = g.toy_trainer(toy, filename_prefix="loras/of_toy")
+    trainer = g.toy_trainer(toy, name="of_toy")
     host.client.run(g.prompt)
     c = g.text(other["clip"], "a dog")
     sampled = g.guided(other["model"], [trainer, 0], c, c, g.latent(64), 3.0, 7.5)
@@ -146,13 +144,10 @@ def test_a_lora_of_another_model(host, sd15):
 def test_weights_that_do_not_fit(host, weights, words):
     g = Graph()
     base = g.toy()
-    trainer = g.toy_trainer(base, filename_prefix="loras/weights", steps=2)
+    trainer = g.toy_trainer(base, name="weights", steps=2)
     host.client.run(g.prompt)
     before = files(host)
-    g.add(
-        "DCOLoRAArithmeticMerge", loras__lora_0=[trainer, 0], loras__lora_1=[trainer, 0], weights=weights,
-        filename_prefix="loras/never",
-    )  # fmt: skip
+    g.merge([[trainer, 0], [trainer, 0]], weights=weights, name="never")
     with pytest.raises(HostError, match=words):
         host.client.run(g.prompt)
     assert [f for f in files(host) if "never" in f] == []

@@ -54,10 +54,10 @@ def sampling(**changes):
 
 def three_nodes(g, w_rg, w_text=2.0, **options):
     """The image through each of the three nodes, and their reports: (latents, reports)."""
-    patch = g.add(
+    patch = g.guidance(
         "DCORewardGuidance", model=g.base["model"], lora=g.lora, w_rg=w_rg, lora_strength=1.0, **options
     )
-    guider = g.add(
+    guider = g.guidance(
         "DCORewardGuider", **g.conditions(), w_rg=w_rg, w_text=w_text, **({"lora_strength": 1.0} | options)
     )
     sampler = g.guided(g.base["model"], g.lora, g.c, g.empty, g.start, w_rg, w_text, **options)
@@ -136,7 +136,7 @@ def test_a_sweep_is_the_pictures_one_by_one(host, across):
         "and w_text": {"across__w_text_values": "1.5, 2"},
         "and LoRA strength": {"across__strength_values": "0.5;1"},
     }
-    node = g.add(
+    node = g.guidance(
         "DCORewardGuidanceSweep", **g.conditions(), latent_image=g.start, vae=g.base["vae"], w_rg_values="0, 1.4",
         across=across, **values.get(across, {}), **sampling(),
     )  # fmt: skip
@@ -181,7 +181,7 @@ def test_a_sweep_is_the_pictures_one_by_one(host, across):
 def test_bad_values_are_told_before_anything_is_sampled(host, changes, message):
     g = Toy()
     values = {"w_rg_values": "0, 2"} | changes
-    node = g.add(
+    node = g.guidance(
         "DCORewardGuidanceSweep", **g.conditions(), latent_image=g.start, vae=g.base["vae"], across="w_rg alone",
         **values, **sampling(),
     )  # fmt: skip
@@ -199,12 +199,12 @@ def test_other_methods_run_in_any_sampler(host):
         ("Personalization guidance", {"method__weak_strength": 0.5}),
         ("LoRA on the negative only", {}),
     ):
-        node = g.add(
+        node = g.guidance(
             "DCOLoRAGuidance", model=g.base["model"], lora=g.lora, method=method, **values, lora_strength=1.0
         )
         differ.append(g.compare(g.ksample([node, 0], g.c, g.empty, g.start, 2.0), plain))
         reports.append(g.shown_text([node, 1]))
-    off = g.add(
+    off = g.guidance(
         "DCOLoRAGuidance", model=g.base["model"], lora=g.lora, method="AutoGuidance", method__w_auto=1.0,
         lora_strength=1.0,
     )  # fmt: skip
@@ -224,15 +224,12 @@ def test_other_methods_run_in_any_sampler(host):
 
 def test_a_stack_of_loras(host):
     g = Toy()
-    style = [g.toy_trainer(g.base, "style", filename_prefix="loras/style", layers="all linear"), 0]
+    style = [g.toy_trainer(g.base, "style", name="style", layers="all linear"), 0]
     stacked = g.guided(
         g.base["model"], g.lora, g.c, g.empty, g.start, 1.4, 2.0, more_loras="1 more", more_loras__lora_2=style,
         more_loras__strength_2=0.7,
     )  # fmt: skip
-    merge = g.add(
-        "DCOLoRAArithmeticMerge", loras__lora_0=g.lora, loras__lora_1=style, weights="1, 0.7",
-        filename_prefix="loras/stack",
-    )  # fmt: skip
+    merge = g.merge([g.lora, style], weights="1, 0.7", name="stack")
     summed = g.guided(g.base["model"], [merge, 0], g.c, g.empty, g.start, 1.4, 2.0)
     alone = g.guided(g.base["model"], g.lora, g.c, g.empty, g.start, 1.4, 2.0)
     same, other = g.compare(stacked, summed), g.compare(stacked, alone)

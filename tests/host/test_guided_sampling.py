@@ -36,7 +36,7 @@ class Setup(Graph):
         )
 
     def patched(self, w_rg, w_text, **changes):
-        patch = self.add(
+        patch = self.guidance(
             "DCORewardGuidance", model=self.phi["model"], lora=self.lora, w_rg=w_rg, lora_strength=1.0
         )
         return self.ksample([patch, 0], self.c, self.empty, self.start, w_text, **changes)
@@ -140,7 +140,7 @@ def test_regional_prompts_keep_their_regions(host, sd15):
 
 def test_a_lora_on_the_model_becomes_part_of_the_base(host):
     g = Setup("toy", TOY)
-    style = g.toy_trainer(g.phi, "style", filename_prefix="loras/style")
+    style = g.toy_trainer(g.phi, "style", name="style")
     load = {"lora": [style, 0], "strength_model": 1.0, "bypass": False}
     g.phi["model"] = [g.add("LoraModelLoader", model=g.phi["model"], **load), 0]
     g.theta = [g.add("LoraModelLoader", model=g.theta, **load), 0]
@@ -180,7 +180,7 @@ def test_theta_reads_a_prompt_of_its_own(host, family, w_rg, w_text):
     g = Setup(family, "a photo of a dog")
     own = g.text(g.phi["clip"], LONG)
     ours = g.ours(w_rg, w_text, personalized=own)
-    patch = g.add(
+    patch = g.guidance(
         "DCORewardGuidance", model=g.phi["model"], lora=g.lora, w_rg=w_rg, lora_strength=1.0, personalized=own
     )
     patched = g.ksample([patch, 0], g.c, g.empty, g.start, w_text)

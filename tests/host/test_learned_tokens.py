@@ -62,7 +62,7 @@ def test_training_moves_only_the_new_rows_and_the_image_from_files_is_the_fresh_
     stem = f"tok_{any_family}"
     g = Graph()
     base = base_of(g, any_family)
-    trainer = token_trainer(g, base, any_family, filename_prefix=f"loras/{stem}")
+    trainer = token_trainer(g, base, any_family, name=f"{stem}")
     marker = "toy" if any_family == "toy" else "dog"
     prompt = f"a large <{marker}> at night"
     size = 256 if any_family == "toy" else 64
@@ -122,7 +122,7 @@ def test_tokens_alone_leave_an_embedding_and_a_lora_without_layers(host):
     g = Graph()
     base = g.toy()
     trainer = token_trainer(
-        g, base, "toy", filename_prefix="loras/alone", learned_tokens="alone (Textual Inversion)", steps=4
+        g, base, "toy", name="alone", learned_tokens="alone (Textual Inversion)", steps=4
     )
     encoded = g.add("DCOEncodePrompt", clip=base["clip"], lora=[trainer, 0], text="a <toy>")
     empty, latent = g.text(base["clip"], ""), g.latent(256)
@@ -141,7 +141,7 @@ def test_tokens_alone_leave_an_embedding_and_a_lora_without_layers(host):
 def test_initializers_vectors_and_rates_are_used(host):
     def rows(**changes):
         g = Graph()
-        token_trainer(g, g.toy(), "toy", filename_prefix="loras/options", **changes)
+        token_trainer(g, g.toy(), "toy", name="options", **changes)
         host.client.run(g.prompt)
         return load_file(embeddings(host, "options")[-1])["toy_world"]
 
@@ -164,7 +164,7 @@ def test_two_tokens_at_once_from_a_phrase_and_with_more_vectors_than_words(host,
         one = g.add("ImageFromBatch", image=[picture, 0], batch_index=0, length=1)
         trainer = g.trainer(
             base, [one, 0], "a photo of a <rex> and a <bo> on a beach", resolution=64, rank=2, batch_size=1,
-            steps=1, validation_steps=0, filename_prefix="loras/pair",
+            steps=1, validation_steps=0, name="pair",
             **TOKENS | {"learned_tokens__token_learning_rate": rate,
                         "learned_tokens__initializers": "<rex> = golden retriever\n<bo> = dog, 3"},
         )  # fmt: skip
@@ -226,7 +226,7 @@ def test_tokens_train_with_every_objective_beside_masks_dropout_and_accumulation
         g = Graph()
         mask = g.add("SolidMask", value=1.0, width=64, height=64)
         trainer = token_trainer(
-            g, g.toy(), "toy", filename_prefix="loras/objectives", objective=objective, batch_size=2,
+            g, g.toy(), "toy", name="objectives", objective=objective, batch_size=2,
             gradient_accumulation_steps=2,
             masks=[mask, 0], caption_dropout=0.3, steps=2, learned_tokens__token_learning_rate=rate, **generation,
         )  # fmt: skip
@@ -241,7 +241,7 @@ def test_tokens_train_with_every_objective_beside_masks_dropout_and_accumulation
 def test_a_prompt_without_markers_is_the_same_for_both(host):
     g = Graph()
     base = g.toy()
-    trainer = token_trainer(g, base, "toy", filename_prefix="loras/unmarked", steps=2)
+    trainer = token_trainer(g, base, "toy", name="unmarked", steps=2)
     encoded = g.add(
         "DCOEncodePrompt", clip=base["clip"], lora=[trainer, 0], text="a large star and a <heart>"
     )
@@ -255,11 +255,11 @@ def test_a_prompt_without_markers_is_the_same_for_both(host):
 def test_training_goes_on_from_the_tokens_of_a_lora(host):
     g = Graph()
     base = g.toy()
-    first = token_trainer(g, base, "toy", filename_prefix="loras/first_tokens", rank=3)
+    first = token_trainer(g, base, "toy", name="first_tokens", rank=3)
     second = token_trainer(
-        g, base, "toy", filename_prefix="loras/second_tokens", start_from=[first, 0], steps=1
+        g, base, "toy", name="second_tokens", start_from=[first, 0], steps=1
     )
-    off = g.toy_trainer(base, filename_prefix="loras/kept_tokens", start_from=[first, 0], steps=1)
+    off = g.toy_trainer(base, name="kept_tokens", start_from=[first, 0], steps=1)
     outputs = host.client.run(g.prompt)
     tensors = [load_file(host.base_dir / "output" / saved_file(outputs, n)) for n in (first, second, off)]
     begun, gone_on, kept = (t["bundle_emb.toy.toy_world"] for t in tensors)
@@ -287,7 +287,7 @@ def test_training_goes_on_from_the_tokens_of_a_lora(host):
 def test_bad_tokens_are_refused_before_anything_is_written(host, changes, captions, words):
     g = Graph()
     references = g.add("DCOToyWorldReferences", what="style")
-    g.trainer(g.toy(), [references, 0], captions, filename_prefix="loras/refused", **TOKENS | changes)
+    g.trainer(g.toy(), [references, 0], captions, name="refused", **TOKENS | changes)
     with pytest.raises(HostError) as error:
         host.client.run(g.prompt)
     assert words in str(error.value)
@@ -296,7 +296,7 @@ def test_bad_tokens_are_refused_before_anything_is_written(host, changes, captio
 
 def test_a_token_of_another_text_encoder_is_refused(host, sd15):
     g = Graph()
-    trainer = token_trainer(g, g.toy(), "toy", filename_prefix="loras/wrong", steps=1)
+    trainer = token_trainer(g, g.toy(), "toy", name="wrong", steps=1)
     g.add(
         "PreviewAny",
         source=[

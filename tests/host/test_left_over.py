@@ -20,7 +20,7 @@ def left_over(host, number):
 def trained(host, prefix, on_progress=None, base=None, **changes):
     g = Graph()
     base = {**g.toy(), **({} if base is None else base(g))}
-    g.toy_trainer(base, filename_prefix=f"loras/{prefix}", **changes)
+    g.toy_trainer(base, name=f"{prefix}", **changes)
     return host.client.run(g.prompt, on_progress)
 
 
@@ -29,7 +29,7 @@ def test_neither_success_nor_interrupt_nor_an_error_leaves_anything(host):
     at_rest = left_over(host, 0)
     assert at_rest.get("adapted layers", 0) == at_rest.get("optimizers", 0) == 0
 
-    trained(host, "left_success", steps=4, validation_steps=2, keep="best", ema_decay=0.9, resume=True, preview_every=2)
+    trained(host, "left_success", steps=4, validation_steps=2, keep="best", ema_decay=0.9, resume=True, previews=2)
     assert left_over(host, 1) == at_rest
 
     pressed = threading.Event()

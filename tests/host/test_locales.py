@@ -27,8 +27,7 @@ def test_every_node_is_translated_and_no_other(host, language):
         inputs = {label for section in ("required", "optional") for label in sections.get(section, {})}
         assert set(node.get("inputs", {})) <= inputs, name
         required = set(sections.get("required", {}))
-        if name != "DCOLoRATrainer":
-            assert required <= set(node.get("inputs", {})), name
+        assert required <= set(node.get("inputs", {})), name
         for label, translated in node.get("inputs", {}).items():
             assert translated["name"] and translated["tooltip"], f"{name}.{label}"
 

@@ -10,10 +10,7 @@ def test_the_merged_lora_draws_what_stacked_loaders_draw(host):
     base = g.toy()
     subject = g.toy_trainer(base, rank=4, layers="all linear")
     style = g.toy_trainer(base, "style", rank=6, alpha=3.0, batch_size=1)
-    merge = g.add(
-        "DCOLoRAArithmeticMerge", loras__lora_0=[subject, 0], loras__lora_1=[style, 0], weights="0.8, -0.5",
-        filename_prefix="loras/merged",
-    )  # fmt: skip
+    merge = g.merge([[subject, 0], [style, 0]], weights="0.8, -0.5", name="merged")
     apply = {"bypass": False}
     merged = g.add("LoraModelLoader", model=base["model"], lora=[merge, 0], strength_model=1.0, **apply)
     first = g.add("LoraModelLoader", model=base["model"], lora=[subject, 0], strength_model=0.8, **apply)

@@ -57,10 +57,9 @@ def test_what_the_hosts_own_trainer_writes_merges_into_the_picture_of_stacked_lo
     base = g.checkpoint(sd15)
     sample = scene(g, base, 64)
     loaded = {name: g.add("DCOLoadLoRA", lora_name=path.name) for name, path in files.items()}
-    inputs = {f"loras__lora_{i}": [node, 0] for i, node in enumerate(loaded.values())}
-    merge = g.add(
-        "DCOLoRAArithmeticMerge", **inputs, weights=", ".join(map(str, weights.values())),
-        filename_prefix="loras/native_merge", compare=False,
+    merge = g.merge(
+        [[node, 0] for node in loaded.values()], weights=", ".join(map(str, weights.values())),
+        name="native_merge", compare=False,
     )  # fmt: skip
     stacked = base["model"]
     for name, weight in weights.items():
@@ -89,9 +88,9 @@ def two(host):
     """A subject and a style LoRA of the Toy World, as files."""
     g = Graph()
     base = g.toy()
-    subject = g.toy_trainer(base, rank=4, layers="all linear", filename_prefix="loras/methods_subject")
+    subject = g.toy_trainer(base, rank=4, layers="all linear", name="methods_subject")
     style = g.toy_trainer(
-        base, "style", rank=6, alpha=3.0, batch_size=1, filename_prefix="loras/methods_style"
+        base, "style", rank=6, alpha=3.0, batch_size=1, name="methods_style"
     )
     outputs = host.client.run(g.prompt)
     return [saved_file(outputs, node).removeprefix("loras/") for node in (subject, style)]
@@ -101,10 +100,8 @@ def merged(host, two, weights="1, 1", **changes):
     """Merge the two files; the node's text, and the file."""
     g = Graph()
     loaded = [g.add("DCOLoadLoRA", lora_name=name) for name in two]
-    values = {"weights": weights, "filename_prefix": "loras/methods"} | changes
-    node = g.add(
-        "DCOLoRAArithmeticMerge", loras__lora_0=[loaded[0], 0], loras__lora_1=[loaded[1], 0], **values
-    )
+    values = {"weights": weights, "name": "methods"} | changes
+    node = g.merge([[one, 0] for one in loaded], **values)
     outputs = host.client.run(g.prompt)
     return outputs[node]["text"][0], host.base_dir / "output" / saved_file(outputs, node)
 
@@ -181,11 +178,11 @@ def test_ziplora_learns_mergers_on_the_model_and_leaves_it_alone(host, two):
     latents = [[g.add("VAEEncode", pixels=[node, 0], vae=base["vae"]), 0] for node in first]
     prompts = [g.text(base["clip"], text) for text in ("a large toy on grass", "a toy on sand")]
     loaded = [g.add("DCOLoadLoRA", lora_name=name) for name in two]
-    merge = g.add(
-        "DCOLoRAArithmeticMerge", loras__lora_0=[loaded[0], 0], loras__lora_1=[loaded[1], 0], weights="1, 1",
-        filename_prefix="loras/zip", method="ZipLoRA", method__model=base["model"], method__subject_prompt=prompts[0],
-        method__subject_latent=latents[0], method__style_prompt=prompts[1], method__style_latent=latents[1],
-        method__steps=8, method__learning_rate=0.05, method__similarity=0.01, method__zip_seed=0,
+    merge = g.merge(
+        [[one, 0] for one in loaded], weights="1, 1", name="zip", method="ZipLoRA", method__model=base["model"],
+        method__subject_prompt=prompts[0], method__subject_latent=latents[0], method__style_prompt=prompts[1],
+        method__style_latent=latents[1], method__steps=8, method__learning_rate=0.05, method__similarity=0.01,
+        method__zip_seed=0,
     )  # fmt: skip
     after = g.add("DCOTestWeightHash", model=base["model"], when=1, after=[merge, 0])
     outputs = host.client.run(g.prompt)
@@ -211,10 +208,7 @@ def test_ziplora_learns_mergers_on_the_model_and_leaves_it_alone(host, two):
 def test_a_comparison_comes_as_table_and_picture(host, two):
     g = Graph()
     loaded = [g.add("DCOLoadLoRA", lora_name=name) for name in two]
-    node = g.add(
-        "DCOLoRAArithmeticMerge", loras__lora_0=[loaded[0], 0], loras__lora_1=[loaded[1], 0], weights="1, -1",
-        filename_prefix="",
-    )  # fmt: skip
+    node = g.merge([[one, 0] for one in loaded], weights="1, -1", name="")
     picture = g.add("SaveImage", images=[node, 2], filename_prefix="compatibility")
     table = g.add("PreviewAny", source=[node, 3])
     outputs = host.client.run(g.prompt)

@@ -36,9 +36,8 @@ def run(host, files, connected=(), **changes):
     """The node's text, and the file that it saved."""
     g = Graph()
     loaded = [g.add("DCOLoadLoRA", lora_name=f"named/{name}") for name in connected]
-    inputs = {f"loras__lora_{i}": [node, 0] for i, node in enumerate(loaded)}
-    values = {"weights": "1, 1", "filename_prefix": "loras/named/merged"} | changes
-    node = g.add("DCOLoRAArithmeticMerge", files=files, **inputs, **values)
+    values = {"weights": "1, 1", "name": "named/merged"} | changes
+    node = g.merge([[node, 0] for node in loaded], files=files, **values)
     outputs = host.client.run(g.prompt)
     return outputs[node]["text"][0], host.base_dir / "output" / saved_file(outputs, node)
 
@@ -74,9 +73,9 @@ def test_files_come_after_the_connected_loras(host, folder):
 
 def test_a_file_that_changed_is_merged_anew(host, folder):
     write_lora(folder / "changing.safetensors", random_lora(7))
-    _, first = run(host, "named/changing.safetensors", filename_prefix="loras/named/changed")
+    _, first = run(host, "named/changing.safetensors", name="named/changed")
     write_lora(folder / "changing.safetensors", random_lora(8, rank=3))
-    _, second = run(host, "named/changing.safetensors", filename_prefix="loras/named/changed")
+    _, second = run(host, "named/changing.safetensors", name="named/changed")
     assert first != second
     target = read_lora(folder / "changing.safetensors").layers[KEY].delta()
     torch.testing.assert_close(read_lora(second).layers[KEY].delta(), target)
@@ -110,7 +109,7 @@ def test_what_cannot_be_is_refused_by_line(host, folder, lines, words):
     (folder / "damaged.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{not json at all")
     before = sorted(folder.rglob("*"))
     with pytest.raises(HostError) as error:
-        run(host, lines.format(output=output), filename_prefix="loras/named/never")
+        run(host, lines.format(output=output), name="named/never")
     for word in words:
         assert word.format(output=output) in str(error.value)
     assert sorted(folder.rglob("*")) == before

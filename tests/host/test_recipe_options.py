@@ -12,6 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from devtools.api import HostError
+
 PRIOR = {
     "objective": "DreamBooth + prior preservation",
     "objective__generated_images": 2,
@@ -26,7 +28,7 @@ PRESERVE = {"objective": "Output preservation"}
 def run(host, family="toy", extra=lambda g, base: {}, **changes):
     """(tensors, header, report) of a short training."""
     g = Graph()
-    changes = {"steps": 3, "filename_prefix": "loras/option", "seed": 5} | changes
+    changes = {"steps": 3, "name": "option", "seed": 5} | changes
     if family == "toy":
         base = g.toy()
         node = g.toy_trainer(base, **changes | extra(g, base))
@@ -35,8 +37,6 @@ def run(host, family="toy", extra=lambda g, base: {}, **changes):
         data = g.add("LoadImageTextDataSetFromFolder", folder="photos")
         values = {"resolution": 64, "rank": 2, "batch_size": 1} | changes | extra(g, base)
         node = g.trainer(base, [data, 0], [data, 1], **values)
-    for name in [n for n, v in g.prompt[node]["inputs"].items() if v is None]:
-        del g.prompt[node]["inputs"][name]
     outputs = host.client.run(g.prompt)
     path = host.base_dir / "output" / saved_file(outputs, node)
     with safe_open(path, "pt") as file:
@@ -62,36 +62,44 @@ def baselines(host):
 
 
 DCO = {"objective__beta": 0.03}
+PRESERVED = {
+    "preservation": "prompts", "preservation__preservation_prompts": "blank; a large star at night",
+    "preservation__preservation_weight": 50.0, "preservation__preservation_share": 1.0,
+}  # fmt: skip
+FOUND = {"objective__beta": "found on my images", "objective__beta__target_gate": 0.3}
 
 
 @pytest.mark.parametrize(
     ("common", "change"),
     [
         (DCO, {"objective__beta": 0.3}),
-        (DCO, {"objective__reduction": "batch-mean"}),
-        (DCO, {"objective__weighting": "min-snr"}),
-        ({"objective__beta": 0.0}, {"objective__target_gate": 0.1}),
+        (DCO, {"reduction": "batch-mean"}),
+        (DCO, {"weighting": "min-snr"}),
+        ({"objective__beta": 0.0}, {"objective__beta": "found on my images", "objective__beta__target_gate": 0.1}),
         (DCO, {"objective": "DreamBooth"}),
-        ({"objective": "DreamBooth"}, {"objective__weighting": "min-snr"}),
+        ({"objective": "DreamBooth"}, {"weighting": "min-snr"}),
         (PRIOR, {"objective__prior_weight": 3.0}),
         (PRIOR, {"objective__class_prompt": "a large star at night"}),
         (PRIOR, {"objective__generated_images": 3}),
         (PRIOR, {"objective__generation_steps": 3}),
         (PRIOR, {"objective__generation_w_text": 4.0}),
-        (PRIOR, {"objective__weighting": "min-snr"}),
+        (PRIOR, {"weighting": "min-snr"}),
         (MAPO, {"objective__mapo_beta": 1.0}),
         (MAPO, {"objective__generated_images": 2}),
         (MAPO, {"objective__generation_steps": 13}),
-        (MAPO, {"objective__weighting": "min-snr"}),
+        (MAPO, {"weighting": "min-snr"}),
         (PRESERVE, {"objective__preservation_weight": 20.0}),
         (PRESERVE, {"objective__class_prompt": "a large star at night"}),
-        (PRESERVE, {"objective__weighting": "min-snr"}),
+        (PRESERVE, {"weighting": "min-snr"}),
         (DCO, {"learning_rate": 3e-3}),
         (DCO, {"batch_size": 1}),
         (DCO, {"alpha": 2.0}),
         (DCO, {"steps": 4}),
         (DCO, {"offset_noise": 0.3}),
         (DCO, {"caption_dropout": 0.6}),
+        (DCO, PRESERVED),
+        (DCO | PRESERVED, {"preservation__preservation_weight": 3.0}),
+        (DCO | PRESERVED, {"preservation__preservation_share": 0.3}),
         (DCO, {"dropout": 0.5}),
         (DCO, {"gradient_accumulation_steps": 2}),
         (DCO, {"seed": 6}),
@@ -124,8 +132,14 @@ def test_gradient_checkpointing_needs_less_memory_and_learns_the_same(host, sd15
     assert "with gradient checkpointing" in report
     assert "with gradient checkpointing" not in plain
     assert memory(plain, "of the whole process") > 0
+    # in main memory already, where there is no GPU: the same step
+    away, _, report = run(
+        host, "sd15", steps=4, gradient_checkpointing="on, offloaded", stream_weights="on"
+    )
+    assert "with gradient checkpointing, offloaded" in report
     for key, tensor in kept.items():
         torch.testing.assert_close(again[key], tensor, rtol=1e-3, atol=1e-5)
+        assert torch.equal(away[key], again[key])
 
 
 def test_compiled_blocks_learn_the_same(host, baselines):
@@ -143,7 +157,7 @@ def test_compiled_blocks_learn_the_same(host, baselines):
 
 
 def test_the_curves_are_written_for_tensorboard(host):
-    run(host, **DCO, steps=5, tensorboard=True, filename_prefix="loras/logged")
+    run(host, **DCO, steps=5, tensorboard=True, name="logged")
     (folder,) = (host.base_dir / "output" / "dco_logs" / "loras_logged").iterdir()
     log = EventAccumulator(str(folder))
     log.Reload()
@@ -158,7 +172,7 @@ def test_looking_ahead_learns_the_same(host, baselines):
 
 
 def test_the_same_options_train_the_same_lora(host, baselines):
-    assert same(baselines(**DCO)[0], run(host, **DCO, filename_prefix="loras/again")[0])
+    assert same(baselines(**DCO)[0], run(host, **DCO, name="again")[0])
 
 
 @pytest.mark.parametrize(
@@ -189,7 +203,7 @@ def test_the_choice_of_layers_is_what_the_file_holds(host, sdxl, photos, changes
 
 def test_the_automatic_beta_is_the_papers_for_epsilon_and_its_own_for_flow(host, sd15, photos):
     assert "beta 1." in run(host, "sd15", objective__beta=0.0, steps=1)[2]
-    on_images = run(host, "sd15", objective__beta=0.0, steps=1, automatic_beta="images")[1]["dco.beta"]
+    on_images = run(host, "sd15", **FOUND, steps=1)[1]["dco.beta"]
     assert 0 < float(on_images) != 1.0
     tensors, header, report = run(host, objective__beta=0.0)
     assert 0 < float(header["dco.beta"]) != 1.0
@@ -255,11 +269,13 @@ def test_prior_preservation_and_mapo_generate_with_an_epsilon_model_too(host, sd
     assert "Saved" in run(host, "sd15", steps=1, **prior | {"objective": "MaPO"})[2]
 
 
-def test_an_old_prompt_without_the_new_inputs_still_trains(host):
-    tensors, _, report = run(
-        host, learned_tokens=None, crop=None, objective__weighting=None, objective__target_gate=None,
-        validation_steps=None,
+def test_what_a_prompt_leaves_out_has_its_default(host):
+    left_out = (
+        "batch_size", "validation_steps", "objective__beta", "recipe__learning_rate", "recipe__offset_noise",
     )  # fmt: skip
+    tensors, _, report = run(host, recipe="style", **dict.fromkeys(left_out))
+    assert "Recipe style: steps 3, rank 4, learning rate 5e-05, offset noise 0.1" in report
+    assert "(the paper: steps 1000, rank 64)" in report
     assert tensors and "Captions: no complaints (4 captions)." in report
     assert "Validation margin: best " in report  # as a trainer does unless told otherwise
 
@@ -269,7 +285,7 @@ def test_one_image_is_enough(host):
     references = g.add("DCOToyWorldReferences", what="subject")
     one = g.add("ImageFromBatch", image=[references, 0], batch_index=1, length=1)
     caption = "a large <toy> in the middle, on the beach, in flat style"
-    node = g.trainer(g.toy(), [one, 0], caption, batch_size=1, filename_prefix="loras/one")
+    node = g.trainer(g.toy(), [one, 0], caption, batch_size=1, name="one")
     assert "Captions: no complaints (1 caption)." in host.client.run(g.prompt)[node]["text"][0]
 
 
@@ -278,7 +294,7 @@ def test_training_goes_on_from_the_lora_of_a_trainer(host, baselines):
     first = baselines(**DCO)[0]
 
     def start(g, base):
-        trainer = g.toy_trainer(base, **DCO, steps=3, seed=5, filename_prefix="loras/begun")
+        trainer = g.toy_trainer(base, **DCO, steps=3, seed=5, name="begun")
         return {"start_from": [trainer, 0]}
 
     gone_on = run(
@@ -287,3 +303,36 @@ def test_training_goes_on_from_the_lora_of_a_trainer(host, baselines):
     assert gone_on.keys() == first.keys()
     for key in first:
         torch.testing.assert_close(gone_on[key], first[key], rtol=0, atol=1e-4)
+
+
+def half_masked(g, base):
+    """The left half of every picture counts."""
+    black, white = (g.add("SolidMask", value=v, width=w, height=256) for v, w in ((0.0, 256), (1.0, 128)))
+    half = g.add("MaskComposite", destination=[black, 0], source=[white, 0], x=0, y=0, operation="add")
+    return {"masks": [half, 0]}
+
+
+@pytest.mark.parametrize("objective", [DCO, {"objective": "DreamBooth"}], ids=["DCO", "DreamBooth"])
+def test_the_mask_prior_holds_what_is_outside_of_the_masks(host, objective):
+    free, header, _ = run(host, extra=half_masked, **objective)
+    held, told, _ = run(host, extra=half_masked, mask_prior=200.0, **objective)
+    assert not same(free, held) and all(tensor.isfinite().all() for tensor in held.values())
+    assert "mask_prior" not in json.loads(header["dco.config"])
+    assert json.loads(told["dco.config"])["mask_prior"] == 200.0
+
+
+def test_a_mask_prior_without_masks_and_unusable_prompts_are_one_sentence(host):
+    with pytest.raises(HostError, match="mask_prior is 5, but no picture has anything outside of a mask"):
+        run(host, mask_prior=5.0)
+    with pytest.raises(HostError, match="has no prompt: write blank, class, bundled"):
+        run(host, **PRESERVED | {"preservation__preservation_prompts": ";"})
+
+
+def test_preservation_prompts_are_one_a_line_and_go_into_the_header(host):
+    lines = PRESERVED | {"preservation__preservation_prompts": "blank\nclass\na large star at night"}
+    found = json.loads(run(host, **lines)[1]["dco.config"])
+    assert found["preservation_prompts"] == "blank\nclass\na large star at night"
+    assert (found["preservation_weight"], found["class_prompt"]) == (50.0, "a photo of a toy")
+    # beside output preservation, whose own class prompt and weight are chosen with it
+    both = PRESERVE | {"objective__preservation_weight": 2.0}
+    assert json.loads(run(host, **both)[1]["dco.config"])["preservation_weight"] == 2.0

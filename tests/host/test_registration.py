@@ -18,7 +18,9 @@ NODES = (
     "DCOToyWorldLoader", "DCOToyWorldReferences", "DCOEncodePrompt", "DCOComprehensiveCaption", "DCOCheckCaptions",
     "DCOLoadDataset", "DCORewardGuider", "DCORewardGuidanceSweep", "DCOLoRAGuidance",
     "DCOImageSimilarity", "DCOImageTextScore", "DCOToyWorldScore", "DCOEvaluationPrompts", "DCOParetoPlot",
-    "DCOContactSheet",
+    "DCOContactSheet", "DCOTrainingOptions", "DCOLoRAOptions", "DCODataOptions", "DCORunOptions",
+    "DCORewardGuidanceOptions", "DCOMergeOptions", "DCOPhotos",
+    "DCORegionalLoRA",
 )  # fmt: skip
 
 

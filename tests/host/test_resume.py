@@ -45,7 +45,7 @@ def interrupted(host, at_step, **changes):
 def test_checkpoints_come_by_the_clock(host):
     def seen(minutes):
         g, trainer = toy(
-            steps=12, checkpoint_every=0, checkpoint_minutes=minutes, filename_prefix="loras/clock"
+            steps=12, checkpoint_every=0, checkpoint_minutes=minutes, name="clock"
         )
         counts = []
 
@@ -78,11 +78,21 @@ def no_checkpoints(host):
     ids=["LoRA", "LoRA and tokens"],
 )  # fmt: skip
 def test_cancelled_and_run_again_it_ends_as_if_it_had_never_stopped(host, changes):
-    g, trainer = toy(filename_prefix="loras/whole", resume=False, **changes)
+    g, trainer = toy(name="whole", resume=False, **changes)
     whole = tensors(host, host.client.run(g.prompt), trainer)
-    interrupted(host, 5, filename_prefix="loras/stopped", checkpoint_every=3, **changes)
-    g, trainer = toy(filename_prefix="loras/stopped", checkpoint_every=3, **changes)
+    loras, embeddings = host.base_dir / "output" / "loras", host.base_dir / "models" / "embeddings"
+
+    def stopped_files():
+        return [p.name for folder in (loras, embeddings) for p in folder.glob("stopped_*stopped_at_*")]
+
+    interrupted(host, 5, name="stopped", checkpoint_every=3, **changes)
+    assert len(stopped_files()) == (2 if changes else 1)
+    other = loras / "stopped_00009_stopped_at_3.safetensors"  # of another run
+    save_file({"empty": torch.zeros(1)}, other, metadata={"dco.config": '{"steps": 40}'})
+    g, trainer = toy(name="stopped", checkpoint_every=3, **changes)
     outputs = host.client.run(g.prompt)
+    assert stopped_files() == [other.name]
+    other.unlink()
     assert "Found the checkpoint of step " in outputs[trainer]["text"][0]
     assert "going on from there" in outputs[trainer]["text"][0]
     found = tensors(host, outputs, trainer)
@@ -91,30 +101,29 @@ def test_cancelled_and_run_again_it_ends_as_if_it_had_never_stopped(host, change
 
 
 def test_a_run_that_was_finished_is_not_trained_again_but_goes_on_to_more_steps(host):
-    g, trainer = toy(filename_prefix="loras/again", steps=10)
+    g, trainer = toy(name="again", steps=10, validation_steps=0)
     first = tensors(host, host.client.run(g.prompt), trainer)
-    g, trainer = toy(filename_prefix="loras/again", steps=10)
-    g.prompt["unused"] = g.prompt[trainer] | {"inputs": g.prompt[trainer]["inputs"] | {"look_ahead": 0}}
-    outputs = host.client.run({k: v for k, v in g.prompt.items() if k != trainer})
-    assert "Found the checkpoint of step 10: finished" in outputs["unused"]["text"][0]
-    again = tensors(host, outputs, "unused")
+    g, trainer = toy(name="again", steps=10, validation_steps=0, look_ahead=0)  # what it is anyway
+    outputs = host.client.run(g.prompt)
+    assert "Found the checkpoint of step 10: finished" in outputs[trainer]["text"][0]
+    again = tensors(host, outputs, trainer)
     assert all(torch.equal(first[key], again[key]) for key in first)
-    g, trainer = toy(filename_prefix="loras/again", steps=14)
+    g, trainer = toy(name="again", steps=14, validation_steps=0)
     outputs = host.client.run(g.prompt)
     assert "Found the checkpoint of step 10: going on" in outputs[trainer]["text"][0]
-    g, trainer = toy(filename_prefix="loras/straight", steps=14, resume=False)
+    g, trainer = toy(name="straight", steps=14, validation_steps=0, resume=False)
     straight, longer = tensors(host, host.client.run(g.prompt), trainer), tensors(host, outputs, trainer)
     assert all(torch.equal(straight[key], longer[key]) for key in longer)
 
 
 def test_other_settings_pictures_or_captions_start_anew_and_say_so(host):
-    interrupted(host, 5, filename_prefix="loras/changed", checkpoint_every=2)
+    interrupted(host, 5, name="changed", checkpoint_every=2)
     for changes, words in (
         ({"learning_rate": 2e-3}, "learning_rate 0.001 (now 0.002)"),
         ({"what": "style"}, "other pictures"),
         ({"dropout": 0.2}, "settings of the LoRA"),
     ):
-        g, trainer = toy(filename_prefix="loras/changed", steps=4, **changes)
+        g, trainer = toy(name="changed", steps=4, **changes)
         text = host.client.run(g.prompt)[trainer]["text"][0]
         assert "Starting anew: the earlier run had" in text, changes
         assert words in text
@@ -154,7 +163,7 @@ def test_what_hangs_on_the_models_tells_runs_apart_and_is_found_again(host, lora
             g = Graph()
             # checkpoint_every is no part of a run: it is there so that the host does not keep the node's result
             trainer = g.toy_trainer(
-                patched(g, what), steps=4, resume=True, filename_prefix="loras/hung", checkpoint_every=10 + found
+                patched(g, what), steps=4, resume=True, name="hung", checkpoint_every=10 + found
             )
             text = host.client.run(g.prompt)[trainer]["text"][0]
             assert ("Found the checkpoint of step 4: finished" in text) == found, (what, text)
@@ -162,7 +171,7 @@ def test_what_hangs_on_the_models_tells_runs_apart_and_is_found_again(host, lora
 
 
 def test_without_resume_no_checkpoint_is_written(host):
-    g, _ = toy(filename_prefix="loras/alone", steps=4, resume=False, checkpoint_every=1)
+    g, _ = toy(name="alone", steps=4, resume=False, checkpoint_every=1)
     host.client.run(g.prompt)
     assert not (host.base_dir / "output" / "dco_checkpoints").exists()
 
@@ -171,7 +180,7 @@ def test_a_checkpoint_folder_that_cannot_be_written_is_an_error_and_the_lora_is_
     folder = host.base_dir / "output" / "dco_checkpoints"
     folder.write_text("a file in its place")
     try:
-        g, _ = toy(filename_prefix="loras/no_room", steps=8, checkpoint_every=3)
+        g, _ = toy(name="no_room", steps=8, checkpoint_every=3)
         with pytest.raises(Exception, match="Cannot write .*dco_checkpoints.*check free space"):
             host.client.run(g.prompt)
         assert list((host.base_dir / "output" / "loras").glob("no_room_*"))
@@ -180,7 +189,7 @@ def test_a_checkpoint_folder_that_cannot_be_written_is_an_error_and_the_lora_is_
 
 
 def test_the_report_says_how_it_scored(host):
-    g, trainer = toy(filename_prefix="loras/scored", steps=4, validation_steps=2, keep="best", resume=False)
+    g, trainer = toy(name="scored", steps=4, validation_steps=2, keep="best", resume=False)
     text = host.client.run(g.prompt)[trainer]["text"][0]
     assert "Validation margin: best " in text
     assert "distance to the base " in text

@@ -162,7 +162,7 @@ def test_toy_world_scores_of_the_references(host):
     assert list(got) == ["labels", "likeness", "style_likeness", "alignment"]
     assert min(got["likeness"]) > 0.9 and max(got["style_likeness"]) < 0.05 and got["alignment"] == [1.0] * 4
     cells = render(subject_references()[0])
-    assert np.allclose(got["likeness"], scorer.subject_likeness(cells, cells).numpy(), atol=0.02)
+    assert np.allclose(got["likeness"], scorer.subject_likeness(cells, "toy").numpy(), atol=0.02)
     assert (
         outputs[table]["text"][0].splitlines()[0]
         == "| label | pictures | likeness | style_likeness | alignment |"
@@ -181,13 +181,10 @@ def test_a_sweep_over_prompts_becomes_a_plot_and_a_sheet(host):
     tables = {}
     for objective, values in (("DCO", {}), ("DreamBooth", {})):
         trainer = g.toy_trainer(base, objective=objective, layers="all linear", **values)
-        if objective == "DreamBooth":
-            inputs = g.prompt[trainer]["inputs"]
-            g.prompt[trainer]["inputs"] = {k: v for k, v in inputs.items() if not k.startswith("objective.")}
         across = {"across": "w_rg alone"}
         if objective == "DreamBooth":
-            across = {"across": "and w_text", "across.w_text_values": "1, 2"}
-        sweep = g.add(
+            across = {"across": "and w_text", "across__w_text_values": "1, 2"}
+        sweep = g.guidance(
             "DCORewardGuidanceSweep", **base_of(base), lora=[trainer, 0], positive=positive,
             negative=g.text(base["clip"], ""), latent_image=g.latent(256, 2), w_rg_values="0, 1.4", seed=3, steps=3,
             w_text=2.0, sampler_name="euler", scheduler="simple", denoise=1.0, lora_strength=1.0, **across,

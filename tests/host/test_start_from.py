@@ -38,7 +38,7 @@ def trained(host, sd15, photos):
     data = g.add("LoadImageTextDataSetFromFolder", folder=photos)
     node = g.trainer(
         g.checkpoint(sd15), [data, 0], [data, 1], resolution=64, rank=2, alpha=1.0, batch_size=1, steps=3,
-        filename_prefix="loras/origin",
+        name="origin",
     )  # fmt: skip
     path = host.base_dir / "output" / saved_file(host.client.run(g.prompt), node)
     return path.parent, read_lora(path)
@@ -55,7 +55,7 @@ def go_on(host, name, **changes):
         [data, 0],
         [data, 1],
         start_from=[loaded, 0],
-        filename_prefix="loras/gone_on",
+        name="gone_on",
         **values,
     )
     return read_lora(host.base_dir / "output" / saved_file(host.client.run(g.prompt), node))

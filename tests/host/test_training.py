@@ -29,7 +29,7 @@ def test_a_checkpoint_learns_from_a_dataset_folder_and_its_lora_loads_in_the_pla
 ):
     g = Graph()
     base = g.checkpoint(family)
-    trainer = dataset_trainer(g, base, photos, filename_prefix=f"loras/{family}")
+    trainer = dataset_trainer(g, base, photos, name=f"{family}")
     picture = g.add("LoadImage", image="photos/00.jpg")
     validation_loss = g.add(
         "DCOTestValidationLoss", **base, image=[picture, 0], lora=[trainer, 0],
@@ -69,7 +69,7 @@ def test_a_lora_on_more_than_attention_is_read_whole_by_the_plain_loader(host, f
     g = Graph()
     base = g.checkpoint(family)
     trainer = dataset_trainer(
-        g, base, photos, steps=2, layers=layers, rank=2, filename_prefix=f"loras/more_{family}"
+        g, base, photos, steps=2, layers=layers, rank=2, name=f"more_{family}"
     )
     c, start = g.text(base["clip"], "a dog"), g.latent(64)
     fresh = g.guided(base["model"], [trainer, 0], c, c, start, 1.0, 1.0)
@@ -96,7 +96,7 @@ def test_a_lora_on_more_than_attention_is_read_whole_by_the_plain_loader(host, f
 def test_the_file_is_the_lora_with_kohya_keys_and_its_whole_configuration(host, sdxl, photos):
     g = Graph()
     base = g.checkpoint(sdxl)
-    trainer = dataset_trainer(g, base, photos, steps=2, filename_prefix="loras/header")
+    trainer = dataset_trainer(g, base, photos, steps=2, name="header")
     core = g.add("SaveLoRA", lora=[trainer, 0], prefix="loras/core_saved")
     g.add("LossGraphNode", loss=[trainer, 1], filename_prefix="loss")
     outputs = host.client.run(g.prompt)
@@ -120,9 +120,9 @@ def test_the_file_is_the_lora_with_kohya_keys_and_its_whole_configuration(host, 
 
 def test_the_same_seed_trains_the_same_file_twice(host):
     files = []
-    for prefix in ("loras/once", "loras/twice"):
+    for prefix in ("once", "twice"):
         g = Graph()
-        trainer = g.toy_trainer(g.toy(), filename_prefix=prefix)
+        trainer = g.toy_trainer(g.toy(), name=prefix)
         files.append(load_file(host.base_dir / "output" / saved_file(host.client.run(g.prompt), trainer)))
     assert files[0].keys() == files[1].keys()
     assert all((files[0][key] == files[1][key]).all() for key in files[0])
@@ -165,15 +165,19 @@ def test_cancel_stops_within_a_step_and_keeps_the_lora_trained_so_far(host):
     base = g.toy()
     before = g.add("DCOTestWeightHash", model=base["model"], when=1)
     at_start = facts(host.client.run(g.prompt), before)
-    trainer = g.toy_trainer(base, steps=5000, filename_prefix="loras/cancelled")
+    trainer = g.toy_trainer(base, steps=5000, name="cancelled")
     started = time.monotonic()
     steps = interrupted_run(host, g.prompt, trainer, at_step=3)
     assert time.monotonic() - started < 300
     (path,) = (host.base_dir / "output" / "loras").glob("cancelled_*")
+    shown = host.client.object_info()["DCOLoadLoRA"]["input"]["required"]["lora_name"]
+    names = shown[1].get("options") or shown[0]
+    assert path.name in names and (names[0] != path.name or len(names) == 1)  # no loader begins with it
     with safe_open(path, "pt") as file:
         trained = int(file.metadata()["ss_steps"])
     assert steps[0][1] == 5000
     assert 3 <= trained < 500
+    assert path.name == f"cancelled_00001_stopped_at_{trained}.safetensors"
     tensors = load_file(path)
     assert any(tensor.abs().max() > 0 for key, tensor in tensors.items() if "lora_up" in key)
 
@@ -193,7 +197,7 @@ def test_cancel_stops_within_a_step_and_keeps_the_lora_trained_so_far(host):
 
 def test_progress_arrives_step_by_step(host):
     g = Graph()
-    trainer = g.toy_trainer(g.toy(), steps=30, filename_prefix="loras/progress")
+    trainer = g.toy_trainer(g.toy(), steps=30, name="progress")
     seen = []
     host.client.run(g.prompt, lambda kind, data: seen.append((kind, data)))
     values = [d["value"] for k, d in seen if k == "progress" and d["node"] == trainer]
@@ -202,14 +206,29 @@ def test_progress_arrives_step_by_step(host):
     assert len(values) > 3
 
 
+def test_the_toy_world_is_an_epsilon_model_with_the_papers_beta_unless_asked_for_flow(host):
+    g = Graph()
+    loader = g.add("DCOToyWorldLoader")  # as templates of older versions have it, too
+    base = {name: [loader, i] for i, name in enumerate(("model", "clip", "vae"))}
+    trainers = [
+        g.toy_trainer(world, steps=2, objective__beta=0.0, name=name)
+        for name, world in (("epsilon", base), ("flow", g.toy("flow")))
+    ]
+    outputs = host.client.run(g.prompt)
+    headers = []
+    for trainer in trainers:
+        with safe_open(host.base_dir / "output" / saved_file(outputs, trainer), "pt") as file:
+            headers.append(file.metadata())
+    assert [header["dco.prediction"] for header in headers] == ["epsilon", "flow"]
+    assert float(headers[0]["dco.beta"]) == 1.0 != float(headers[1]["dco.beta"])
+    assert {header["ss_base_model_version"] for header in headers} == {"ToyWorld"}
+
+
 def test_dreambooth_is_the_plain_loss_and_needs_no_beta(host):
     g = Graph()
     base = g.toy()
     references = g.add("DCOToyWorldReferences", what="subject")
-    trainer = g.trainer(base, [references, 0], [references, 1], filename_prefix="loras/db")
-    inputs = g.prompt[trainer]["inputs"]
-    del inputs["objective.beta"], inputs["objective.reduction"]
-    inputs["objective"] = "DreamBooth"
+    trainer = g.trainer(base, [references, 0], [references, 1], name="db", objective="DreamBooth")
     outputs = host.client.run(g.prompt)
     with safe_open(host.base_dir / "output" / saved_file(outputs, trainer), "pt") as file:
         assert json.loads(file.metadata()["dco.config"])["objective"] == "dreambooth"
@@ -222,7 +241,7 @@ def test_an_error_in_training_names_the_step_writes_nothing_and_leaves_the_model
     base = g.toy()
     before = g.add("DCOTestWeightHash", model=base["model"], when=1)
     at_start = facts(host.client.run(g.prompt), before)
-    g.toy_trainer(base | {"clip": [g.add("DCOTestBrokenClip"), 0]}, filename_prefix="loras/broken")
+    g.toy_trainer(base | {"clip": [g.add("DCOTestBrokenClip"), 0]}, name="broken")
     with pytest.raises(HostError, match="not finite in 5 steps in a row, up to step 5 of 12"):
         host.client.run(g.prompt)
     assert not list((host.base_dir / "output" / "loras").glob("broken*"))

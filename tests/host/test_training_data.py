@@ -150,7 +150,7 @@ def test_text_and_vae_work_once_however_long_training_lasts(host):
         base = g.toy()
         counted = g.add("DCOTestCounting", clip=base["clip"], vae=base["vae"], run=steps)
         base |= {"clip": [counted, 0], "vae": [counted, 1]}
-        trainer = g.toy_trainer(base, steps=steps, batch_size=2, filename_prefix="loras/counted", **changes)
+        trainer = g.toy_trainer(base, steps=steps, batch_size=2, name="counted", **changes)
         shown = g.add("DCOTestCounts", clip=[counted, 0], vae=[counted, 1], after=[trainer, 0])
         return facts(host.client.run(g.prompt), shown)
 
@@ -172,7 +172,7 @@ def test_the_caption_check_comes_before_training_and_in_the_report(host):
     g = Graph()
     references = g.add("DCOToyWorldReferences", what="style")
     trainer = g.trainer(
-        g.toy(), [references, 0], "a photo of sks toy", steps=2, filename_prefix="loras/checked"
+        g.toy(), [references, 0], "a photo of sks toy", steps=2, name="checked"
     )
     text = host.client.run(g.prompt)[trainer]["text"][0]
     assert "sks" in text and "try:" in text and "<toy>" in text
@@ -256,7 +256,7 @@ def test_a_text_encoder_that_writes_no_text_says_so(host, sd15):
 
 def test_a_loaded_lora_tells_its_trigger_words_and_scales(host):
     g = Graph()
-    trainer = g.toy_trainer(g.toy(), steps=1, filename_prefix="loras/told")
+    trainer = g.toy_trainer(g.toy(), steps=1, name="told")
     host.client.run(g.prompt)
     (path,) = (host.base_dir / "output" / "loras").glob("told_*")
     g = Graph()

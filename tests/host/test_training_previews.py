@@ -15,7 +15,7 @@ TWO_PROMPTS = "a photo of a <dog> on the beach\n\na photo of a <dog> in a forest
 def trained(host, name, seen=None, **changes):
     """(the saved file's bytes, the preview sheets, everything) of a short run on the Toy World."""
     g = Graph()
-    trainer = g.toy_trainer(g.toy(), steps=6, filename_prefix=f"loras/{name}", **changes)
+    trainer = g.toy_trainer(g.toy(), steps=6, name=f"{name}", **changes)
     saver = g.add("SaveImage", images=[trainer, 4], filename_prefix=name)
 
     def on_message(kind, data):
@@ -43,7 +43,7 @@ def test_previews_are_shown_while_training_and_change_nothing(host, tokens):
         host,
         "shown",
         seen,
-        preview_every=2,
+        previews=2,
         preview_prompts="a photo of a <dog>",
         learning_rate=1e-2,
         **tokens,
@@ -62,9 +62,9 @@ def test_previews_are_shown_while_training_and_change_nothing(host, tokens):
 
 
 def test_without_a_prompt_the_first_caption_is_previewed_once(host):
-    _, sheets, _ = trained(host, "caption", preview_every=100)
+    _, sheets, _ = trained(host, "caption", previews=100)
     assert len(sheets) == 1  # in the end
-    _, two, _ = trained(host, "prompts", preview_every=100, preview_prompts=TWO_PROMPTS)
+    _, two, _ = trained(host, "prompts", previews=100, preview_prompts=TWO_PROMPTS)
     assert two[0].shape[0] == 2 * sheets[0].shape[0]
 
 

@@ -7,6 +7,7 @@ import json
 import shutil
 
 import numpy as np
+from host_graph import Graph
 from PIL import Image
 
 from dco_core.drawing.figure import COLOURS
@@ -14,8 +15,11 @@ from devtools.demo_graph import find
 from devtools.environment import ROOT
 from devtools.workflow_prompt import to_prompt
 
+PHOTOS = json.dumps([
+    {"file": f"photos/0{i}.jpg", "caption": f"a photo of a <dog> in front of wall {i}"} for i in range(2)
+])  # fmt: skip
 SMALL = {
-    "ckpt_name": "tiny_sdxl.ckpt", "folder": "photos", "image": "photos/00.jpg", "resolution": 64, "width": 64,
+    "photos": PHOTOS, "ckpt_name": "tiny_sdxl.ckpt", "image": "photos/00.jpg", "resolution": 64, "width": 64,
     "height": 64, "steps": 2,
 }  # fmt: skip
 
@@ -46,6 +50,30 @@ def test_subject_guidance_and_merge_templates_run_one_after_the_other(host, sdxl
     shutil.rmtree(host.base_dir / "output" / "dco")
 
 
+def test_the_template_for_z_image_runs_with_another_model_in_its_place(host, sdxl, photos):
+    prompt = small_prompt("5_DCO_LoRA_training_Z_Image")
+    checkpoint = Graph()
+    base = checkpoint.checkpoint(sdxl)
+    (loader,) = checkpoint.prompt
+    prompt["base"] = checkpoint.prompt[loader]
+    instead = {
+        node: ["base", base[part][1]]
+        for part, kind in (("model", "UNETLoader"), ("clip", "CLIPLoader"), ("vae", "VAELoader"))
+        for node in find(prompt, kind)
+    }
+    assert len(instead) == 3
+    for content in prompt.values():
+        for name, value in content["inputs"].items():
+            if isinstance(value, list) and value[0] in instead:
+                content["inputs"][name] = instead[value[0]]
+    outputs = host.client.run({node: content for node, content in prompt.items() if node not in instead})
+    (saved,) = find(prompt, "SaveImage")
+    assert outputs[saved]["images"]
+    (trainer,) = find(prompt, "DCOLoRATrainer")
+    assert prompt[trainer]["inputs"]["objective.beta"] == "auto"
+    shutil.rmtree(host.base_dir / "output" / "dco")
+
+
 def test_the_comparison_ends_in_a_plot_with_a_curve_a_method(host):
     prompt = small_prompt("4_DCO_and_DreamBooth_compared", FEW)
 
@@ -56,7 +84,7 @@ def test_the_comparison_ends_in_a_plot_with_a_curve_a_method(host):
     trainers = [prompt[n]["inputs"] for n in find(prompt, "DCOLoRATrainer")]
     assert [inputs["objective"] for inputs in trainers] == ["DreamBooth", "DCO"]
     dreambooth, dco = (
-        {k: v for k, v in i.items() if not k.startswith("objective") and k != "filename_prefix"}
+        {k: v for k, v in i.items() if not k.startswith("objective") and k != "name"}
         for i in trainers
     )
     assert dreambooth == dco  # nothing else differs
@@ -65,6 +93,7 @@ def test_the_comparison_ends_in_a_plot_with_a_curve_a_method(host):
     assert {**sweeps[0], "lora": None} == {**sweeps[1], "lora": None}
     values = [f"w_rg {value.strip()}" for value in sweeps[0]["w_rg_values"].split(",")]
 
+    prompt["report"] = {"class_type": "PreviewAny", "inputs": {"source": [only("DCOParetoPlot"), 1]}}
     outputs = host.client.run(prompt)
     (saved,) = outputs[only("SaveImage")]["images"]
     plot = np.asarray(Image.open(io.BytesIO(host.client.download(**saved))).convert("RGB")).reshape(-1, 3)
@@ -81,7 +110,4 @@ def test_the_comparison_ends_in_a_plot_with_a_curve_a_method(host):
         assert head == ["label", "pictures", "likeness", "alignment"]
         assert [line[:2] for line in lines] == [[value, str(2 * batch)] for value in values]
         assert all(0 <= float(cell) <= 1 for line in lines for cell in line[2:])
-    for sheet in find(prompt, "DCOContactSheet"):
-        (shown,) = find(prompt, "PreviewImage", images=[sheet, 0])
-        assert len(outputs[shown]["images"]) == 1
     shutil.rmtree(host.base_dir / "output" / "dco")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,13 @@ from .notices import say_once
 
 class RowsNotSeparable(Exception):
     """A module saw a batch that is not made of the expected rows, so that the LoRA cannot be told apart there."""
+
+
+class Dose(NamedTuple):
+    """What a row gets of the LoRAs: how strongly, and which of those that the run has (0: the node's own)."""
+
+    strength: float
+    lora: int = 0
 
 
 def separable(p: Patch, modules: Mapping[str, nn.Module]) -> bool:
@@ -51,11 +59,11 @@ class Reserve:
 @dataclass
 class BatchRows:
     """Which rows of the current batch get the LoRA: of `chunks` equal chunks, those in `chosen` are personalised,
-    each with a strength of its own."""
+    each with a dose of its own."""
 
     chunks: int = 1
     chosen: tuple[int, ...] = ()
-    strengths: tuple[float, ...] = ()  # one for each of chosen; 1 where there are none
+    doses: tuple[Dose, ...] = ()  # one for each of chosen
     trace: list[tuple[str, Tensor]] | None = None  # what base rows saw, module by module
     moved: dict[tuple, Tensor] = field(default_factory=dict)
     whole: bool = True  # every patch can be told apart by rows
@@ -73,10 +81,12 @@ class BatchRows:
         return [slice(i * size, (i + 1) * size) for i in range(self.chunks) if i not in lora_chunks]
 
     def clear(self) -> None:
-        self.chosen, self.strengths = (), ()
+        self.chosen, self.doses = (), ()
 
 
-def _hook(name: str, parts: Sequence[Part], rows: BatchRows):
+def _hook(name: str, parts: Mapping[int, Sequence[Part]], rows: BatchRows):
+    """parts: by LoRA."""
+
     def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         if not rows.chosen:
             return None
@@ -88,13 +98,12 @@ def _hook(name: str, parts: Sequence[Part], rows: BatchRows):
                 rows.moved[where] = tensor.to(x.device, x.dtype)
             return rows.moved[where]
 
-        strengths = rows.strengths or (1.0,) * len(rows.chosen)
         slices = rows.indices(len(x))
         if len(output) != len(x):
             raise RowsNotSeparable
-        for part_of_batch, strength in zip(slices, strengths, strict=True):
+        for part_of_batch, (strength, lora) in zip(slices, rows.doses, strict=True):
             if strength != 0:
-                for part in parts:  # the output is fresh: in place is safe
+                for part in parts.get(lora, ()):  # the output is fresh: in place is safe
                     part(module, x[part_of_batch], output[part_of_batch], strength, place)
         if rows.trace is not None:
             for base in rows.base(len(x), rows.chosen):
@@ -107,23 +116,26 @@ def _hook(name: str, parts: Sequence[Part], rows: BatchRows):
 
 
 @contextmanager
-def attached(model, patches: Sequence[Patch]) -> Iterator[BatchRows]:
-    """Hook the patches to the MODEL's modules; yields the BatchRows that switch them. Everything comes off again in
-    reverse order, whatever happened, and the copies made for the run are returned."""
+def attached(model, loras: Sequence[Sequence[Patch]]) -> Iterator[BatchRows]:
+    """Hook the patches of each LoRA to the MODEL's modules; yields the BatchRows that switch them. Everything comes off
+    again in reverse order, whatever happened, and the copies made for the run are returned."""
     modules = dict(model.model.named_modules())
-    by_module: dict[str, list[Patch]] = {}
+    by_module: dict[str, dict[int, list[Patch]]] = {}
     rows, handles, slow = BatchRows(dtype=model.model.get_dtype_inference()), [], []
-    for p in patches:
-        if separable(p, modules):
-            by_module.setdefault(p.module, []).append(p)
-        else:
-            rows.whole = False
+    for lora, patches in enumerate(loras):
+        for p in patches:
+            if separable(p, modules):
+                by_module.setdefault(p.module, {}).setdefault(lora, []).append(p)
+            else:
+                rows.whole = False
     magnitudes: list[Magnitude] = []
     try:
-        for name, group in by_module.items():
-            parts, slower = parts_of(group, modules[name])
-            slow += [name] * slower
-            magnitudes += [part for part in parts if isinstance(part, Magnitude)]
+        for name, groups in by_module.items():
+            parts: dict[int, list[Part]] = {}
+            for lora, group in groups.items():
+                parts[lora], slower = parts_of(group, modules[name])
+                slow += [name] * slower
+                magnitudes += [part for part in parts[lora] if isinstance(part, Magnitude)]
             handles.append(modules[name].register_forward_hook(_hook(name, parts, rows)))
         if slow:
             say_once(

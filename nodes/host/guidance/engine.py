@@ -9,25 +9,31 @@ so that the sampler's own classifier-free guidance at w_text gives the formula o
 phi(0) + w_text (phi(c) - phi(0)) + w_rg (theta(c) - phi(c)). Predictions here are denoised images; the coefficients
 sum to 1, so the formula is the same as for eps. With learned tokens theta reads a prompt of its own: it is handed
 to the guider as one more kind of conditioning, which the host prepares like the others.
+
+Several LoRAs may act, each where its mask says (Region): then each has a row of its own, and the positive prediction
+becomes phi(c) + sum_k (w_rg_k / w_text) M_k (theta_k(c_k) - phi(c)).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import comfy.patcher_extension
 import comfy.sampler_helpers
 from torch import Tensor
 
-from ....dco_core.guidance import autoguidance, reward_guidance, scheduled
-from .adapter_hooks import Reserve, attached
+from ....dco_core.guidance import autoguidance, regional_guidance, scheduled
+from .adapter_hooks import Dose, Reserve, attached
 from .adapter_parts import Patch
 from .conditioning_check import check_conditioning
 from .evaluation import Run, told_apart
+from .masks import fitted_mask, in_window
 
 _KEY = "dco_reward_guidance"
-_PERSONALIZED = "dco_personalized"  # theta's conditioning among the guider's conds
+_PERSONALIZED = (
+    "dco_personalized"  # theta's conditioning among the guider's conds, with a number from the second on
+)
 _BISECTIONS = 30  # to 1e-9
 _Wrappers = comfy.patcher_extension.WrappersMP
 
@@ -53,37 +59,74 @@ class GuidanceMethod:
         return (self.kind, self.scale) in (("reward", 0), ("auto", 1))
 
 
-class _Guidance:
-    """The wrappers that make up the patch. `patches` are resolved when the patch is made; they are hooked to modules
-    only while a run lasts."""
+@dataclass(frozen=True)
+class Region:
+    """A LoRA (or a stack that acts as one), and where it acts.
 
-    def __init__(self, patches: Sequence[Patch], method: GuidanceMethod, personalized: list | None):
-        self.patches, self.method = patches, method
-        self.personalized = personalized  # CONDITIONING
-        self.off = method.off or (not patches and personalized is None)
+    patches: resolved against the MODEL. personalized: the CONDITIONING that it reads, None: the sampler's positive one.
+    mask: [N, H, W] as `checked_mask` makes it, None: everywhere. factor: its w_rg as a share of the method's.
+    """
+
+    patches: Sequence[Patch]
+    personalized: list | None = None
+    mask: Tensor | None = None
+    factor: float = 1.0
+
+    @property
+    def adds(self) -> bool:
+        """Whether it changes anything."""
+        shown = self.mask is None or bool((self.mask > 0).any())
+        return shown and self.factor != 0 and (bool(self.patches) or self.personalized is not None)
+
+    @property
+    def everywhere(self) -> bool:
+        return self.mask is None or bool((self.mask == 1).all())
+
+
+def acting(regions: Sequence[Region]) -> list[Region]:
+    """Those that change anything, without masks that are 1 everywhere."""
+    return [replace(r, mask=None) if r.everywhere else r for r in regions if r.adds]
+
+
+class _Guidance:
+    """The wrappers that make up the patch. Patches are resolved when it is made; they are hooked to modules only while
+    a run lasts."""
+
+    def __init__(self, regions: Sequence[Region], method: GuidanceMethod):
+        self.regions, self.method = acting(regions), method
+        self.off = method.off or not self.regions
         self.runs: list[Run] = []
 
-    def outer_sample(self, executor, *args, **kwargs):
+    def outer_sample(self, executor, noise: Tensor, *args, **kwargs):
         if self.off:
-            return executor(*args, **kwargs)
+            return executor(noise, *args, **kwargs)
         guider = executor.class_obj
-        if self.personalized is not None:
-            guider.conds[_PERSONALIZED] = _beside(guider.conds.get("positive", []), self.personalized)
+        for k, region in enumerate(self.regions):
+            if region.personalized is not None:
+                positive = guider.conds.get("positive", [])
+                guider.conds[_personalized(k)] = _beside(positive, region.personalized)
         check_conditioning(guider)
-        with attached(guider.model_patcher, self.patches) as rows:
-            self.runs.append(Run(guider, rows, self.patches, self.method.low_memory, self.method.self_check))
+        masks = [None if r.mask is None else fitted_mask(r.mask, noise.shape) for r in self.regions]
+        loras, method = [region.patches for region in self.regions], self.method
+        with attached(guider.model_patcher, loras) as rows:
+            self.runs.append(
+                Run(guider, rows, loras, method.low_memory, method.self_check, noise.shape, masks)
+            )
             try:
-                return executor(*args, **kwargs)
+                return executor(noise, *args, **kwargs)
             finally:
                 self.runs.pop()
 
     def prepare_sampling(self, executor, model, noise_shape, conds, **kwargs):
-        """Ask the host for the LoRA's own memory and for the row that is added."""
+        """Ask the host for the LoRAs' own memory and for the rows that are added."""
         if not self.runs:
             return executor(model, noise_shape, conds, **kwargs)
-        more = {_KEY: [{"control": Reserve(self.patches, model.model.get_dtype_inference())}]}
-        rows = 3 if self.method.kind in ("reward", "auto") and not self.method.low_memory else 2
-        shape = [-(-noise_shape[0] * rows // 2), *noise_shape[1:]]
+        patches = [p for region in self.regions for p in region.patches]
+        more = {_KEY: [{"control": Reserve(patches, model.model.get_dtype_inference())}]}
+        added = (
+            len(self.regions) if self.method.kind in ("reward", "auto") and not self.method.low_memory else 0
+        )
+        shape = [-(-noise_shape[0] * (2 + added) // 2), *noise_shape[1:]]
         real, found, models = executor(model, shape, conds | more, **kwargs)
         return real, {k: v for k, v in found.items() if k != _KEY}, models
 
@@ -96,38 +139,53 @@ class _Guidance:
         positive, negative = (_index_of(run.guider, kind, conds) for kind in ("positive", "negative"))
 
         def evaluate(
-            conds: list, strengths: dict[int, float], shown: dict[int, int] | None = None
+            conds: list, doses: dict[int, Dose], shown: dict[int, int] | None = None
         ) -> list[Tensor]:
             def host(conds: list, options: dict) -> list[Tensor]:
                 return executor(model, conds, x, timestep, options)
 
-            return run.evaluate(host, conds, strengths, options, shown or {}, x)
+            return run.evaluate(host, conds, doses, options, shown or {}, x)
 
         if method.kind == "negative":
-            return evaluate(conds, {} if negative is None else {negative: 1.0})
-        weak = {negative: method.scale} if method.kind == "personalization" and negative is not None else {}
+            return evaluate(conds, {} if negative is None else {negative: Dose(1.0)})
+        weak = (
+            {negative: Dose(method.scale)}
+            if method.kind == "personalization" and negative is not None
+            else {}
+        )
         if positive is None:  # an evaluation that does not look at the positive prompt
             return evaluate(conds, weak)
-        prompt = getattr(run.guider, "conds", {}).get(_PERSONALIZED) or conds[positive]
-        as_theta_reads = [*conds[:positive], prompt, *conds[positive + 1 :]]
+        own = getattr(run.guider, "conds", {})
+        prompts = [own.get(_personalized(k)) or conds[positive] for k in range(len(self.regions))]
+        as_theta_reads = [*conds[:positive], prompts[0], *conds[positive + 1 :]]
         if method.kind == "personalization":
-            return evaluate(as_theta_reads, {positive: 1.0} | weak)
+            return evaluate(as_theta_reads, {positive: Dose(1.0)} | weak)
 
         share = scheduled(1.0, _progress(run.guider, timestep), method.start, method.end, method.schedule)
         if share == 0:
             return evaluate(conds, {})
-        w_text, w_rg = _w_text(run.guider), method.scale * share
-        if method.kind == "reward" and w_rg == w_text:  # phi(c) has coefficient 0: theta takes its place
-            return evaluate(as_theta_reads, {positive: 1.0})
-        extra = len(conds)
-        outputs = evaluate([*conds, told_apart(prompt)], {extra: 1.0}, {extra: positive})
-        theta, phi = outputs.pop(), outputs[positive]
+        w_text, scales = _w_text(run.guider), [method.scale * share * r.factor for r in self.regions]
+        masks = [None if m is None else in_window(m, run.shape, x, options) for m in run.masks]
+        if method.kind == "reward" and scales == [w_text] and masks[0] is None:
+            return evaluate(
+                as_theta_reads, {positive: Dose(1.0)}
+            )  # phi(c) has coefficient 0: theta takes its place
+        added = range(len(conds), len(conds) + len(prompts))
+        outputs = evaluate(
+            [*conds, *(told_apart(prompt, k) for k, prompt in enumerate(prompts))],
+            {i: Dose(1.0, k) for k, i in enumerate(added)},
+            dict.fromkeys(added, positive),
+        )
+        outputs, thetas = outputs[: len(conds)], outputs[len(conds) :]
+        phi = outputs[positive]
         if method.kind == "auto":
-            outputs[positive] = autoguidance(phi, theta, 1 + (method.scale - 1) * share)
+            outputs[positive] = autoguidance(phi, thetas[0], 1 + (method.scale - 1) * share)
         elif w_text != 0:
-            outputs[positive] = reward_guidance(theta, phi, None, w_rg / w_text, 1.0)
+            outputs[positive] = regional_guidance(thetas, phi, masks, [w_rg / w_text for w_rg in scales])
         elif negative is not None:  # the sampler returns the negative prediction alone
-            outputs[negative] = outputs[negative] + w_rg * (theta - phi)
+            for theta, mask, w_rg in zip(thetas, masks, scales, strict=True):
+                change = w_rg * (theta - phi)
+                outputs[negative] = outputs[negative] + (change if mask is None else mask.to(change) * change)
         return outputs
 
     def apply_model(
@@ -137,6 +195,11 @@ class _Guidance:
         if self.runs:
             transformer_options = self.runs[-1].enter_network(transformer_options)
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+
+
+def _personalized(k: int) -> str:
+    """The kind of conditioning that the k-th LoRA reads."""
+    return f"{_PERSONALIZED} {k + 1}" if k else _PERSONALIZED
 
 
 def _w_text(guider) -> float:
@@ -184,10 +247,10 @@ def is_guided(model) -> bool:
     return bool(model.get_wrappers(_Wrappers.OUTER_SAMPLE, _KEY))
 
 
-def patch(model, patches: Sequence[Patch], method: GuidanceMethod, personalized: list | None = None):
-    """A clone of MODEL with guidance; the one given is not changed. A second patch replaces the first.
-    personalized: the CONDITIONING that theta reads, where it is not the sampler's positive one."""
-    guidance = _Guidance(patches, method, personalized)
+def patch(model, regions: Sequence[Region], method: GuidanceMethod):
+    """A clone of MODEL with guidance; the one given is not changed. A second patch replaces the first. regions: several
+    of them, and masks, for reward guidance only."""
+    guidance = _Guidance(regions, method)
     model = model.clone()
     for kind, wrapper in (
         (_Wrappers.OUTER_SAMPLE, guidance.outer_sample),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adapter_hooks import BatchRows, RowsNotSeparable, swapped
+from .adapter_hooks import BatchRows, Dose, RowsNotSeparable, swapped
 from .adapter_parts import Patch
 from .known_rows import KnownRows, host_indices, shown_to_wrappers
 from .notices import say_once
@@ -21,15 +21,17 @@ from .self_check import base_rows_leak, prediction_differs
 # (conds, options) -> predictions: the host's evaluation with everything else given
 Host = Callable[[list, dict[str, Any]], list[Tensor]]
 _NAME = "dco_told_apart"
+_NONE = Dose(0.0)
 
 
 def say_two_calls(why: str) -> None:
     say_once(f"the LoRA's row runs in a call of its own, which is slower, because {why}.")
 
 
-def told_apart(prompt: list[dict], name: str = _NAME) -> list[dict]:
+def told_apart(prompt: list[dict], lora: int = 0, name: str = _NAME) -> list[dict]:
     """A prompt's entries under ids of their own, the same in every step: step caches (the host's EasyCache) keep what
     the network gave by the id of an entry, and several rows read the same one."""
+    name = f"{name} {lora}" if lora else name
     return [
         {**entry, "uuid": uuid.uuid5(entry["uuid"], name)} if "uuid" in entry else entry for entry in prompt
     ]
@@ -38,18 +40,20 @@ def told_apart(prompt: list[dict], name: str = _NAME) -> list[dict]:
 @dataclass
 class Run:
     """State of one sampling run. `lora_rows` says, during a call of the network, which of the host's condition indices
-    carry the LoRA and how strongly; `visible` turns the host's indices into what third parties should see."""
+    carry a LoRA, which and how strongly; `visible` turns the host's indices into what third parties should see."""
 
     guider: Any  # the host's CFGGuider or one like it
     rows: BatchRows
-    patches: Sequence[Patch]
+    loras: Sequence[Sequence[Patch]]  # those that rows may carry
     low_memory: bool
     unchecked: bool  # the self-check is still to come
+    shape: Sequence[int] = ()  # of the latent
+    masks: Sequence[Tensor | None] = ()  # of the LoRAs, at its size
     one_call: bool = True  # False once a module could not tell the rows apart
     in_pairs: bool = False  # True once third-party code related the rows of a batch to each other
-    lora_rows: dict[int, float] = field(default_factory=dict)
+    lora_rows: dict[int, Dose] = field(default_factory=dict)
     visible: Callable[[list[int]], list[int]] | None = None
-    counted: bool = False  # the LoRA has made a difference
+    counted: set[int] = field(default_factory=set)  # rows in which the LoRA has made a difference
 
     def __post_init__(self) -> None:
         if not self.rows.whole:
@@ -57,18 +61,17 @@ class Run:
             say_two_calls("it changes parameters that belong to no layer")
 
     def evaluate(
-        self, host: Host, conds: list, strengths: Mapping[int, float], options: dict, shown: Mapping[int, int],
-        x: Tensor,
+        self, host: Host, conds: list, doses: Mapping[int, Dose], options: dict, shown: Mapping[int, int], x: Tensor,
     ) -> list[Tensor]:  # fmt: skip
-        """Predictions of `conds`, those in `strengths` with the LoRA: in one batched call where the network keeps rows
+        """Predictions of `conds`, those in `doses` with a LoRA: in one batched call where the network keeps rows
         apart, else in two, or one by one to save memory; and in pairs, as the host alone would make them, where
         third-party code relates rows to each other. shown: for conditions that were added, the index under which
         third parties know what they are. x: the latent that the predictions are of."""
         options = {k: v for k, v in options.items() if k != "multigpu_clones"}  # their modules have no hooks
-        strengths = {i: s for i, s in strengths.items() if s != 0 and conds[i] is not None}
-        if not strengths:
+        doses = {i: dose for i, dose in doses.items() if dose.strength != 0 and conds[i] is not None}
+        if not doses:
             return host(conds, options)
-        evaluation = _Evaluation(self, host, conds, strengths, options, shown, x)
+        evaluation = _Evaluation(self, host, conds, doses, options, shown, x)
         outputs = None if self.in_pairs else evaluation.by_rows()
         if outputs is None:
             if not self.in_pairs:
@@ -87,13 +90,13 @@ class Run:
         if not self.lora_rows and self.visible is None:
             return transformer_options
         indices = host_indices(transformer_options)
-        strengths = [self.lora_rows[i] for i in indices if i in self.lora_rows]
-        if len(strengths) == len(indices) and len(set(strengths)) == 1:  # all alike: nothing to tell apart
-            self.rows.chunks, self.rows.chosen, self.rows.strengths = 1, (0,), (strengths[0],)
+        doses = [self.lora_rows[i] for i in indices if i in self.lora_rows]
+        if len(doses) == len(indices) and len(set(doses)) == 1:  # all alike: nothing to tell apart
+            self.rows.chunks, self.rows.chosen, self.rows.doses = 1, (0,), (doses[0],)
         else:
             self.rows.chunks = len(indices)
             self.rows.chosen = tuple(row for row, i in enumerate(indices) if i in self.lora_rows)
-            self.rows.strengths = tuple(strengths)
+            self.rows.doses = tuple(doses)
         if self.visible is None:
             return transformer_options
         return {**transformer_options, "cond_or_uncond": self.visible(indices)}
@@ -103,10 +106,10 @@ class _Evaluation:
     """One evaluation of conditions; see Run.evaluate."""
 
     def __init__(
-        self, run: Run, host: Host, conds: list, strengths: Mapping[int, float], options: dict,
+        self, run: Run, host: Host, conds: list, doses: Mapping[int, Dose], options: dict,
         shown: Mapping[int, int], x: Tensor,
     ):  # fmt: skip
-        self.run, self.host, self.conds, self.strengths = run, host, conds, strengths
+        self.run, self.host, self.conds, self.doses = run, host, conds, doses
         self.options, self.shown, self.x = options, shown, x
         self.own = [i for i, cond in enumerate(conds) if cond is not None and i not in shown]  # the sampler's
         self.draws = Draws(x.device)
@@ -120,7 +123,7 @@ class _Evaluation:
                 run.unchecked = False
                 outputs = self._checked()
             else:
-                outputs = self._rows(self.strengths)
+                outputs = self._rows(self.doses)
         except Exception:
             if not self.looked_up:  # else it may be about rows that were not expected
                 raise
@@ -128,25 +131,25 @@ class _Evaluation:
         return None if self.looked_up else outputs
 
     def in_pairs(self) -> list[Tensor]:
-        """All of the sampler's conditions in a call for each strength of the LoRA, that of the base model as the host
+        """All of the sampler's conditions in a call for each dose of a LoRA, that of the base model as the host
         alone would make it. The one that answers for the last condition (the negative) comes last: third-party code
         keeps what it saw last."""
-        groups: dict[float, list[int]] = {}
+        groups: dict[Dose, list[int]] = {}
         for i, cond in enumerate(self.conds):
             if cond is not None:
-                groups.setdefault(self.strengths.get(i, 0.0), []).append(i)
+                groups.setdefault(self.doses.get(i, _NONE), []).append(i)
 
-        def turn(strength: float) -> tuple:
-            answered = [self.shown.get(i, i) for i in groups[strength]]
-            return max(answered), len(answered), strength == 0
+        def turn(dose: Dose) -> tuple:
+            answered = [self.shown.get(i, i) for i in groups[dose]]
+            return max(answered), len(answered), dose == _NONE
 
         outputs = [torch.zeros_like(self.x) for _ in self.conds]
-        for strength in sorted(groups, key=turn):
-            place = {self.shown.get(i, i): i for i in groups[strength]}
+        for dose in sorted(groups, key=turn):
+            place = {self.shown.get(i, i): i for i in groups[dose]}
             conds: list = [None] * len(self.conds)
             for i in self.own:
-                conds[i] = self.conds[place[i]] if i in place else self._companion(i, strength)
-            found = self._alone(conds, self.own, strength, watched=False)
+                conds[i] = self.conds[place[i]] if i in place else self._companion(i, dose)
+            found = self._alone(conds, self.own, dose, watched=False)
             for i, source in place.items():
                 outputs[source] = found[i]
         return outputs
@@ -155,19 +158,20 @@ class _Evaluation:
         """Tell the user of a cache of steps that cannot tell rows of one index apart: then the LoRA counts in some
         steps only."""
         for i, j in self.shown.items():
-            if i in self.strengths and self._same_prompt(i, j):
+            if i in self.doses and self._same_prompt(i, j):
                 equal = torch.equal(outputs[i], outputs[j])
-                if equal and self.run.counted:
+                if equal and i in self.run.counted:
                     say_once(
                         "in some steps the LoRA made no difference at all. A cache of steps on the model (TeaCache) "
                         "keeps the base model's answer for the LoRA's row: take it off, or use ComfyUI's own "
                         "EasyCache, which keeps them apart."
                     )
-                self.run.counted |= not equal
+                if not equal:
+                    self.run.counted.add(i)
 
-    def _companion(self, i: int, strength: float) -> list[dict]:
+    def _companion(self, i: int, dose: Dose) -> list[dict]:
         """A prompt that is there because third-party code looks for it; its answer is of no use."""
-        return told_apart(self.conds[i], f"{_NAME} {strength:g}")
+        return told_apart(self.conds[i], dose.lora, f"{_NAME} {dose.strength:g}")
 
     def _same_prompt(self, i: int, j: int) -> bool:
         """Whether two conditions differ in nothing but their ids."""
@@ -180,8 +184,10 @@ class _Evaluation:
     def _checked(self) -> list[Tensor] | None:
         """The first evaluation, with proof that third-party code and the base model's rows are not disturbed: None
         where the sampler's conditions come out otherwise than in the host's own call."""
-        run, off = self.run, dict.fromkeys(self.strengths, 0.0)
-        whole = not self.shown and run.one_call and not run.low_memory  # the host's own call, but for the LoRA
+        run, off = self.run, dict.fromkeys(self.doses, _NONE)
+        whole = (
+            not self.shown and run.one_call and not run.low_memory
+        )  # the host's own call, but for the LoRA
         alone = None if whole else self._call(self.conds, self.own, {}, watched=False)
         plain = self._rows(off)
         if alone is not None:
@@ -191,14 +197,14 @@ class _Evaluation:
             if any(prediction_differs(plain[i], alone[j], self.x, run.rows.dtype) for i, j in pairs):
                 return None
         # The real call last: whoever keeps the network's output (step caches) keeps that of the LoRA.
-        outputs = self._rows(self.strengths)
+        outputs = self._rows(self.doses)
         if run.one_call and not run.low_memory and not self.looked_up:
-            base = [i for i in self.own if i not in self.strengths]
-            base_rows_leak(run.rows, self._rows, self.strengths, [(outputs[i], plain[i]) for i in base])
+            base = [i for i in self.own if i not in self.doses]
+            base_rows_leak(run.rows, self._rows, self.doses, off, [(outputs[i], plain[i]) for i in base])
         return outputs
 
-    def _rows(self, on: Mapping[int, float]) -> list[Tensor]:
-        """The predictions at these strengths: in one call, or each strength in one of its own, or one by one."""
+    def _rows(self, on: Mapping[int, Dose]) -> list[Tensor]:
+        """The predictions at these doses: in one call, or each dose in one of its own, or one by one."""
         run, everything = self.run, range(len(self.conds))
         if run.one_call and not run.low_memory:
             try:
@@ -213,18 +219,19 @@ class _Evaluation:
                 found = self._call(self.conds, group, {})
                 for i in group:
                     outputs[i] = found[i]
-        for i, strength in on.items():
-            outputs[i] = self._alone(self.conds, [i], strength)[i]
+        for i, dose in on.items():
+            outputs[i] = self._alone(self.conds, [i], dose)[i]
         return outputs
 
-    def _alone(self, conds: list, wanted: Sequence[int], strength: float, watched: bool = True) -> list[Tensor]:
-        """One call that has the LoRA on all rows, or on none at strength 0."""
-        on = dict.fromkeys(wanted, strength) if strength != 0 else {}
-        with swapped(self.run.guider.model_patcher, self.run.patches, strength) if on else nullcontext():
+    def _alone(self, conds: list, wanted: Sequence[int], dose: Dose, watched: bool = True) -> list[Tensor]:
+        """One call that has a LoRA on all rows, or none at strength 0."""
+        on = dict.fromkeys(wanted, dose) if dose.strength != 0 else {}
+        patches = self.run.loras[dose.lora]
+        with swapped(self.run.guider.model_patcher, patches, dose.strength) if on else nullcontext():
             return self._call(conds, wanted, on, watched)
 
     def _call(
-        self, conds: list, wanted: Sequence[int], on: Mapping[int, float], watched: bool = True
+        self, conds: list, wanted: Sequence[int], on: Mapping[int, Dose], watched: bool = True
     ) -> list[Tensor]:
         """One call of the host; conditions that are not wanted are None, so that indices stay. watched: whether
         third-party code sees other rows than the host alone would have, and its look-ups are noticed."""
@@ -242,8 +249,8 @@ class _Evaluation:
         """What the host's indices look like to third parties in a call of `wanted`: they know 0 (positive) and 1
         (negative) only."""
         there = [i for i in wanted if self.conds[i] is not None]
-        mixed = len({self.strengths.get(i, 0.0) for i in there}) > 1
-        ambiguous = {self.shown.get(i, i) for i in there if i in self.strengths} if mixed else set()
+        mixed = len({self.doses.get(i, _NONE) for i in there}) > 1
+        ambiguous = {self.shown.get(i, i) for i in there if i in self.doses} if mixed else set()
         as_the_host = sorted(there) == self.own
 
         def visible(indices: list[int]) -> list[int]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ....dco_core.errors import DCOError
-from .adapter_hooks import BatchRows
+from .adapter_hooks import BatchRows, Dose
 
 # The same kernels on the same shapes: what differs more than rounding of the input is a leak.
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -32,22 +32,23 @@ def prediction_differs(a: Tensor, b: Tensor, x: Tensor, dtype: torch.dtype) -> b
 
 def base_rows_leak(
     rows: BatchRows,
-    call: Callable[[Mapping[int, float]], list[Tensor]],
-    strengths: Mapping[int, float],
+    call: Callable[[Mapping[int, Dose]], list[Tensor]],
+    on: Mapping[int, Dose],
+    off: Mapping[int, Dose],
     pairs: Sequence[tuple[Tensor, Tensor]],
 ) -> None:
     """DCOError that names the first layer whose base rows saw the LoRA, where predictions differ.
 
-    call: strengths by condition index -> predictions, the network run in the same batches either way.
-    pairs: of each base row, the predictions of call(strengths) and of call at strength 0.
+    call: doses by condition index -> predictions, the network run in the same batches either way.
+    pairs: of each base row, the predictions of call(on) and of call(off), the same rows at strength 0.
     """
     if not any(_differs(a, b, rows.dtype) for a, b in pairs):
         return
     traces = []
-    for on in (strengths, dict.fromkeys(strengths, 0.0)):
+    for doses in (on, off):
         rows.trace = []
         try:
-            call(on)
+            call(doses)
             traces.append(rows.trace)
         finally:
             rows.trace = None

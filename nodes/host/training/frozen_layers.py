@@ -96,8 +96,8 @@ def _is_mixed_precision_linear(module: nn.Module) -> bool:
 def take_from(module: nn.Module, fetch: Fetch, fetch_bias: Fetch | None) -> None:
     """Let a layer that `use_frozen_layers` has changed compute with the weight and bias that the two functions return
     on the device: its own may lie in main memory."""
-    module.streamed_weight, module.streamed_bias = fetch, fetch_bias  # type: ignore[assignment]
-    module.comfy_cast_weights = True  # type: ignore[assignment]
+    module.streamed_weight, module.streamed_bias = fetch, fetch_bias
+    module.comfy_cast_weights = True
 
 
 def _stored(module: nn.Module) -> Callable[[torch.dtype, torch.device], Tensor]:

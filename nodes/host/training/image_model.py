@@ -19,8 +19,7 @@ from ....dco_core.training.learned_tokens import LearnedTokens, TokenSpec
 from .. import layer_names, sampling, toy_world
 from . import conditioning, inpainting, learned_tokens, network
 from .model_fingerprint import model_fingerprint, prompt_tokens
-
-_RESOLUTIONS = {"sd_v1": 512, "sd_v2": 768, "ToyWorld": 256}  # of all others 1024
+from .resolution import own_resolution
 
 
 class HostImageModel:
@@ -35,7 +34,7 @@ class HostImageModel:
         self._denoiser: network.HostDenoiser | None = None
         self.family = layer_names.family(model)
         self.prediction = network.schedule_of(model.get_model_object("model_sampling")).prediction
-        self.default_resolution = _RESOLUTIONS.get(self.family, 1024)
+        self.default_resolution = own_resolution(model)
         self.square = self.family == "ToyWorld"
         self.reads_sizes = isinstance(model.model, comfy.model_base.SDXL)
         scales = suggested_scales(self.family, self.prediction)
@@ -55,7 +54,7 @@ class HostImageModel:
         with session as self._denoiser:
             yield self._denoiser
 
-    def denoiser(self, config: AdapterConfig | None) -> network.HostDenoiser:
+    def denoiser(self, config: AdapterConfig | None, step_shape: Sequence[int] = ()) -> network.HostDenoiser:
         self._denoiser = network.HostDenoiser(self._model, config)
         return self._denoiser
 

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ....dco_core.captions.markers import base_caption, split_at_markers
 from ....dco_core.errors import DCOError
-from ....dco_core.training.learned_tokens import LearnedTokens, TokenSpec, initial_rows, random_rows
+from ....dco_core.training.learned_tokens import LearnedTokens, TokenSpec, known_rows, started
 from .shared_weights import network_on_same_storage
 
 # The encoders whose rows mean the same wherever the token stands: CLIP's, and the Toy World's.
@@ -105,51 +105,33 @@ def _ids(tokenizer, text: str) -> list[int]:
     return tokenizer.tokenizer(text)["input_ids"][tokenizer.tokens_start : end]
 
 
+class _Table:
+    """An encoder's embedding table (a TextTable)."""
+
+    def __init__(self, clip, encoder: str, tokenizer):
+        self._tokenizer = tokenizer
+        self._embedding = _encoder(clip.cond_stage_model, encoder).transformer.get_input_embeddings()
+        self.weight = self._embedding.weight
+
+    def has_token(self, text: str) -> bool:
+        return text in self._tokenizer.tokenizer.get_vocab()
+
+    def ids(self, words: str) -> list[int]:
+        ids = _ids(self._tokenizer, words)
+        return [] if getattr(self._tokenizer.tokenizer, "unk_token_id", None) in ids else ids
+
+    def rows(self, ids: Sequence[int]) -> Tensor:
+        return self._embedding(torch.tensor([ids], device=self.weight.device), out_dtype=torch.float32)[0]
+
+
 def start(clip, specs: Sequence[TokenSpec], seed: int, known: TokenRows | None = None) -> LearnedTokens:
-    """The rows of new tokens: those of their initialisers in the CLIP's own tables, or the ones already `known`
-    (a LoRA to go on from). Raises DCOError for words the encoder does not know and names that its vocabulary has
-    already."""
+    """The rows of new tokens in the CLIP's own encoders (see `started`). Raises DCOError for encoders that cannot
+    learn, too."""
     tokenizers = _tokenizers(clip)
     comfy.model_management.load_models_gpu([clip.patcher])
-    generator = torch.Generator().manual_seed(seed)
-    rows: dict[str, dict[str, Tensor]] = {}
-    for spec in specs:
-        rows[spec.name] = {}
-        for encoder, tokenizer in tokenizers.items():
-            if f"<{spec.name}>" in tokenizer.tokenizer.get_vocab():
-                raise DCOError(
-                    f"The token <{spec.name}> already exists in {encoder}: choose another name for the marker."
-                )
-            table = _encoder(clip.cond_stage_model, encoder).transformer.get_input_embeddings()
-            if known and spec.name in known:
-                rows[spec.name][encoder] = _known_rows(
-                    known[spec.name], spec.name, encoder, table.weight.shape[1]
-                )
-            elif spec.initializer:
-                ids = _ids(tokenizer, spec.initializer)
-                unknown = getattr(tokenizer.tokenizer, "unk_token_id", None)
-                if not ids or unknown in ids:
-                    raise DCOError(
-                        f'The initializer "{spec.initializer}" of <{spec.name}> is not a word that {encoder} knows: '
-                        "start from a common word for the subject's class, such as dog."
-                    )
-                device = table.weight.device
-                vectors = table(torch.tensor([ids], device=device), out_dtype=torch.float32)[0]
-                rows[spec.name][encoder] = initial_rows(vectors, spec, encoder)
-            else:
-                rows[spec.name][encoder] = random_rows(table.weight, spec, generator)
+    tables = {encoder: _Table(clip, encoder, tokenizer) for encoder, tokenizer in tokenizers.items()}
     with torch.inference_mode(False):  # rows made in inference mode could not train
-        return LearnedTokens(rows, {spec.name: spec.initializer for spec in specs})
-
-
-def _known_rows(by_encoder: Mapping[str, Tensor], name: str, encoder: str, width: int) -> Tensor:
-    if encoder not in by_encoder or by_encoder[encoder].shape[-1] != width:
-        has = ", ".join(f"{e} of width {r.shape[-1]}" for e, r in by_encoder.items())
-        raise DCOError(
-            f"The token <{name}> has rows for {has}, this text encoder is {encoder} of width {width}: "
-            "load the checkpoint that it was trained on."
-        )
-    return by_encoder[encoder]
+        return started(specs, seed, known or {}, tables)
 
 
 class PromptReader:
@@ -170,7 +152,7 @@ class PromptReader:
                     .transformer.get_input_embeddings()
                     .weight.shape[1]
                 )
-                _known_rows(by_encoder, name, encoder, width)
+                known_rows(by_encoder, name, encoder, width)
             attribute = next(a for a, t in vars(clip.tokenizer).items() if t is original)
             setattr(self._tokenizer, attribute, self._with_rows(original, encoder))
 

@@ -30,6 +30,9 @@ _HUNG = (  # on a ModelPatcher, beside weights and their patches
     "forced_hooks", "additional_models",
 )  # fmt: skip
 _ON_CLIP = ("layer_idx", "tokenizer_options", "use_clip_schedule", "apply_hooks_to_conds")
+# CLIP-L's projection of the pooled text: files lack it, and the host then leaves the memory as it finds it. No family
+# reads the result: SD1.5's network takes no pooled text, SDXL takes that of CLIP-G, SD3 and Flux take it unprojected.
+_UNREAD = ("clip_l.transformer.text_projection.weight",)
 _DEEPEST = 40
 
 
@@ -175,7 +178,7 @@ def _unpatched(patcher: ModelPatcher, replaced: Sequence[str]) -> Iterator[tuple
     """The tensors of a model as they were before its patches, without those of the objects named in `replaced`."""
     inside = tuple(f"{name}." for name in replaced)
     for name, tensor in _tensors(patcher.model):
-        if name in replaced or name.startswith(inside):
+        if name in replaced or name in _UNREAD or name.startswith(inside):
             continue
         if name in patcher.hook_backup:
             tensor = patcher.hook_backup[name][0]

@@ -23,7 +23,7 @@ from ....dco_core.network.lora_layers import AdapterConfig
 from ....dco_core.network.out_of_place import KeptCopies, out_of_place
 from ....dco_core.network.weight_stream import Copies
 from ....dco_core.schedules import Schedule
-from ..layer_names import canonical
+from ..layer_names import canonical, family
 from .frozen_layers import use_frozen_layers
 from .fused_rope import differentiable_rope
 from .shared_weights import network_on_same_storage
@@ -102,7 +102,7 @@ class HostDenoiser(NetworkDenoiser):
         self, model, config: AdapterConfig | None, precision: str = "auto", copies: Copies | None = None
     ):
         base = model.model
-        self.device = model.load_device
+        self.device, self.family = model.load_device, family(model)
         self._autocast = _autocast_dtype(model, precision)
         self._copies = KeptCopies()
         self._base = copy.copy(base)  # shallow: shares everything but what is replaced below
@@ -139,6 +139,9 @@ class HostDenoiser(NetworkDenoiser):
         half of the free memory."""
         one = self._base.memory_required([1, *latent_shape])
         return max(1, int(self.free_memory() / 2 / max(1, one)))
+
+    def conditioning_content(self, conditioning: dict[str, Any]) -> dict[str, Any]:
+        return {name: (type(cond).__name__, cond.cond) for name, cond in conditioning.items()}
 
     def weights(self) -> LoraWeights:
         """The LoRA by canonical keys."""

@@ -165,7 +165,7 @@ class SecondModel:
 
     def run(self, family):
         if family == "toy":
-            return (pack("nodes.host.toy_world").load(None)[0],)
+            return (pack("nodes.host.toy_world").load(None, "flow")[0],)
         path = folder_paths.get_full_path("checkpoints", f"tiny_{family}.ckpt")
         return (comfy.sd.load_checkpoint_guess_config(path, output_vae=False, output_clip=False)[0],)
 

@@ -1,4 +1,4 @@
-"""The host in this process, with the pack in it, for benchmarks: no server, no queue."""
+"""The host in this process, with the pack in it, for tests and benchmarks: no server, no queue."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from devtools.environment import ROOT, comfyui_path
-from devtools.host_launcher import declare_torchvision_schemas
+from .environment import ROOT, comfyui_path
+from .host_launcher import declare_torchvision_schemas
 
 _PACK = "comfyui_dco"
 _kept: list[Any] = []

@@ -24,9 +24,9 @@ from ..errors import DCOError
 from ..lora import LoraLayer, LoraWeights, canonical_keys
 from ..lora.keys import UNET
 from ..network.denoiser import NetworkDenoiser
-from ..training.config import TrainingConfig
-from ..training.draws import Draw, random_draws
-from ..training.examples import Example, Prompt
+from .config import TrainingConfig
+from .draws import Draw, random_draws
+from .examples import Example, Prompt
 
 Mergers = tuple[Tensor, Tensor]  # m_c and m_s of one layer, [in]
 _CONTENT, _STYLE, _MERGED = "content", "style", "merged"
@@ -55,12 +55,6 @@ class ZipResult:
             f"ZipLoRA, {len(self.losses)} steps: content loss {c0:.3g} -> {c1:.3g}, style loss {s0:.3g} -> {s1:.3g}, "
             f"similarity of the mergers {m0:.3g} -> {m1:.3g}."
         )
-
-
-def with_columns(layer: LoraLayer, m: Tensor) -> LoraLayer:
-    """The layer with each input channel scaled by m [in]."""
-    m = m.detach().cpu().float().reshape(1, -1, *(1 for _ in layer.down.shape[2:]))
-    return LoraLayer(layer.down.float() * m, layer.up, layer.alpha)
 
 
 def zip_mergers(

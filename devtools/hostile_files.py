@@ -1,6 +1,6 @@
-"""LoRA files that are damaged or want to do harm: sound ones of all kinds (`seeds`), and 28 ways to change them.
+"""LoRA files that are damaged or want to do harm: sound ones of all adapter types (`seeds`), and 28 mutations of them.
 
-File number n is the same on every machine; benchmarks/fuzz_merge.py merges them.
+File number n is the same on every machine; hostile_merge.py merges them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TEXT = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
 
 @functools.cache
 def seeds() -> dict[str, bytes]:
-    """Sound files of all kinds, which the mutations start from."""
+    """Sound files of all adapter types, which the mutations start from."""
     generator = torch.Generator().manual_seed(0)
 
     def r(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -205,7 +205,7 @@ def duplicate_entry(data, chance, sentinel):
 
 
 def duplicate_module(data, chance, sentinel):
-    """One module under two spellings, or two kinds in one module."""
+    """One module under two spellings, or two adapter types in one module."""
     tensors = _tensors(data)
     spelled = chance.choice([
         "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q",

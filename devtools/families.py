@@ -1,0 +1,98 @@
+"""docs/families.md: what is tested on which family of the host, from the tests themselves.
+
+    .dev/venv/bin/python -m devtools.families
+
+Runs the tests of tests/engine that go over all families, on small random models of the host's own classes, and writes
+what passed. A few minutes.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from . import environment, in_process_host
+from .environment import ROOT
+
+PAGE = ROOT / "docs" / "families.md"
+COLUMNS = {
+    "trains": "tests/engine/test_training_families.py::test_every_family_has_the_gradient_of_its_finite_differences",
+    "its file loads": "tests/engine/test_files_of_families.py::test_every_file_loads_as_it_was_trained",
+    "guidance": "tests/engine/test_guidance_families.py::test_every_family_matches_two_models",
+    "streams": "tests/engine/test_streamed_families.py::test_every_family_streams_to_the_same_bits",
+}
+HEAD = """# Families
+
+What is tested on which family, written by `python -m devtools.families` from small random models of the host's own
+classes (ComfyUI {version}). *Trains*: gradients agree with finite differences, with and without gradient
+checkpointing. *Its file loads*: every layer of the LoRA arrives in the host's LoraLoader as it was trained.
+*Guidance*: reward guidance agrees with two separately patched models. *Streams*: weights in main memory give the
+same bits as weights on the device. *Tokens*: `<dog>` can be learned, which needs CLIP text encoders; on other
+families the trainer says so, and the LoRA learns the subject without. Downloaded checkpoints are not part of these
+tests, and memory on a card is not measured here.
+
+| family | prediction | trains | its file loads | guidance | streams | tokens |
+|---|---|---|---|---|---|---|
+"""
+_CLIP = ("sd1_clip", "sdxl_clip", "text_encoders.sd2_clip")  # modules of the host with CLIP text encoders alone
+
+
+def main() -> int:
+    host = environment.comfyui_path()
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "tests.xml"
+        command = [sys.executable, "-m", "pytest", *COLUMNS.values(), "-q", "-p", "no:cacheprovider"]
+        subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, check=False)
+        passed = results_of(report)
+    families = list(dict.fromkeys(family for _, family in passed))
+    rows = [
+        f"| {family} | {prediction} | "
+        + " | ".join(_MARKS[passed.get((column, family))] for column in COLUMNS)
+        + f" | {'yes' if tokens else 'no'} |"
+        for family, (prediction, tokens) in zip(families, _facts(families), strict=True)
+    ]
+    version = (host / "comfyui_version.py").read_text(encoding="utf-8").split('"')[-2]
+    PAGE.write_text(HEAD.format(version=version) + "\n".join(rows) + "\n", encoding="utf-8")
+    print(f"Written {PAGE.relative_to(ROOT)}")
+    return 0 if rows and all(passed.values()) else 1
+
+
+_MARKS = {True: "yes", False: "**no**", None: "not tested"}
+
+
+def results_of(report: Path) -> dict[tuple[str, str], bool]:
+    """{(column, family): whether all of its tests passed} of a junit file, in the order of the tests."""
+    found: dict[tuple[str, str], bool] = {}
+    for case in ET.parse(report).iter("testcase"):
+        test, _, ids = (case.get("name") or "").partition("[")
+        family = ids.rstrip("]").removesuffix("-True").removesuffix("-False")  # with checkpointing, and without
+        bad = any(case.find(tag) is not None for tag in ("failure", "error", "skipped"))
+        for column, name in COLUMNS.items():
+            if name.endswith(f"::{test}"):
+                found[column, family] = found.get((column, family), True) and not bad
+    return found
+
+
+def _facts(families: list[str]) -> list[tuple[str, bool]]:
+    """(prediction, whether tokens can be learned) of each family."""
+    in_process_host.start()
+    sys.path.insert(0, str(ROOT / "tests" / "engine"))
+    import comfy.supported_models
+    from small_models import FAMILIES, small_model
+
+    schedule_of = in_process_host.pack("nodes.host.training.network").schedule_of
+    facts = []
+    for family in families:
+        config = getattr(comfy.supported_models, FAMILIES[family].supported)(dict(FAMILIES[family].config))
+        tokenizer = config.clip_target(state_dict={}).tokenizer
+        module = getattr(tokenizer, "__module__", "").removeprefix("comfy.")
+        prediction = schedule_of(small_model(family).get_model_object("model_sampling")).prediction
+        facts.append((prediction, module in _CLIP))
+    return facts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""The host's MODEL, CLIP and VAE as an ImageModel outside of a prompt: what the host does around a node is done
+here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....dco_core.files.content_key import content_key
+from ....dco_core.network.lora_layers import AdapterConfig
+from .image_model import HostImageModel
+from .network import HostDenoiser
+
+
+class CommandLineModel(HostImageModel):
+    """Encodes in inference mode, as the host runs nodes. The training session begins with `denoiser` and lasts as long
+    as the program."""
+
+    def __init__(self, model, clip, vae):
+        super().__init__(model, clip, vae)
+        self._texts: list[str] = []
+        self._session = ExitStack()
+        self._trains_texts = False
+
+    def encode_captions(self, captions: Sequence[str]) -> list[Any]:
+        self._texts += captions
+        with torch.inference_mode():
+            return super().encode_captions(captions)
+
+    def encode_images(self, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
+        with torch.inference_mode():
+            return super().encode_images(images)
+
+    def decode_latents(self, latents: Sequence[Tensor]) -> list[Tensor]:
+        with torch.inference_mode():
+            return super().decode_latents(latents)
+
+    def shown_beside(self, bucketed: Any, latent: Tensor) -> Any:
+        with torch.inference_mode():
+            return super().shown_beside(bucketed, latent)
+
+    def _sample(self, *arguments: Any, **options: Any) -> list[Tensor]:
+        with torch.inference_mode():
+            return super()._sample(*arguments, **options)
+
+    def offload_encoders(self, *, texts: bool = True, images: bool = True) -> None:
+        """The host moves its models by itself; the text encoder stays where tokens train."""
+        self._trains_texts = not texts
+
+    def denoiser(self, config: AdapterConfig | None, step_shape: Sequence[int] = ()) -> HostDenoiser:
+        self._session.close()
+        self._session = ExitStack()
+        session = self.training(config, self._trains_texts, "auto", step_shape=step_shape)
+        return self._session.enter_context(session)
+
+    def content(self) -> str:
+        """Of the model, and of what the tokenizer makes of the captions: embedding files among it."""
+        return content_key(super().content(), self.text_tokens(sorted(set(self._texts))))

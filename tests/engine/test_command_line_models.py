@@ -1,0 +1,139 @@
+"""`python -m dco_core train --model checkpoint:... | unet:...`: the host's loaders and families without its server."""
+
+import hashlib
+import importlib
+from pathlib import Path
+
+import checkpoints
+import pytest
+import torch
+from prepared import OneText, PictureVAE
+from safetensors.torch import load_file
+from small_models import FAMILIES, small_model, text
+
+from dco_core.cli import commands
+from dco_core.cli import train as train_command
+from dco_core.models import host_model
+from dco_core.network.lora_layers import AdapterConfig
+from dco_core.pipeline.pictures import FolderPictures
+from dco_core.pipeline.run import FolderTraining
+from dco_core.toy_world.references import write_toy_references
+from dco_core.training.config import TrainingConfig
+from devtools.environment import comfyui_path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def named():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMFYUI_PATH", str(comfyui_path()))
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_toy_references(tmp_path_factory.mktemp("references") / "subject", "toy")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """One small SD1.5 as a checkpoint, and its parts as files of their own."""
+    folder = tmp_path_factory.mktemp("models")
+    tensors = checkpoints.sd15_tensors()
+    parts = {
+        "unet": ("model.diffusion_model.", ""), "clip": ("cond_stage_model.transformer.", ""),
+        "vae": ("first_stage_model.", ""),
+    }  # fmt: skip
+    for name, (prefix, other) in parts.items():
+        part = {other + k[len(prefix) :]: t for k, t in tensors.items() if k.startswith(prefix)}
+        torch.save(part, folder / f"{name}.ckpt")
+    torch.save({"state_dict": tensors}, folder / "whole.ckpt")
+    (folder / "broken.safetensors").write_bytes(b"no tensors")
+    return folder
+
+
+def train(data, output, *arguments):
+    return commands.main([
+        "train", "--data", str(data), "--output", str(output), "--steps", "2", "--rank", "2", "--resolution", "64",
+        "--beta", "0.1", "--learning-rate", "1e-2", "--device", "cpu", "--checkpoint-every", "1", *arguments,
+    ])  # fmt: skip
+
+
+class Stopped(BaseException):
+    pass
+
+
+def test_a_checkpoint_trains_with_tokens_stops_and_goes_on_and_its_parts_are_the_same_model(
+    data, files, tmp_path, monkeypatch, capsys
+):
+    model = ["--model", f"checkpoint:{files / 'whole.ckpt'}", "--learned-tokens", "with-lora"]
+    whole, split, apart = (tmp_path / name / "a.safetensors" for name in ("whole", "split", "apart"))
+    assert train(data, whole, *model, "--preview-every", "2", "--preview-prompt", "a <toy>") == 0
+    assert len(list((tmp_path / "whole" / "a.safetensors.previews").iterdir())) == 1
+
+    def stop(self, report):
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_command._Progress, "__call__", stop)
+        with pytest.raises(Stopped):
+            train(data, split, *model)
+    assert train(data, split, *model) == 0
+    assert "Found the checkpoint of step 1: going on" in capsys.readouterr().out
+    assert hashlib.sha256(split.read_bytes()).digest() == hashlib.sha256(whole.read_bytes()).digest()
+    parts = ["--model", f"unet:{files / 'unet.ckpt'}", "--clip", str(files / "clip.ckpt"), "--vae",
+             str(files / "vae.ckpt"), "--learned-tokens", "with-lora"]  # fmt: skip
+    assert train(data, apart, *parts) == 0
+    expected, found = load_file(whole), load_file(apart)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+    assert tuple(found["bundle_emb.toy.clip_l"].shape) == (1, 768)
+    assert any(tensor.abs().max() > 0 for key, tensor in found.items() if key.endswith("up.weight"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "checkpoint:nothing.safetensors"], "checkpoint:nothing.safetensors is not there, and not in"),
+        (["--model", "checkpoint:{files}/broken.safetensors"], "ComfyUI cannot load"),
+        (["--model", "checkpoint:{files}/vae.ckpt"], "ComfyUI cannot load"),
+        (["--model", "unet:{files}/unet.ckpt", "--clip", "{files}/clip.ckpt", "--vae", "no.pt"], "--vae no.pt is not"),
+        (
+            ["--model", "unet:{files}/unet.ckpt", "--clip", "{files}/clip.ckpt", "--vae", "{files}/broken.safetensors"],
+            "broken.safetensors as VAE",
+        ),
+        (
+            ["--model", "unet:{files}/unet.ckpt", "--clip", "{files}/clip.ckpt", "--clip-type", "fluxx", "--vae", "x"],
+            "--clip-type fluxx is unknown: use one of ",
+        ),
+    ],
+)
+def test_files_that_are_no_models_are_one_sentence(arguments, words, data, files, tmp_path, capsys):
+    given = [argument.format(files=files) for argument in arguments]
+    assert train(data, tmp_path / "a.safetensors", *given) == 1
+    printed = capsys.readouterr().err.splitlines()[-1]
+    assert printed.startswith("error: ") and words in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux", "sd3", "lumina2", "sd15-inpaint"])
+def test_families_train_as_folders_do_and_again_with_kept_errors(name, data, tmp_path):
+    host_model._pack_module("nodes.host", Path(comfyui_path()))
+    command_line_model = importlib.import_module("dco_pack.nodes.host.training.command_line_model")
+    channels = FAMILIES[name].latent[0]
+
+    def run(output):
+        model = command_line_model.CommandLineModel(small_model(name), OneText(text(name, 7, 3)), PictureVAE(channels))
+        model.content = lambda: name  # the CLIP of a few lines has no weights to tell it by
+        training = FolderTraining(
+            model, FolderPictures(data, TrainingConfig(steps=2, beta=0.1, learning_rate=1e-2)), output,
+            AdapterConfig(rank=1), resolution=64, square=True, reference_folder=tmp_path / "errors",
+        )  # fmt: skip
+        training.run(lambda report: None)
+        training.save()
+        return training, load_file(output)
+
+    _, first = run(tmp_path / "a.safetensors")
+    again, second = run(tmp_path / "b.safetensors")
+    assert any("are there from an earlier run" in note for note in again.notes)
+    assert all(torch.equal(second[key], tensor) for key, tensor in first.items())
+    assert again.training.denoiser.family == again._model.family != ""
