@@ -37,7 +37,7 @@ def compare_methods() -> Layout:
         "DCOEvaluationPrompts", (0, 350), (250, 190), "What is asked for", kind="customization", category="toy world",
         word="toy", count=0, style="",
     )  # fmt: skip
-    options = w.add("DCOLoRAOptions", (0, 610), (250, 230), "Of both", **TOY_LORA)
+    options = w.add("DCOLoRAOptions", (0, 620), (250, 230), "Of both", **TOY_LORA)
     positive = w.add(
         "CLIPTextEncode", (0, 880), (250, 80), "Each prompt in turn", clip=[world, 1], text=[prompts, 0]
     )
