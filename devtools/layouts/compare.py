@@ -32,17 +32,17 @@ def compare_methods() -> Layout:
     """Workflow 4: DreamBooth and DCO on the Toy World, one plot of both."""
     w = Layout()
     world = w.add("DCOToyWorldLoader", (0, 40), (250, 100))
-    subject = w.add("DCOToyWorldReferences", (0, 190), (250, 110), "My subject: 4 pictures", what="subject")
+    subject = w.add("DCOToyWorldReferences", (0, 205), (250, 110), "My subject: 4 pictures", what="subject")
     prompts = w.add(
-        "DCOEvaluationPrompts", (0, 350), (250, 190), "What is asked for", kind="customization", category="toy world",
+        "DCOEvaluationPrompts", (0, 360), (250, 190), "What is asked for", kind="customization", category="toy world",
         word="toy", count=0, style="",
     )  # fmt: skip
-    options = w.add("DCOLoRAOptions", (0, 610), (250, 230), "Of both", **TOY_LORA)
+    options = w.add("DCOLoRAOptions", (0, 635), (250, 230), "Of both", **TOY_LORA)
     positive = w.add(
-        "CLIPTextEncode", (0, 880), (250, 80), "Each prompt in turn", clip=[world, 1], text=[prompts, 0]
+        "CLIPTextEncode", (0, 900), (250, 80), "Each prompt in turn", clip=[world, 1], text=[prompts, 0]
     )
-    empty = w.add("CLIPTextEncode", (0, 925), (250, 80), "Empty prompt", clip=[world, 1], text="")
-    latent = w.add("EmptyLatentImage", (0, 970), (250, 110), width=256, height=256, batch_size=1)
+    empty = w.add("CLIPTextEncode", (0, 940), (250, 80), "Empty prompt", clip=[world, 1], text="")
+    latent = w.add("EmptyLatentImage", (0, 980), (250, 110), width=256, height=256, batch_size=1)
     w.collapsed |= {positive, empty, latent}
     scores = []
     for i, method in enumerate(_METHODS):
