@@ -183,8 +183,8 @@ def _markdown(report: dict[str, Any]) -> str:
         f"steps; {demo_graph.TRAINING_STEPS} steps of training, learning rate "
         f"{demo_graph.LEARNING_RATE:g}, rank {demo_graph.RANK}, batch {demo_graph.BATCH}. One "
         f"training seed and {report['scores'][0]['images']} pictures a row, so differences of a few hundredths say "
-        "nothing; claims over subjects are in docs/evidence.md. Plain guidance, where no w_rg is named. What DCO learns "
-        "faster than DreamBooth it owes to the clipping of its larger gradients (same page).",
+        "nothing; claims over subjects are in docs/evidence.md. Plain guidance, where no w_rg is named. What DCO "
+        "learns faster than DreamBooth it owes to the clipping of its larger gradients (same page).",
         "",
         *_tables(report["scores"]),
         "Likeness: colours of body and ears, ears and build against the true subject, in 0 to 1. In print style its "
