@@ -118,7 +118,7 @@ OF_THETA = {
 }  # fmt: skip
 OF_DRAWS = {
     "batch_size": 2, "objective": "dco-prior", "offset_noise": 0.1, "seed": 3, "caption_dropout": 0.2, "look_ahead": 3,
-    "timestep_sampling": "logit-normal",
+    "timestep_sampling": "logit-normal", "mask_prior": 2.0, "preservation_prompts": "a cat", "preservation_share": 0.5,
 }  # fmt: skip
 
 
@@ -267,6 +267,9 @@ def test_where_errors_are_not_enough_it_is_said_and_nothing_is_kept(tmp_path):
     config = TrainingConfig(steps=2, objective="output-preservation")
     training = reference_training(run, examples, config, tmp_path)
     assert "output-preservation compares its predictions" in training.notes[0]
+    preserved = [dataclasses.replace(e, preserved=[e.base_conditioning]) for e in examples]
+    held = reference_training(run, preserved, TrainingConfig(steps=2, preservation_prompts="a cat"), tmp_path)
+    assert "preservation compare its predictions" in held.notes[0]
     shared = [dataclasses.replace(e, conditioning=lambda e=e: e.conditioning, base_conditioning=None) for e in examples]
     assert "it reads tokens in training" in reference_training(run, shared, TrainingConfig(steps=2), tmp_path).notes[0]
     plain = reference_training(run, examples, TrainingConfig(steps=2, objective="dreambooth"), tmp_path)
