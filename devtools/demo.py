@@ -226,7 +226,7 @@ def _sheet(
     swept = Row(
         [rows[name, places].pictures[demo_graph.SWEPT] for _, name in sweep],
         demo_graph.DCO,
-        places[demo_graph.SWEPT],
+        places[demo_graph.SWEPT].replace(", ", ",\n"),
     )
     headings = ["w_rg 0: base model", *(f"w_rg {w:g}" for w, _ in sweep[1:])]
     shown = (demo_graph.PUBLISHED, demo_graph.DREAMBOOTH, demo_graph.DCO)
