@@ -160,7 +160,7 @@ def test_toy_world_scores_of_the_references(host):
     outputs = host.client.run(g.prompt)
     got = facts(outputs, shown)
     assert list(got) == ["labels", "likeness", "style_likeness", "alignment"]
-    assert min(got["likeness"]) > 0.9 and max(got["style_likeness"]) < 0.05 and got["alignment"] == [1.0] * 4
+    assert np.mean(got["likeness"]) > 0.85 and max(got["style_likeness"]) < 0.05 and got["alignment"] == [1.0] * 4
     cells = render(subject_references()[0])
     assert np.allclose(got["likeness"], scorer.subject_likeness(cells, "toy").numpy(), atol=0.02)
     assert (
