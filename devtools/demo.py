@@ -180,8 +180,8 @@ def _markdown(report: dict[str, Any]) -> str:
         f"Made on {report['date']} with ComfyUI {report['comfyui']} on {report['device']}, in "
         f"{report['seconds']:.0f} s after the host had started. Toy World, epsilon base, "
         f"w_text {demo_graph.W_TEXT:g}, {demo_graph.STEPS} Euler "
-        f"steps; {demo_graph.TRAINING['steps']} steps of training, learning rate "
-        f"{demo_graph.TRAINING['learning_rate']:g}, rank {demo_graph.TRAINING['rank']}, batch {demo_graph.BATCH}. One "
+        f"steps; {demo_graph.TRAINING_STEPS} steps of training, learning rate "
+        f"{demo_graph.LEARNING_RATE:g}, rank {demo_graph.RANK}, batch {demo_graph.BATCH}. One "
         f"training seed and {report['scores'][0]['images']} pictures a row, so differences of a few hundredths say "
         "nothing; claims over subjects are in docs/evidence.md. Plain guidance, where no w_rg is named.",
         "",

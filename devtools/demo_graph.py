@@ -38,8 +38,7 @@ W_RG = (0.6, 1.0, 1.4, 2.0, 3.0)  # w_rg / w_text of 0.3, 0.5 and 0.7, as in the
 SWEPT = 0  # the place that the sheet shows over w_rg
 SHOWN_W_RG = TOY_WORLD.w_rg  # of the sheet's rows
 # Of the protocol (docs/evidence/protocol.md), at its main checkpoint.
-TRAINING = {"steps": 1000, "learning_rate": 1e-3, "rank": 8}
-BATCH = 2
+TRAINING_STEPS, LEARNING_RATE, RANK, BATCH = 1000, 1e-3, 8, 2
 STYLE_STEPS = 300  # one picture has not more to learn
 COMPACT = "a <toy>"  # a caption as published: the marker alone
 IMAGES_PER_PROMPT = 2
@@ -91,9 +90,11 @@ def find(prompt: Prompt, class_type: str, **inputs: Any) -> list[str]:
 def with_settings(workflow_prompt: Prompt) -> Prompt:
     """The prompt of workflow 0 with the demo's training."""
     prompt = copy.deepcopy(workflow_prompt)
-    (subject,), (options,) = find(prompt, "DCOLoRATrainer"), find(prompt, "DCOTrainingOptions")
-    prompt[subject]["inputs"] |= TRAINING
-    prompt[options]["inputs"]["batch_size"] = BATCH
+    (subject,) = find(prompt, "DCOLoRATrainer")
+    inputs = prompt[subject]["inputs"]
+    prompt["options"] = _node("DCOTrainingOptions", batch_size=BATCH, options=inputs["options"])
+    inputs |= {"steps": TRAINING_STEPS, "rank": RANK, "options": ["options", 0]}
+    inputs |= {"recipe": "custom", "recipe.learning_rate": LEARNING_RATE}
     return prompt
 
 

@@ -134,8 +134,10 @@ class Scorer:
         self, job: Job, folder: Path, model: ImageModel, denoiser: Any, checkpoint: Any
     ) -> None:
         study, style = self._study, job.subject is None
-        # the plain objective: what others make beside the references is not looked at
-        config = dataclasses.replace(study.config(job.method, job.seed, style), objective="dreambooth")
+        # the plain objective on whole pictures: what others make or hold beside the references is not looked at
+        config = dataclasses.replace(
+            study.config(job.method, job.seed, style), objective="dreambooth", mask_prior=0.0, preservation_prompts=""
+        )
         references = self._setting.references(job.shown[0], study.method(job.method).captions)
         sets = {"references": examples_of(model, references, config, study, denoiser)}
         if study.distance_prompts:

@@ -211,7 +211,7 @@ class DCORewardGuidanceOptions(options_node.OptionsNode):
             shared.guidance_options(), category="advanced/guidance",
             description="What the guidance nodes can do beside: the LoRA's strength, more LoRAs stacked on it, a part "
             "of the noise schedule, less memory.",
-            search_aliases=["reward guidance", "w_rg", "lora strength", "lora stack"], for_node="a guidance node",
+            search_aliases=["lora strength", "lora stack", "low memory"], for_node="a guidance node",
             chained=False,
         )  # fmt: skip
 

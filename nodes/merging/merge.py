@@ -106,7 +106,7 @@ class DCOMergeOptions(options_node.OptionsNode):
             "DCOMergeOptions", "Merge Options (DCO)", merge_inputs.OPTIONS, merge_inputs.more(),
             category="model/merging", description="How large LoRA Arithmetic Merge makes the sum, weights by block, "
             "how the file is saved, and whether the LoRAs are compared.",
-            search_aliases=["merge lora", "resize lora", "block weights"], for_node="LoRA Arithmetic Merge",
+            search_aliases=["resize lora", "block weights"], for_node="LoRA Arithmetic Merge",
             chained=False,
         )  # fmt: skip
 

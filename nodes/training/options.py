@@ -14,7 +14,7 @@ from .inputs import OPTIONS
 def _schema(node_id: str, display_name: str, inputs: list[Any], description: str, *aliases: str) -> io.Schema:
     return options.schema(
         node_id, display_name, OPTIONS, inputs, category="model/training", description=description,
-        search_aliases=["lora training", *aliases], for_node="the DCO LoRA Trainer",
+        search_aliases=list(aliases), for_node="the DCO LoRA Trainer",
     )  # fmt: skip
 
 
@@ -42,7 +42,6 @@ class DCOLoRAOptions(options.OptionsNode):
             "DCO LoRA Options",
             option_groups.lora(),
             "What the DCO LoRA Trainer trains: layers, alpha, dropout, learned tokens, and a LoRA to go on from.",
-            "textual inversion",
             "learned token",
             "alpha",
             "layers",

@@ -25,7 +25,7 @@ class DCOPhotos(io.ComfyNode):
             description="Drop your photos on it and write a caption beside each. Run drafts the captions that are "
             "missing, with a vision-language model where one is connected, and says beside each photo what to mend.",
             search_aliases=[
-                "upload images", "photos", "dataset", "caption", "load images", "dreambooth", "dco",
+                "upload images", "photos", "dataset", "caption", "load images", "dco",
             ],
             inputs=[
                 io.String.Input(

@@ -39,6 +39,7 @@ def mode(request, host, page) -> Iterator[str]:
 
 @pytest.fixture
 def nodes(mode, page) -> Any:
-    """The page with one of the two kinds of nodes, and no graph."""
-    page.evaluate("async () => window.app.graph.clear()")
+    """The page with one of the two kinds of nodes, no graph and nothing that it was told before."""
+    page.evaluate("async () => { window.app.graph.clear(); window.app.extensionManager.toast.removeAll(); }")
+    page.wait_for_function("() => !document.querySelector('.p-toast-detail')")
     return page

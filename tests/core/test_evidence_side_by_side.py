@@ -13,6 +13,7 @@ from dco_core.network.lora_layers import AdapterConfig
 from dco_core.toy_world.image_model import ToyWorldModel
 from dco_core.training.config import TrainingConfig
 from dco_core.training.examples import Example
+from dco_core.training.objectives import OBJECTIVES
 from dco_core.training.trainer import Training
 
 SEEDS = (5, 8, 2)
@@ -24,18 +25,19 @@ def model():
     return ToyWorldModel()
 
 
-def examples_of(model, seed, prior=False):
-    """Three pictures of different texts; a class image last."""
+def examples_of(model, seed, prior=False, held=False):
+    """Three pictures of different texts; a class image last. held: with masks and preservation prompts."""
     texts = model.encode_captions(["a large toy on grass", "a small toy at night", "a toy", "a toy on white"])
     side = model.default_resolution
     generator = torch.Generator().manual_seed(seed)
     images = [torch.rand(side, side, 3, generator=generator) for _ in range(4)]
     latents = [mean for mean, _ in model.encode_images(images)]
     made = [Example(x, text) for x, text in zip(latents, texts, strict=True)]
-    side = latents[0].shape[-1]
-    half = (torch.arange(side * side).view(side, side) % 3 > 0).float()
-    made = [dataclasses.replace(e, mask=half if i else None, preserved=texts[:2]) for i, e in enumerate(made)]
-    made[-1] = dataclasses.replace(made[-1], prior=True, mask=None)
+    if held:
+        side = latents[0].shape[-1]
+        mask = (torch.arange(side * side).view(side, side) % 3 > 0).float()
+        made = [dataclasses.replace(e, mask=mask if i else None, preserved=texts[:2]) for i, e in enumerate(made)]
+    made[-1] = dataclasses.replace(made[-1], prior=True)
     return made if prior else made[:-1]
 
 
@@ -49,10 +51,6 @@ CASES = {
     "DCO, epsilon weighting": {"beta": 1.0, "weighting": "epsilon"},
     "prior": {"objective": "dreambooth-prior", "prior_weight": 0.7},
     "DCO, prior": {"objective": "dco-prior", "beta": 0.02, "prior_weight": 0.7, "weighting": "min-snr"},
-    "held": {
-        "beta": 0.02, "mask_prior": 3.0, "preservation_prompts": "one; two", "preservation_weight": 5.0,
-    },
-    "plain, held": {"objective": "dreambooth", "mask_prior": 3.0, "preservation_prompts": "one; two"},
     "scored": {"objective": "dreambooth", "validation_steps": 2},
 }  # fmt: skip
 
@@ -126,3 +124,35 @@ def test_what_only_a_run_alone_can_do_is_refused(model, changes, message):
 def test_dropout_is_for_a_run_alone():
     config = TrainingConfig(objective="dreambooth")
     assert possible(config, AdapterConfig(rank=2)) and not possible(config, AdapterConfig(rank=2, dropout=0.1))
+
+
+@pytest.mark.parametrize("objective", ["dco", "dreambooth"])
+def test_gradients_of_what_is_held_are_those_of_each_run_alone(model, objective):
+    """From LoRAs that are away from zero, where theta is not phi."""
+    config = TrainingConfig(
+        objective=objective, beta=0.02, batch_size=2, mask_prior=3.0, preservation_prompts="one; two",
+        preservation_weight=5.0, look_ahead=1,
+    )  # fmt: skip
+    adapters = [AdapterConfig(rank=3, layers="all linear", seed=seed) for seed in SEEDS]
+    examples = [examples_of(model, seed, held=True) for seed in SEEDS]
+    starts = [model.denoiser(adapter).lora() for adapter in adapters]
+    together = SideBySide(model.denoiser(None), starts, examples, SEEDS, config, CPU)
+    generator = torch.Generator().manual_seed(0)
+    for p in together.denoiser.trainable().values():
+        p.data += 0.02 * torch.randn(p.shape, generator=generator)
+    (OBJECTIVES[objective](next(together._batches())).loss * len(SEEDS)).backward()
+    for i, seed in enumerate(SEEDS):
+        alone = Training(model.denoiser(adapters[i]), examples[i], dataclasses.replace(config, seed=seed))
+        for name, p in alone.denoiser.trainable().items():
+            p.data = together.denoiser.trainable()[name].data[i].clone()
+        OBJECTIVES[objective](next(alone._batches())).loss.backward()
+        for name, p in alone.denoiser.trainable().items():
+            found = together.denoiser.trainable()[name].grad[i]
+            assert (found - p.grad).norm() <= 1e-4 * p.grad.norm() + 1e-7, name
+
+
+def test_a_share_of_the_batches_is_for_a_run_alone(model):
+    config = TrainingConfig(preservation_prompts="one", preservation_share=0.5)
+    assert not possible(config, AdapterConfig())
+    with pytest.raises(DCOError, match="preservation_share 0.5 is for a run alone"):
+        SideBySide(model.denoiser(None), [], [], [], config, CPU)

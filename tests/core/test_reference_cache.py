@@ -118,7 +118,7 @@ OF_THETA = {
 }  # fmt: skip
 OF_DRAWS = {
     "batch_size": 2, "objective": "dco-prior", "offset_noise": 0.1, "seed": 3, "caption_dropout": 0.2, "look_ahead": 3,
-    "timestep_sampling": "logit-normal", "mask_prior": 1.0, "preservation_prompts": "a cat", "preservation_share": 0.5,
+    "timestep_sampling": "logit-normal", "mask_prior": 2.0, "preservation_prompts": "a cat", "preservation_share": 0.5,
 }  # fmt: skip
 
 
