@@ -7,7 +7,7 @@ from small_models import latent, lora_for, small_model, text
 from torch import Tensor
 from two_models import cfg, evaluate, merged, oracle, sample
 
-from benchmarks import host
+from devtools import in_process_host as host
 
 W_RG, W_TEXT = 2.0, 4.0
 LEFT, RIGHT = slice(0, 3), slice(5, 8)  # columns of the latent; those between them belong to no mask
