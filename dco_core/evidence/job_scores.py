@@ -15,9 +15,10 @@ from ..metrics import collateral_rmse, noise_distance
 from ..models.image_model import ImageModel
 from .jobs import DISTANCES, PICTURES, SCORES, Job, checkpoint_file, checkpoints_of, main_checkpoint
 from .pictures import draw, with_lora
+from .prompts import OTHERS
 from .setting import Setting
 from .snapshots import LORA, examples_of, prompt_examples
-from .study import BASE, CEILING, OTHERS, PLAIN, Study
+from .study import BASE, CEILING, PLAIN, Study
 from .tables import Row, write_table
 
 
@@ -134,8 +135,10 @@ class Scorer:
         self, job: Job, folder: Path, model: ImageModel, denoiser: Any, checkpoint: Any
     ) -> None:
         study, style = self._study, job.subject is None
-        # the plain objective: what others make beside the references is not looked at
-        config = dataclasses.replace(study.config(job.method, job.seed, style), objective="dreambooth")
+        # the plain objective on whole pictures: what others make or hold beside the references is not looked at
+        config = dataclasses.replace(
+            study.config(job.method, job.seed, style), objective="dreambooth", mask_prior=0.0, preservation_prompts=""
+        )
         references = self._setting.references(job.shown[0], study.method(job.method).captions)
         sets = {"references": examples_of(model, references, config, study, denoiser)}
         if study.distance_prompts:

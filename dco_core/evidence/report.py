@@ -106,6 +106,8 @@ def _page(
         found = findings(contrasts_from(study.contrasts), evidence)
         for family in dict.fromkeys((PRIMARY, *(f.contrast.family for f in found))):
             chosen = [f for f in found if f.contrast.family == family]
+            if not chosen:
+                continue
             title = f"{family[:1].upper()}{family[1:]} contrasts"
             note = "p is the largest of the contrast's tests, corrected by Holm." if family == PRIMARY else ""
             parts += [f"## {title}", note, markdown(_verdicts(chosen)), markdown(_tests(chosen))]

@@ -84,8 +84,10 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
+        rows = grad.reshape(-1, grad.shape[-1])  # as torch's own backward pass, whatever the layout of grad
         with _as_given(grad):
-            return grad @ _weight_for(ctx.weight, grad), None, None
+            found = rows @ _weight_for(ctx.weight, grad)
+        return found.reshape(*grad.shape[:-1], found.shape[-1]), None, None
 
 
 class _Conv2d(torch.autograd.Function):

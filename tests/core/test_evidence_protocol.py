@@ -227,3 +227,26 @@ def test_references_with_masks_of_what_is_taught(tmp_path):
         ground = ground.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
         away = (b.image - ground).abs().amax(-1)
         assert away[b.mask == 0].max() < 0.02 and away[b.mask == 1].min() > 0.005
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_method_that_holds_is_trained_and_measured(tmp_path, together):
+    held = {"objective": "dreambooth", "mask_prior": 2.0, "preservation_prompts": "blank; class; a large star on grass"}
+    values = STUDY | {
+        "bases": {}, "methods": ["held"],
+        "own_methods": {"held": {"training": held, "captions": "compact", "masks": True}},
+        "w_rg": [], "w_rg_at": [], "w_rg_methods": [], "contrasts": [], "ceiling": False, "side_by_side": together,
+    }  # fmt: skip
+    study = study_from(values, "")
+    workspace = Workspace(study, setting_for(study, tmp_path / "references", None), tmp_path)
+    for group in groups_of(study):
+        workspace.do(group)
+    jobs = [job for job in jobs_of(study)[0] if job.method == "held"]
+    assert len(jobs) == 2
+    for job in jobs:
+        workspace.do(job)
+        assert workspace.done(job)
+        rows = read_table(workspace.path(job) / "scores.csv")
+        assert {r["checkpoint"] for r in rows} == {1, 2, 3} and all(np.isfinite(r["alignment"]) for r in rows)
+        assert read_table(workspace.path(job) / "distances.csv")
+    assert (tmp_path / "references" / "toy-4-compact-masks" / "masks" / "0.png").is_file()

@@ -47,6 +47,9 @@ TRAINING = {
     "target_gate": Row(0.1, {"beta": None, "automatic_beta": "images"}),
     "prior_weight": Row(500.0, {"objective": "dco-prior"}),
     "preservation_weight": Row(5.0, {"objective": "output-preservation"}),
+    "mask_prior": Row(500.0),
+    "preservation_prompts": Row("a cat\na tree", {"preservation_weight": 500.0}),
+    "preservation_share": Row(0.3, {"preservation_prompts": "a cat\na tree", "preservation_weight": 500.0}),
     "mapo_beta": Row(0.5, MAPO | {"mapo_snr": 1e-3}),
     "mapo_snr": Row(5.0, MAPO),
     "optimizer": Row("adafactor"),
@@ -97,7 +100,7 @@ def examples(tokens):
     mask[0, 0] = 1
     reference = Example(
         made(6, 2, 2), made(4, 5), made(4, 5), class_conditioning=made(4, 5), empty_conditioning=made(4, 5), mask=mask,
-        rejected=[made(6, 2, 2)],
+        rejected=[made(6, 2, 2)], preserved=[made(4, 5), made(4, 5)],
     )  # fmt: skip
     with_token = (
         dataclasses.replace(reference, latent=made(6, 2, 2), conditioning=own) if tokens else reference

@@ -62,13 +62,16 @@ class Stopped(BaseException):
     pass
 
 
-def test_a_checkpoint_trains_with_tokens_stops_and_goes_on_and_its_parts_are_the_same_model(
-    data, files, tmp_path, monkeypatch, capsys
-):
-    model = ["--model", f"checkpoint:{files / 'whole.ckpt'}", "--learned-tokens", "with-lora"]
-    whole, split, apart = (tmp_path / name / "a.safetensors" for name in ("whole", "split", "apart"))
-    assert train(data, whole, *model, "--preview-every", "2", "--preview-prompt", "a <toy>") == 0
-    assert len(list((tmp_path / "whole" / "a.safetensors.previews").iterdir())) == 1
+@pytest.fixture(scope="module")
+def whole(data, files, tmp_path_factory):
+    """What the checkpoint trains to, with a learned token."""
+    output = tmp_path_factory.mktemp("whole") / "a.safetensors"
+    assert train(data, output, "--model", f"checkpoint:{files / 'whole.ckpt'}", "--learned-tokens", "with-lora") == 0
+    return output
+
+
+def test_a_checkpoint_trains_with_a_token_stops_and_goes_on(data, files, whole, tmp_path, monkeypatch, capsys):
+    model, output = ["--model", f"checkpoint:{files / 'whole.ckpt'}", "--learned-tokens", "with-lora"], whole.name
 
     def stop(self, report):
         raise Stopped
@@ -76,18 +79,22 @@ def test_a_checkpoint_trains_with_tokens_stops_and_goes_on_and_its_parts_are_the
     with monkeypatch.context() as patch:
         patch.setattr(train_command._Progress, "__call__", stop)
         with pytest.raises(Stopped):
-            train(data, split, *model)
-    assert train(data, split, *model) == 0
+            train(data, tmp_path / output, *model)
+    assert train(data, tmp_path / output, *model) == 0
     assert "Found the checkpoint of step 1: going on" in capsys.readouterr().out
-    assert hashlib.sha256(split.read_bytes()).digest() == hashlib.sha256(whole.read_bytes()).digest()
-    parts = ["--model", f"unet:{files / 'unet.ckpt'}", "--clip", str(files / "clip.ckpt"), "--vae",
-             str(files / "vae.ckpt"), "--learned-tokens", "with-lora"]  # fmt: skip
-    assert train(data, apart, *parts) == 0
-    expected, found = load_file(whole), load_file(apart)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+    assert hashlib.sha256((tmp_path / output).read_bytes()).digest() == hashlib.sha256(whole.read_bytes()).digest()
+    found = load_file(whole)
     assert tuple(found["bundle_emb.toy.clip_l"].shape) == (1, 768)
     assert any(tensor.abs().max() > 0 for key, tensor in found.items() if key.endswith("up.weight"))
+
+
+def test_its_parts_in_files_of_their_own_are_the_same_model(data, files, whole, tmp_path):
+    parts = ["--model", f"unet:{files / 'unet.ckpt'}", "--clip", str(files / "clip.ckpt"), "--vae",
+             str(files / "vae.ckpt"), "--learned-tokens", "with-lora"]  # fmt: skip
+    assert train(data, tmp_path / "a.safetensors", *parts) == 0
+    expected, found = load_file(whole), load_file(tmp_path / "a.safetensors")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
 
 
 @pytest.mark.parametrize(
@@ -115,6 +122,14 @@ def test_files_that_are_no_models_are_one_sentence(arguments, words, data, files
     assert list(tmp_path.iterdir()) == []
 
 
+class EnlargingVAE(PictureVAE):
+    """Decodes its own latents to grey pictures, one pixel of a latent to 8 x 8."""
+
+    def decode(self, latents):
+        grey = torch.nn.functional.interpolate(latents.float().mean(1, keepdim=True).sigmoid(), scale_factor=8.0)
+        return grey.repeat(1, 3, 1, 1).movedim(1, -1)
+
+
 @pytest.mark.parametrize("name", ["sdxl", "flux", "sd3", "lumina2", "sd15-inpaint"])
 def test_families_train_as_folders_do_and_again_with_kept_errors(name, data, tmp_path):
     host_model._pack_module("nodes.host", Path(comfyui_path()))
@@ -122,11 +137,13 @@ def test_families_train_as_folders_do_and_again_with_kept_errors(name, data, tmp
     channels = FAMILIES[name].latent[0]
 
     def run(output):
-        model = command_line_model.CommandLineModel(small_model(name), OneText(text(name, 7, 3)), PictureVAE(channels))
+        clip, vae = OneText(text(name, 7, 3)), EnlargingVAE(channels)
+        model = command_line_model.CommandLineModel(small_model(name), clip, vae)
         model.content = lambda: name  # the CLIP of a few lines has no weights to tell it by
         training = FolderTraining(
             model, FolderPictures(data, TrainingConfig(steps=2, beta=0.1, learning_rate=1e-2)), output,
             AdapterConfig(rank=1), resolution=64, square=True, reference_folder=tmp_path / "errors",
+            preview_every=2 if name == "sdxl" and output.stem == "a" else 0,
         )  # fmt: skip
         training.run(lambda report: None)
         training.save()
@@ -134,6 +151,7 @@ def test_families_train_as_folders_do_and_again_with_kept_errors(name, data, tmp
 
     _, first = run(tmp_path / "a.safetensors")
     again, second = run(tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors.previews").exists() == (name == "sdxl")
     assert any("are there from an earlier run" in note for note in again.notes)
     assert all(torch.equal(second[key], tensor) for key, tensor in first.items())
     assert again.training.denoiser.family == again._model.family != ""

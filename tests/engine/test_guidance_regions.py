@@ -7,7 +7,7 @@ from small_models import latent, lora_for, small_model, text
 from torch import Tensor
 from two_models import cfg, evaluate, merged, oracle, sample
 
-from benchmarks import host
+from devtools import in_process_host as host
 
 W_RG, W_TEXT = 2.0, 4.0
 LEFT, RIGHT = slice(0, 3), slice(5, 8)  # columns of the latent; those between them belong to no mask
@@ -165,8 +165,8 @@ def test_regions_that_do_nothing_change_nothing_and_cost_nothing():
     assert equal(case.ours(), case.ours(regions=nothing))
     assert equal(case.plain(), case.ours(mask=torch.zeros(1, 9, 9)))
     guided_by = host.pack("nodes.guidance.guided").Guided
-    said = guided_by(case.phi, case.lora, regions=nothing).reward_report(W_RG, W_TEXT)
-    assert said.startswith(
+    report = guided_by(case.phi, case.lora, regions=nothing).reward_report(W_RG, W_TEXT)
+    assert report.startswith(
         "3 UNet rows a step: LoRA on the prompt, base on the prompt, base on the negative. 3 of 4 "
     )
     empty = guided_by(case.phi, case.lora, mask=torch.zeros(1, 9, 9))
@@ -188,8 +188,8 @@ def test_the_report_says_the_rows_that_run(w_text, rows):
     assert counts == [rows] * 3
     made = host.pack("nodes.guidance.guided").Guided(case.phi, case.lora, mask=left(), regions=chain)
     assert made.reward_report(W_RG, w_text).startswith(f"{rows} UNet rows a step: LoRA 1 on the prompt, LoRA 2 on")
-    said = made.reward_report(W_RG, None)
-    assert said.startswith("4 UNet rows a step: LoRA 1 on the prompt") and "; 3 where cfg is 1" in said
+    report = made.reward_report(W_RG, None)
+    assert report.startswith("4 UNet rows a step: LoRA 1 on the prompt") and "; 3 where cfg is 1" in report
 
 
 def test_loras_that_rows_cannot_tell_apart_run_one_after_the_other():

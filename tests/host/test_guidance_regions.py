@@ -80,11 +80,11 @@ def test_two_subjects_side_by_side_in_one_sampling(host):
     parts = {(0, 96): first, (96, 64): plain, (160, 96): second}
     same = [g.compare(g.part(both, *where), g.part(one, *where)) for where, one in parts.items()]
     other = [g.compare(g.part(both, *where), g.part(plain, *where)) for where in ((0, 96), (160, 96))]
-    said = g.add("PreviewAny", source=[both[0], 1])
+    report = g.add("PreviewAny", source=[both[0], 1])
     outputs = host.client.run(g.prompt)
     assert all(facts(outputs, node)["relative"] < 1e-4 for node in same)
     assert all(facts(outputs, node)["relative"] > 1e-3 for node in other)
-    assert outputs[said]["text"][0].startswith(
+    assert outputs[report]["text"][0].startswith(
         "4 UNet rows a step: LoRA 1 on the prompt, LoRA 2 on the prompt, base on the prompt, base on the negative"
     )
 
@@ -108,7 +108,7 @@ def test_the_doors_take_masks_and_regions_alike(host):
         positive=g.prompt_of_base, negative=g.empty, latent_image=g.start, vae=g.base["vae"], w_rg_values="1.4",
         across="w_rg alone", w_text=2.0, sampler_name="euler", scheduler="normal", denoise=1.0,
     )  # fmt: skip
-    said = g.add("PreviewAny", source=[swept, 3])
+    report = g.add("PreviewAny", source=[swept, 3])
     same = [g.compare(other, sampler) for other in (patched, [advanced, 0])]
     without = g.compare(g.sampled(), sampler)
     ones = g.compare(g.sampled(mask=g.solid(1.0, 64, 64)), g.sampled())
@@ -119,7 +119,7 @@ def test_the_doors_take_masks_and_regions_alike(host):
     outputs = host.client.run(g.prompt)
     assert all(facts(outputs, node)["equal"] for node in (*same, ones, zeros))
     assert facts(outputs, without)["relative"] > 1e-3
-    assert "4 UNet rows a step" in outputs[said]["text"][0]
+    assert "4 UNet rows a step" in outputs[report]["text"][0]
 
 
 @pytest.mark.parametrize("where", ["mask", "regions"])
