@@ -46,7 +46,7 @@ def compare_methods() -> Layout:
     w.collapsed |= {positive, empty, latent}
     scores = []
     for i, method in enumerate(_METHODS):
-        y = 40 + 470 * i
+        y = 40 + 515 * i
         trainer = w.add(
             "DCOLoRATrainer", (290 + 330 * i, 40), (300, 900), f"Train with {method}", model=[world, 0],
             clip=[world, 1], vae=[world, 2], images=[subject, 0], captions=[subject, 1], options=[options, 0],
@@ -80,8 +80,8 @@ def compare_methods() -> Layout:
     w.groups += [
         ("1. What is taught and asked", -20, -40, 290, 1040, "#3f789e"),
         ("2. Train: one thing differs", 280, -40, 650, 1000, "#8A8"),
-        ("3. Sample", 940, -40, 310, 1000, "#b58b2a"),
-        ("4. Score", 1260, -40, 280, 1000, "#a1309b"),
+        ("3. Sample", 940, -40, 310, 1040, "#b58b2a"),
+        ("4. Score", 1260, -40, 280, 1040, "#a1309b"),
         ("5. Compare", 1550, -40, 410, 1000, "#a1309b"),
     ]
     w.app_inputs += [(prompts, "word"), (latent, "batch_size")]
