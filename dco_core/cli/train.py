@@ -120,9 +120,10 @@ def _token_config(values: dict[str, Any]) -> TokenConfig:
 def _training_config(values: dict[str, Any]) -> TrainingConfig:
     tokens = _token_config(values)
     tokens.check()
-    given = {name: values[name] for name in ("token_learning_rate", "initializer", "vectors") if values[name]}
+    without = {"token_learning_rate": None, "initializer": [], "vectors": 0}
+    given = [name for name, value in without.items() if values[name] != value]
     if given and not tokens.on:
-        name = next(iter(given)).replace("_", "-")
+        name = given[0].replace("_", "-")
         raise DCOError(
             f"--{name} is for learned tokens, and none are learned: leave it out, or add --learned-tokens with-lora."
         )
