@@ -332,7 +332,7 @@ def test_preservation_prompts_are_one_a_line_and_go_into_the_header(host):
     lines = PRESERVED | {"preservation__preservation_prompts": "blank\nclass\na large star at night"}
     found = json.loads(run(host, **lines)[1]["dco.config"])
     assert found["preservation_prompts"] == "blank\nclass\na large star at night"
-    assert (found["preservation_weight"], found["class_prompt"]) == (50.0, "a photo of a toy")
+    assert found["preservation_weight"] == 50.0
     # beside output preservation, whose own class prompt and weight are chosen with it
     both = PRESERVE | {"objective__preservation_weight": 2.0}
     assert json.loads(run(host, **both)[1]["dco.config"])["preservation_weight"] == 2.0
