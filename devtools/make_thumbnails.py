@@ -3,9 +3,10 @@
     python dev.py demo
     .dev/venv/bin/python -m devtools.make_thumbnails [NUMBER ...]
 
-All templates but 4 show cells of the demo's contact sheet, which also becomes docs/contact_sheet.jpg, the picture at
-the top of the README. Template 4 is run, which takes some minutes, and shows its plot above pictures of both methods;
-it needs no demo. NUMBER: the templates to make one for; all of them where none is given.
+All templates but 4 show cells of the demo's contact sheet, which also becomes docs/contact_sheet.jpg; docs/row.png,
+the picture at the top of the README, is made of it too. Template 4 is run, which takes some minutes, and shows its
+plot above pictures of both methods; it needs no demo. NUMBER: the templates to make one for; all of them where none
+is given.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ CELLS = {
     5: ((0, 0, 2), (0, 0, 3), (1, 2, 2), (1, 2, 3)),
 }
 COMPARE = 4
+ROW = ((0, 0, 0), (0, 0, 3), *((2, 0, column) for column in range(6)))  # two references, then w_rg from 0 up
 
 
 def from_sheet(
@@ -46,6 +48,16 @@ def from_sheet(
         cell = sheet.crop((left, top, right, bottom)).resize((side, side), Image.Resampling.BICUBIC)
         thumbnail.paste(cell, ((side + GUTTER) * (i % 2), (side + GUTTER) * (i // 2)))
     return thumbnail
+
+
+def readme_row(sheet: Image.Image, boxes: Sequence[Sequence[Sequence[Sequence[int]]]]) -> Image.Image:
+    """The cells of ROW side by side, with a gap after the references."""
+    side, gap = 128, 32
+    row = Image.new("RGB", (len(ROW) * (side + GUTTER) + gap - GUTTER, side), "white")
+    for i, (section, line, column) in enumerate(ROW):
+        cell = sheet.crop(tuple(boxes[section][line][column])).resize((side, side), Image.Resampling.BICUBIC)
+        row.paste(cell, (i * (side + GUTTER) + (gap if section else 0), 0))
+    return row
 
 
 def from_comparison(name: str) -> Image.Image:
@@ -94,6 +106,7 @@ def main() -> None:
             sheet.save(ROOT / "docs" / "contact_sheet.jpg", quality=88)
             report = json.loads((ROOT / "demo_output" / "report.json").read_text(encoding="utf-8"))
             thumbnail = from_sheet(sheet, report["cells"], CELLS[number])
+            readme_row(sheet, report["cells"]).save(ROOT / "docs" / "row.png")
         thumbnail.save(ROOT / "workflows" / f"{name}.jpg", quality=88)
 
 

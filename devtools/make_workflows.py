@@ -98,9 +98,7 @@ async ({id, name, outside, sockets, shown}) => {
   for (const [inner, widget, label] of shown) {
     const source = subgraph.getNodeById(Number(inner));
     const slot = source.inputs.find(input => input.widget?.name === widget);
-    const input = subgraph.addInput(label.replaceAll(" ", "_"), String(slot.type));
-    input.label = label;
-    input.connect(slot, source);
+    subgraph.addInput(label, String(slot.type)).connect(slot, source);
   }
   subgraph.name = node.title = name;
   await new Promise(done => setTimeout(done, 500));

@@ -8,15 +8,15 @@ LONGEST_FIRST = (
     "core/test_evidence_regression.py",
     "host",
     "browser",
-    "core/test_evidence_folders.py",
-    "core/test_diffusers_layouts.py",
-    "core/test_generation.py",
     "core/test_command_line.py",
-    "core/test_evidence_side_by_side.py",
-    "core/test_evidence_protocol.py",
-    "core/test_diffusers_model.py",
+    "core/test_processes.py",
+    "core/test_generation.py",
+    "core/test_options_take_effect.py",
     "engine/test_unusual_unets.py",
-    "core/test_evidence_study.py",
+    "core/test_diffusers_layouts.py",
+    "core/test_evidence_folders.py",
+    "core/test_training_run.py",
+    "core/test_evidence_protocol.py",
 )
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .study import BASE, CEILING, FAR, OTHERS, PLAIN
+from .prompts import FAR, OTHERS
+from .study import BASE, CEILING, PLAIN
 from .tables import Row
 
 Unit = tuple[Any, Any, Any]  # subject, style, seed

@@ -15,9 +15,10 @@ from ..metrics import collateral_rmse, noise_distance
 from ..models.image_model import ImageModel
 from .jobs import DISTANCES, PICTURES, SCORES, Job, checkpoint_file, checkpoints_of, main_checkpoint
 from .pictures import draw, with_lora
+from .prompts import OTHERS
 from .setting import Setting
 from .snapshots import LORA, examples_of, prompt_examples
-from .study import BASE, CEILING, OTHERS, PLAIN, Study
+from .study import BASE, CEILING, PLAIN, Study
 from .tables import Row, write_table
 
 

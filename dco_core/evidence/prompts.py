@@ -25,6 +25,7 @@ from ..errors import DCOError
 PROMPT_TYPES = ("customization", "stylization", "style", "merge")
 CATEGORIES = ("object", "live subject", "toy world")
 STYLE_SLOT = "{style}"
+NEAR, FAR, OTHERS = "near", "far", "others"  # prompts that change some of the references, all of it, and show others
 
 
 @functools.cache

@@ -25,8 +25,8 @@ from ..models.loading import load_model
 from ..toy_world import scorer
 from ..toy_world.references import to_cells, toy_references, write_toy_references
 from ..toy_world.renderer import SIZE
-from .prompts import evaluation_prompts, fill
-from .study import NEAR, Study
+from .prompts import NEAR, evaluation_prompts, fill
+from .study import Study
 from .toy_prompts import merge_prompts, other_prompts, style_prompts, subject_prompts, true_renders
 
 TOY_FILES = Path(scorer.__file__).parent  # its weights and its scorers

@@ -13,12 +13,12 @@ from typing import Any
 from ..errors import DCOError
 from ..network.lora_layers import AdapterConfig
 from ..training.config import TrainingConfig
+from .toy_prompts import eligible_subjects
 
 BUILT_IN = Path(__file__).with_name("studies")
 BASE = "base model"  # without any LoRA
 CAPTIONS = ("comprehensive", "compact")
 CEILING = "true renders"  # of the prompts, with what is to be learned: what a perfect model would draw (Toy World)
-NEAR, FAR, OTHERS = "near", "far", "others"  # prompts that change some of the references, all of it, and show others
 STOPPED = "stopped"  # the checkpoint with the highest validation margin
 PLAIN = "plain"  # classifier-free guidance of the fine-tuned model, the diamond of the paper's figures
 
@@ -273,8 +273,6 @@ def load_study(name: str) -> Study:
 def _chosen(rule: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """The subjects of a rule {"from": "toy-101", "count": 20, "true_renders": 0.9}: the first so many by number whose
     own true renders have at least that likeness."""
-    from .toy_prompts import eligible_subjects
-
     if set(rule) != {"from", "count", "true_renders"}:
         raise DCOError(f"{where} chooses subjects by {', '.join(rule)}: give from, count and true_renders.")
     return tuple(eligible_subjects(rule["from"], int(rule["count"]), float(rule["true_renders"])))

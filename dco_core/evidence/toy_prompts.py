@@ -15,7 +15,7 @@ from ..toy_world import scorer
 from ..toy_world.references import toy_references
 from ..toy_world.renderer import render
 from ..toy_world.world import FACTORS, PRINT, TOY, Scenes, caption, sample_scenes
-from .study import FAR, NEAR
+from .prompts import FAR, NEAR
 
 _SCENE = (
     "size",

@@ -19,12 +19,15 @@ from ..lora.keys import kohya_names
 from ..network.denoiser import NetworkDenoiser
 from ..network.library_import import without_broken_torchvision
 from ..network.lora_layers import AdapterConfig
+from ..network.weight_stream import Copies, resident_blocks, stream_blocks
 from ..schedules import Schedule
 from ..suggested_scales import PAPER
+from ..training.memory import free_memory
 from .diffusers_tokens import PipelineTokens
 
 _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
+_STEP_SHARE = 0.4  # of the free memory, for activations and the LoRA
 _SD2_TEXT = 1024  # width of SD2's text encoder; SD1's is 768
 
 
@@ -119,7 +122,9 @@ class DiffusersModel:
         )
         self.learned_tokens = PipelineTokens(pipeline, self._text_encoders(), self._read)
         pipeline.vae.to(torch.float32)  # SDXL's overflows in fp16
-        pipeline.to(device)
+        for part in parts[1:]:  # the UNet is placed by what else is to be there
+            if getattr(pipeline, part, None) is not None:
+                getattr(pipeline, part).to(device)
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
@@ -171,7 +176,9 @@ class DiffusersModel:
         return conditioning
 
     def denoiser(self, config: AdapterConfig | None, step_shape: Sequence[int] = ()) -> NetworkDenoiser:
-        return _UNetDenoiser(self._pipeline.unet, self._schedule, config, self.family)
+        denoiser = _UNetDenoiser(self._pipeline.unet, self._schedule, config, self.family)
+        denoiser.place(self._device, free_memory(self._device) if self._device.type == "cuda" else None)
+        return denoiser
 
     def kohya_names(self) -> Mapping[str, str]:
         layers = self._pipeline.unet.config.layers_per_block
@@ -210,10 +217,22 @@ class _UNetDenoiser(NetworkDenoiser):
         shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
         network = copy.deepcopy(unet, shared)  # modules of its own on the same weights
         super().__init__(network.requires_grad_(False), schedule, config)
+        self._device, self._dtype = unet.device, unet.dtype
+
+    def place(self, device: torch.device, free: int | None, copies: Copies | None = None) -> None:
+        """Move the network to the device; the weights of blocks that do not fit into its `free` bytes beside a step
+        stay in main memory and are streamed. free: None where all fits. copies: see `stream_blocks`."""
+        self._device = device
+        room = None if free is None else int(free * (1 - _STEP_SHARE))
+        if room is None or room >= sum(t.nbytes for t in self.network_tensors()):
+            self.network.to(device)
+        else:
+            kept = resident_blocks(self.network, room)
+            self.weight_stream = stream_blocks(self.network, device, kept, copies=copies)
 
     def forward(self, x_t: Tensor, t: Tensor, conditioning: Sequence[dict[str, Tensor]]) -> Tensor:
         unet: Any = self.network
-        device, dtype = unet.device, unet.dtype
+        device, dtype = self._device, self._dtype
         own = {name: torch.stack([c[name] for c in conditioning]) for name in conditioning[0]}
         added = {"text_embeds": own["pooled"], "time_ids": own["time_ids"]} if "pooled" in own else None
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 
+from ..errors import DCOError
 from ..lora import LoraLayer
 from ..schedules import Schedule
 from .gradient_checkpointing import checkpoint_blocks
 from .lora_layers import AdapterConfig, adapter_off, add_adapter, dropout_on, read_adapter
+from .weight_stream import WeightStream
 
 
 class Denoiser(ABC):
@@ -65,6 +67,7 @@ class NetworkDenoiser(Denoiser):
         self.network, self.schedule = network, schedule
         self._dropout = config is not None and config.dropout > 0
         self._offloaded = False
+        self.weight_stream: WeightStream | None = None
         self._trainable = {} if config is None else add_adapter(network, config)
 
     @abstractmethod
@@ -91,7 +94,10 @@ class NetworkDenoiser(Denoiser):
         return found
 
     def compile_blocks(self) -> int:
-        """torch.compile the network's blocks, before they are checkpointed; how many there are."""
+        """torch.compile the network's blocks, before they are checkpointed; how many there are. DCOError where their
+        weights are streamed."""
+        if self.weight_stream is not None:
+            raise DCOError("compile and streamed weights do not go together: switch one of them off.")
         from .compiling import compile_blocks
 
         return compile_blocks(self.network)

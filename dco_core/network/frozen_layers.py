@@ -78,14 +78,26 @@ def _as_given(x: Tensor) -> AbstractContextManager[object]:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-        ctx.weight = weight
+        ctx.weight, ctx.folded = weight, _folds(x)
         with _as_given(x):
             return F.linear(x, _weight_for(weight, x), _bias_for(bias, x))
 
     @staticmethod
     def backward(ctx, grad: Tensor):
+        weight = _weight_for(ctx.weight, grad)
         with _as_given(grad):
-            return grad @ _weight_for(ctx.weight, grad), None, None
+            if ctx.folded:
+                found = grad.reshape(-1, grad.shape[-1]) @ weight
+            else:
+                batches = grad.reshape(-1, *grad.shape[-2:])
+                found = batches.bmm(weight.expand(len(batches), *weight.shape))
+        return found.reshape(*grad.shape[:-1], weight.shape[1]), None, None
+
+
+def _folds(x: Tensor) -> bool:
+    """Whether torch's linear layer multiplies all rows of x at once, or batch by batch: sums round otherwise."""
+    leading = range(x.dim() - 2)
+    return all(x.stride(i) == x.stride(i + 1) * x.shape[i + 1] for i in leading) or x.numel() == 0
 
 
 class _Conv2d(torch.autograd.Function):

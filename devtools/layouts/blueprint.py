@@ -53,9 +53,9 @@ def personalise_then_guide() -> Blueprint:
         "picture of it with reward guidance.",
         ["dco", "dreambooth", "train lora", "lora training", "reward guidance", "my subject"],
         [
-            (trainer, "steps", "training steps"),
+            (trainer, "steps", "training_steps"),
             (trainer, "rank", "rank"),
-            (trainer, "name", "name of the LoRA"),
+            (trainer, "name", "name_of_the_LoRA"),
             (prompt, "text", "prompt"),
             (sampler, "seed", "seed"),
             (sampler, "w_rg", "w_rg"),

@@ -32,21 +32,21 @@ def compare_methods() -> Layout:
     """Workflow 4: DreamBooth and DCO on the Toy World, one plot of both."""
     w = Layout()
     world = w.add("DCOToyWorldLoader", (0, 40), (250, 100))
-    subject = w.add("DCOToyWorldReferences", (0, 190), (250, 110), "My subject: 4 pictures", what="subject")
+    subject = w.add("DCOToyWorldReferences", (0, 205), (250, 110), "My subject: 4 pictures", what="subject")
     prompts = w.add(
-        "DCOEvaluationPrompts", (0, 350), (250, 190), "What is asked for", kind="customization", category="toy world",
+        "DCOEvaluationPrompts", (0, 360), (250, 190), "What is asked for", kind="customization", category="toy world",
         word="toy", count=0, style="",
     )  # fmt: skip
-    options = w.add("DCOLoRAOptions", (0, 610), (250, 230), "Of both", **TOY_LORA)
+    options = w.add("DCOLoRAOptions", (0, 635), (250, 230), "Of both", **TOY_LORA)
     positive = w.add(
-        "CLIPTextEncode", (0, 880), (250, 80), "Each prompt in turn", clip=[world, 1], text=[prompts, 0]
+        "CLIPTextEncode", (0, 900), (250, 80), "Each prompt in turn", clip=[world, 1], text=[prompts, 0]
     )
-    empty = w.add("CLIPTextEncode", (0, 925), (250, 80), "Empty prompt", clip=[world, 1], text="")
-    latent = w.add("EmptyLatentImage", (0, 970), (250, 110), width=256, height=256, batch_size=1)
+    empty = w.add("CLIPTextEncode", (0, 940), (250, 80), "Empty prompt", clip=[world, 1], text="")
+    latent = w.add("EmptyLatentImage", (0, 980), (250, 110), width=256, height=256, batch_size=1)
     w.collapsed |= {positive, empty, latent}
     scores = []
     for i, method in enumerate(_METHODS):
-        y = 40 + 470 * i
+        y = 40 + 515 * i
         trainer = w.add(
             "DCOLoRATrainer", (290 + 330 * i, 40), (300, 900), f"Train with {method}", model=[world, 0],
             clip=[world, 1], vae=[world, 2], images=[subject, 0], captions=[subject, 1], options=[options, 0],
@@ -80,8 +80,8 @@ def compare_methods() -> Layout:
     w.groups += [
         ("1. What is taught and asked", -20, -40, 290, 1040, "#3f789e"),
         ("2. Train: one thing differs", 280, -40, 650, 1000, "#8A8"),
-        ("3. Sample", 940, -40, 310, 1000, "#b58b2a"),
-        ("4. Score", 1260, -40, 280, 1000, "#a1309b"),
+        ("3. Sample", 940, -40, 310, 1040, "#b58b2a"),
+        ("4. Score", 1260, -40, 280, 1040, "#a1309b"),
         ("5. Compare", 1550, -40, 410, 1000, "#a1309b"),
     ]
     w.app_inputs += [(prompts, "word"), (latent, "batch_size")]

@@ -176,7 +176,7 @@ def subject_in_style() -> Layout:
         "DCOEncodePrompt", (820, 470), (340, 150), "Prompt", clip=[sdxl, 1], lora=[merge, 0],
         text="a <dog> riding a bicycle in flat cartoon illustration style",
     )  # fmt: skip
-    empty = w.add("CLIPTextEncode", (820, 660), (340, 80), "Empty prompt", clip=[sdxl, 1], text="")
+    empty = w.add("CLIPTextEncode", (820, 675), (340, 80), "Empty prompt", clip=[sdxl, 1], text="")
     latent = w.add("EmptyLatentImage", (820, 830), (340, 110), width=1024, height=1024, batch_size=1)
     sampler = _paper_sampler(w, (1210, 40), sdxl, merge, prompt, empty, latent)
     decoded = w.add("VAEDecode", (1580, 40), (340, 50), samples=[sampler, 0], vae=[sdxl, 2])

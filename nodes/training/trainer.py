@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 
 from ...dco_core.drawing import figure as charts
 from ...dco_core.drawing.training_plot import loss_plot
-from ...dco_core.errors import DCOError, printable_lines
+from ...dco_core.errors import printable_lines
 from ...dco_core.files.content_key import content_key
 from ...dco_core.lora import LoraWeights, from_tensors
 from ...dco_core.network.lora_layers import AdapterConfig
@@ -119,7 +119,7 @@ class DCOLoRATrainer(io.ComfyNode):
             memory = PeakMemory(denoiser.device)
             examples = prepared.examples(denoiser)
             if values["compile"]:
-                _compile(denoiser)
+                denoiser.compile_blocks()
             needed = _make_room(denoiser, examples, config, values["gradient_checkpointing"])
             text.message(needed)
             content = _content(image_model, prepared, values, adapter)
@@ -186,14 +186,6 @@ def _resolution(values: dict[str, Any], model: HostImageModel) -> str:
         return f" Resolution {values['resolution']}."
     values["resolution"] = model.default_resolution
     return f" Resolution {model.default_resolution}, the model's own."
-
-
-def _compile(denoiser: HostDenoiser) -> None:
-    if denoiser.weight_stream is not None:
-        raise DCOError(
-            "compile and streamed weights do not go together: switch compile off, or set stream_weights to off."
-        )
-    denoiser.compile_blocks()
 
 
 def _make_room(denoiser: HostDenoiser, examples, config: TrainingConfig, checkpointing: str) -> str:

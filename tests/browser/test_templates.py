@@ -158,7 +158,7 @@ def test_template_0_runs_from_the_link_to_the_picture_and_can_be_cancelled(host,
     page.wait_for_function("() => window.app.graph._nodes.some(n => n.type === 'DCOLoRATrainer')")
     set_widgets(page, "DCORewardGuidanceSweep", steps=4)
     set_widgets(page, "DCOLoRATrainer", steps=2000, name=f"from_link_{seed}")
-    run(page, says("DCOLoRATrainer", "step 1"), timeout=200_000)
+    run(page, says("DCOLoRATrainer", "/2000"), timeout=200_000)
     page.evaluate("() => window.app.extensionManager.command.execute('Comfy.Interrupt')")
     page.wait_for_function(says("DCOLoRATrainer", "Stopped after step"), timeout=60_000)
     assert "_stopped_at_" in text_of(page, "DCOLoRATrainer")

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from test_weight_stream import CountedCopies
 from tiny_pipelines import sd15, sdxl
 
 from dco_core.cli import commands
@@ -219,3 +220,24 @@ def test_without_the_packages_it_says_what_to_install(sound, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(DCOError, match="pip install diffusers transformers"):
         loaded(sound)
+
+
+def test_a_unet_that_does_not_fit_is_streamed_and_learns_the_same(written):
+    """A stand-in for the copy: on the CPU both memories are one."""
+    model = loaded(written[0])
+    size = sum(p.nbytes for p in model._pipeline.unet.parameters())
+    x, t = draws()
+    found = []
+    for free in (None, 100 * size, size):
+        denoiser, copies = model.denoiser(AdapterConfig(rank=2)), CountedCopies()
+        denoiser.place(torch.device("cpu"), free, copies)
+        assert (denoiser.weight_stream is not None) == (free == size)
+        out = denoiser.predict(x, t, [conditioning(model)] * 2, adapter=True)
+        parameters = denoiser.trainable().values()
+        found.append([out.detach(), *torch.autograd.grad(out.square().mean(), parameters, allow_unused=True)])
+        assert (copies.waits > 0) == (free == size)
+    for other in found[1:]:
+        assert all(a is b is None or torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    assert 0 < copies.most <= denoiser.weight_stream.resident_bytes
+    with pytest.raises(DCOError, match="compile and streamed weights do not go together"):
+        denoiser.compile_blocks()

@@ -1,4 +1,4 @@
-"""What the quick study finds robust: four minutes of one core. That it finds it no more where the loss is broken takes
+"""What the quick study finds robust: three minutes of one core. That it finds it no more where the loss is broken takes
 two more, with
 
     DCO_BROKEN_LOSSES=1 python -m pytest tests/core/test_evidence_regression.py

