@@ -13,12 +13,14 @@ from small_models import FAMILIES, small_model, text
 
 from dco_core.cli import commands
 from dco_core.cli import train as train_command
+from dco_core.data.folders import load_folder
 from dco_core.models import host_model
 from dco_core.network.lora_layers import AdapterConfig
 from dco_core.pipeline.pictures import FolderPictures
 from dco_core.pipeline.run import FolderTraining
 from dco_core.toy_world.references import write_toy_references
 from dco_core.training.config import TrainingConfig
+from devtools import in_process_host as host
 from devtools.environment import comfyui_path
 
 
@@ -86,6 +88,37 @@ def test_a_checkpoint_trains_with_a_token_stops_and_goes_on(data, files, whole, 
     found = load_file(whole)
     assert tuple(found["bundle_emb.toy.clip_l"].shape) == (1, 768)
     assert any(tensor.abs().max() > 0 for key, tensor in found.items() if key.endswith("up.weight"))
+
+
+def test_the_node_makes_the_same_lora_and_token(data, files, whole, tmp_path):
+    """The trainer node's own execute, in this process."""
+    import comfy.sd
+    import folder_paths
+
+    trainer = host.pack("nodes.training.trainer").DCOLoRATrainer
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(tmp_path))
+    tokens = {"token_learning_rate": TrainingConfig.token_learning_rate, "initializers": "", "vectors": 0}
+    pictures = load_folder(data, require_captions=True)
+    try:
+        with torch.inference_mode():  # as the host runs nodes
+            model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(files / "whole.ckpt"))[:3]
+            trainer.execute(
+                images=[picture.image[None] for picture in pictures], captions=[p.caption for p in pictures],
+                model=[model], clip=[clip], vae=[vae], steps=[2], rank=[2], resolution=[64], name=["node"],
+                recipe={"recipe": ["custom"], "learning_rate": [1e-2], "offset_noise": [0.0]},
+                objective={"objective": ["DCO"], "beta": {"beta": ["own value"], "value": [0.1]}},
+                options=[{
+                    "resume": False, "reference_cache": False, "previews": {"previews": "off"},
+                    "learned_tokens": {"learned_tokens": "with the LoRA", **tokens},
+                }],
+            )  # fmt: skip
+    finally:
+        folder_paths.set_output_directory(before)
+    (path,) = (tmp_path / "loras").iterdir()
+    expected, found = load_file(path), load_file(whole)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
 
 
 def test_its_parts_in_files_of_their_own_are_the_same_model(data, files, whole, tmp_path):

@@ -12,6 +12,7 @@ from host_graph import Graph, saved_file
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from dco_core.toy_world.bases import DEFAULT_BASE
 from dco_core.toy_world.references import write_toy_references
 from devtools.environment import ROOT, comfyui_path
 
@@ -56,15 +57,12 @@ def by_command(data, output, model, size, threads):
     return done.stdout
 
 
-@pytest.mark.parametrize(("family", "size"), [("toy", 256), ("sd15", 64)])
-def test_node_and_command_line_make_the_same_lora_and_tokens(host, references, sd15, family, size, tmp_path):
+def test_node_and_command_line_make_the_same_lora_and_tokens(host, references, tmp_path):
+    """Of a checkpoint: tests/engine/test_command_line_models.py."""
     g = Graph()
-    base = g.toy() if family == "toy" else g.checkpoint(sd15)
-    path, _ = by_node(host, base, g, size, name=f"node_{family}")
-    checkpoint = host.base_dir / "models" / "checkpoints" / "tiny_sd15.ckpt"
-    model = "toy-world" if family == "toy" else f"checkpoint:{checkpoint}"
+    path, _ = by_node(host, g.toy(DEFAULT_BASE), g, 256, name="node_toy")
     output = tmp_path / "shell.safetensors"
-    by_command(references, output, model, size, torch.get_num_threads())
+    by_command(references, output, "toy-world", 256, torch.get_num_threads())
     expected, found = load_file(path), load_file(output)
     assert expected.keys() == found.keys()
     assert any(key.startswith("bundle_emb.toy.") for key in found)
