@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..captions.markers import markers
-from ..data.folders import load_folder
+from ..data.folders import MASKS, load_folder
 from ..errors import DCOError
 from ..files.atomic import whole_folder
 from ..files.content_key import content_key
@@ -169,15 +169,23 @@ class FolderSetting:
         text = f"in <{self._words[what]}> style" if style else f"a photo of a <{self._words[what]}>"
         names = [picture.name for picture in load_folder(what)]
         # the name tells this copy from those of other folders, and of this one before it was edited
-        contents = [hashlib.sha256((Path(what) / name).read_bytes()).hexdigest() for name in names]
-        key = content_key(str(Path(what).resolve()), text, names, contents)
+        masks = sorted(
+            str(path.relative_to(what))
+            for place in {(Path(what) / name).parent for name in names}
+            for path in (place / MASKS).glob("*")
+        )
+        contents = [
+            hashlib.sha256((Path(what) / name).read_bytes()).hexdigest() for name in (*names, *masks)
+        ]
+        key = content_key(str(Path(what).resolve()), text, names, masks, contents)
         compact = self._folder / f"{Path(what).name}-compact-{key[:12]}"
         with whole_folder(compact) as made:
-            for name in names:
+            for name in (*names, *masks):
                 copy = made / name  # subfolders too: their names say how often a picture counts
-                copy.parent.mkdir(exist_ok=True)
+                copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(Path(what) / name, copy)
-                copy.with_suffix(".txt").write_text(text, encoding="utf-8")
+            for name in names:
+                (made / name).with_suffix(".txt").write_text(text, encoding="utf-8")
         return compact
 
     def prompts(self, subject: str | None, style: str | None) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -181,7 +182,11 @@ def test_a_compact_copy_follows_its_folder(study, tmp_path):
     assert sorted(p.repeats for p in before) == [1, 1, 5]
     Image.new("RGB", (36, 40), (10, 20, 30)).save(folder / "1.png")
     (folder / "5_more" / "0.png").unlink()
+    (folder / "masks").mkdir()
+    Image.fromarray(np.arange(40 * 36, dtype=np.uint8).reshape(40, 36)).save(folder / "masks" / "1.png")
     after = copy()
+    assert [p.mask is not None for p in after] == [False, True]
+    assert torch.equal(after[1].mask, load_folder(folder)[1].mask)
     assert [p.name for p in after] == ["0.png", "1.png"]
     assert torch.equal(after[1].image, load_folder(folder)[1].image)
     for text in folder.glob("*.txt"):
