@@ -121,7 +121,7 @@ def _in_full(value: Any, action: argparse.Action) -> Any:
         return [_in_full(v, action) for v in value]
     if action.dest == "model":
         scheme, _, place = value.partition(":")
-        return f"{scheme}:{_found(place)}" if place else value
+        return value if scheme == "toy-world" else f"{scheme}:{_found(place)}"
     return _found(value) if action.dest in ("clip", "vae") else value
 
 

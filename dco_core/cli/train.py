@@ -120,7 +120,7 @@ def _token_config(values: dict[str, Any]) -> TokenConfig:
 def _training_config(values: dict[str, Any]) -> TrainingConfig:
     tokens = _token_config(values)
     tokens.check()
-    without = {"token_learning_rate": None, "initializer": [], "vectors": 0}
+    without: dict[str, Any] = {"token_learning_rate": None, "initializer": [], "vectors": 0}
     given = [name for name, value in without.items() if values[name] != value]
     if given and not tokens.on:
         name = given[0].replace("_", "-")

@@ -172,7 +172,7 @@ def without_captions(folder):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"model": "flux"}, "--model flux is unknown: use toy-world, toy-world:epsilon, toy-world:flow, or diffusers:"),
+        ({"model": "flux"}, "--model flux is unknown: use toy-world, toy-world:epsilon, toy-world:flow, diffusers:"),
         ({"data": "/nowhere"}, "/nowhere"),
         ({"output": "toy.pt"}, "write FILE.safetensors"),
         ({"output": f"{__file__}/toy.safetensors"}, "cannot be written"),

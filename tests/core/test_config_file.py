@@ -99,8 +99,9 @@ def test_every_option_comes_back_as_it_was(tmp_path, monkeypatch):
 def test_names_of_models_are_no_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("toy-world").mkdir()
+    Path("flow").mkdir()
     options = parser()
-    for name in ("toy-world", "checkpoint:none.safetensors"):
+    for name in ("toy-world", "toy-world:flow", "checkpoint:none.safetensors"):
         write_options(tmp_path / "a.toml", options, vars(options.parse_args(["--model", name])), "train")
         assert read(tmp_path / "a.toml")["model"] == name
 

@@ -28,7 +28,7 @@ def train(data, output, *arguments):
         (["--model", "checkpoint:a.safetensors"], "/nowhere", "COMFYUI_PATH is /nowhere, which is no ComfyUI: name"),
         (["--model", "unet:a.safetensors"], None, "is a network without text encoder and VAE: add --clip FILE"),
         (["--model", "unet:a.safetensors", "--clip", "b"], None, "add --vae FILE"),
-        (["--model", "checkpoint:"], None, "use toy-world, diffusers:FOLDER, checkpoint:FILE or unet:FILE"),
+        (["--model", "checkpoint:"], None, "diffusers:FOLDER, checkpoint:FILE or unet:FILE"),
         (["--model", "toy-world", "--clip", "b"], None, "--clip, --clip-type and --vae are for models that Com"),
         (["--model", "toy-world", "--vae", "b"], None, "not toy-world: leave them out"),
     ],
