@@ -55,7 +55,8 @@ def readme_row(sheet: Image.Image, boxes: Sequence[Sequence[Sequence[Sequence[in
     side, gap = 128, 32
     row = Image.new("RGB", (len(ROW) * (side + GUTTER) + gap - GUTTER, side), "white")
     for i, (section, line, column) in enumerate(ROW):
-        cell = sheet.crop(tuple(boxes[section][line][column])).resize((side, side), Image.Resampling.BICUBIC)
+        left, top, right, bottom = boxes[section][line][column]
+        cell = sheet.crop((left, top, right, bottom)).resize((side, side), Image.Resampling.BICUBIC)
         row.paste(cell, (i * (side + GUTTER) + (gap if section else 0), 0))
     return row
 
