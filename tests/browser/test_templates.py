@@ -18,17 +18,15 @@ from devtools.make_workflows import OWN_PACK
 from devtools.screenshots import VIEW, open_template
 from devtools.workflow_prompt import to_prompt
 
-# What the page itself says without any workflow, on a machine that reaches nothing but loopback.
-NOISE = (
-    "net::ERR",
-    "Failed to load resource",
-    "favicon",
-    "WebGL",
-    "GPU stall",
-    "[Deprecated]",
-    "registry",
-    "fetch",
-)
+# What the frontend still says of its own start, where a template is the first thing it opens: exactly these lines.
+START_UP = {
+    "Failed to load resource: the server responded with a status of 404 (Not Found)",  # user.css and the like
+    "ComfyApp graph accessed before initialization",
+}
+
+
+def problems(page) -> list[str]:
+    return [text for text in page.problems if text not in START_UP]
 
 
 def template(name: str) -> dict:
@@ -92,8 +90,7 @@ def test_a_template_opens_without_a_complaint_and_sends_the_prompt_it_should(nod
     page = nodes
     page.problems.clear()
     browser.load_workflow(page, template(name))
-    problems = [text for text in page.problems if not any(noise in text for noise in NOISE)]
-    assert problems == []
+    assert problems(page) == []
     shown = page.inner_text("body")
     assert "errors found" not in shown
     assert "Missing" not in shown
@@ -132,12 +129,6 @@ def test_every_node_says_where_it_comes_from(name):
         named = [v for v in node.get("widgets_values") or () if str(v).endswith(".safetensors")]
         if named and not node["type"].startswith("DCO"):  # the frontend offers to download what is missing
             assert [model["name"] for model in node["properties"]["models"]] == named
-
-
-@pytest.mark.parametrize("node", ["DCOLoRATrainer", "DCORewardGuidanceSampler"])
-def test_the_help_page_of_a_node_is_shown(host, page, node):
-    text = get(host, f"/extensions/{PACK_FOLDER}/docs/{node}.md").decode()
-    assert text.startswith("# ")
 
 
 TRY_IT = next(iter(WORKFLOWS))
@@ -187,7 +178,7 @@ def test_a_blueprint_is_in_the_library_of_nodes_and_sends_its_nodes(host, page, 
     blueprint = json.loads((ROOT / "subgraphs" / f"{name}.json").read_text(encoding="utf-8"))
     page.problems.clear()
     browser.load_workflow(page, blueprint)
-    assert [text for text in page.problems if not any(noise in text for noise in NOISE)] == []
+    assert problems(page) == []
     shown = page.evaluate("() => window.app.graph._nodes[0].widgets.map(w => w.label ?? w.name)")
     made = BLUEPRINTS[name]()
     assert shown == ["captions", *(label for _, _, label in made.shown)]
