@@ -22,6 +22,9 @@ LONGEST_FIRST = (
 
 def place(file: Path) -> int:
     """Where a file of tests comes in a run: its entry's place in LONGEST_FIRST, or behind them all."""
-    inside = file.resolve().relative_to(Path(__file__).resolve().parent)
+    tests = Path(__file__).resolve().parent
+    if tests not in file.resolve().parents:
+        return len(LONGEST_FIRST)
+    inside = file.resolve().relative_to(tests)
     names = (inside.as_posix(), inside.parts[0])
     return min((i for i, name in enumerate(LONGEST_FIRST) if name in names), default=len(LONGEST_FIRST))

@@ -39,8 +39,7 @@ def prepare(model, clip, vae, pictures, **values):
     settings, config = host.pack("nodes.training.settings"), host.pack("dco_core.training.config").TrainingConfig()
     ours = host.pack("nodes.host.training.image_model").HostImageModel(model, clip, vae)
     data = host.pack("dco_core.pipeline.pictures").TrainingPictures(pictures, config)
-    defaults = host.pack("nodes.training.inputs").defaults()
-    how = settings.preparation(defaults | {"resolution": 64} | values, data.captions)
+    how = settings.preparation(settings.settled({"recipe": [None]}, {"resolution": 64} | values), data.captions)
     with torch.inference_mode():  # as the host runs nodes
         return ours, host.pack("dco_core.pipeline.examples").PreparedPictures(ours, data, how)
 
