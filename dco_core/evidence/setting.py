@@ -169,18 +169,18 @@ class FolderSetting:
         text = f"in <{self._words[what]}> style" if style else f"a photo of a <{self._words[what]}>"
         names = [picture.name for picture in load_folder(what)]
         # the name tells this copy from those of other folders, and of this one before it was edited
-        masks = sorted(
+        mask_files = sorted(
             str(path.relative_to(what))
             for place in {(Path(what) / name).parent for name in names}
             for path in (place / MASKS).glob("*")
         )
         contents = [
-            hashlib.sha256((Path(what) / name).read_bytes()).hexdigest() for name in (*names, *masks)
+            hashlib.sha256((Path(what) / name).read_bytes()).hexdigest() for name in (*names, *mask_files)
         ]
-        key = content_key(str(Path(what).resolve()), text, names, masks, contents)
+        key = content_key(str(Path(what).resolve()), text, names, mask_files, contents)
         compact = self._folder / f"{Path(what).name}-compact-{key[:12]}"
         with whole_folder(compact) as made:
-            for name in (*names, *masks):
+            for name in (*names, *mask_files):
                 copy = made / name  # subfolders too: their names say how often a picture counts
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(Path(what) / name, copy)
