@@ -188,6 +188,8 @@ def training_session(
     keep = [comfy.model_management.LoadedModel(m) for m in needed]
     comfy.model_management.free_memory(1e30, model.load_device, keep_loaded=keep)
     streamed = bool(step_shape) and streams(model, stream_weights, list(step_shape))
+    if streamed:  # what is on the device already may be more than is to stay there
+        comfy.model_management.free_memory(1e30, model.load_device)
     comfy.model_management.load_models_gpu(
         needed,
         memory_required=step_bytes(model, list(step_shape)) if streamed else 0,
