@@ -423,7 +423,9 @@ def _seeded_dropout(seed: int) -> Iterator[Callable[[int, int], None]]:
 
 
 def _on_cpu(result: ObjectiveResult) -> ObjectiveResult:
-    return ObjectiveResult(*(None if value is None else value.detach().cpu() for value in result[:4]))  # type: ignore[arg-type]
+    """What a report needs of a result, to be sent to other processes."""
+    margin, error_phi = (None if value is None else value.cpu() for value in (result.margin, result.error_phi))
+    return ObjectiveResult(result.loss.cpu(), margin, result.error_theta.cpu(), error_phi)
 
 
 def _mean(values: Sequence[float]) -> float:
