@@ -28,8 +28,8 @@ def test_a_prompt_runs_reports_itself_and_its_image_comes_back(host: HostServer,
     image = host.client.download(**outputs["2"]["images"][0])
     assert image.startswith(b"\x89PNG")
     (tmp_path / "up.png").write_bytes(image)
-    value = host.client.upload_image(tmp_path / "up.png", "references")
-    assert value == "references/up.png" and (host.base_dir / "input" / value).read_bytes() == image
+    value = host.client.upload_image(tmp_path / "up.png", "uploaded")
+    assert value == "uploaded/up.png" and (host.base_dir / "input" / value).read_bytes() == image
     load = {"class_type": "LoadImage", "inputs": {"image": value}}
     assert host.client.run({"1": load, "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}})
 

@@ -25,12 +25,12 @@ START = (
 
 @pytest.fixture(scope="module")
 def references(host):
-    return write_toy_references(host.base_dir / "input" / "references", "toy")
+    return write_toy_references(host.base_dir / "input" / "shell_references", "toy")
 
 
 def by_node(host, base, g, size, **changes):
     """(the file, what the node says)."""
-    data = g.add("DCOLoadDataset", folder="references")
+    data = g.add("DCOLoadDataset", folder="shell_references")
     values = {
         "steps": 3, "rank": 2, "learning_rate": 1e-2, "seed": 5, "resolution": size, "crop": "square",
         "learned_tokens": "with the LoRA", "learned_tokens__token_learning_rate": 5e-3,
