@@ -47,7 +47,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import DCOError
-from .references import kind_of, toy_attributes
+from .references import toy_attributes
 from .scorer_network import ATTRIBUTES, readings
 from .sketches import Sketches, read_sketches
 from .world import EAR_SHAPES, FACTORS, PATTERNS, PRINT, SHAPES, SKETCH_WORD, STYLES, TOY, WORDS
@@ -56,6 +56,7 @@ from .world import EAR_SHAPES, FACTORS, PATTERNS, PRINT, SHAPES, SKETCH_WORD, ST
 # apart. The colours of a small toy are read less exactly than the inks of a whole picture.
 COLOUR_GAP, INK_GAP = 0.14, 0.10
 WITHOUT_ACCENT, WITHOUT_EARS, WITHOUT_BUILD = 0.3, 0.4, 0.85  # what remains where this alone is wrong
+_STYLE_COLOURS = ("ink_rgb", "paper_rgb")
 EAR_SIZE_GAP, STRETCH_GAP = 0.2, 0.25
 # Mean absolute second difference between neighbours, at which a picture begins to count less and counts no more:
 # renders stay below 0.26, degraded ones below 0.34, samples at three times the usual guidance below 0.28; noise has
@@ -84,7 +85,7 @@ def read(images: Tensor) -> list[dict[str, Any]]:
         if sketches.found[i]:
             printed = False
             row |= {"style": SKETCH_WORD, "background": None, "pattern": PATTERNS[sketches.patterned[:, i].argmax()]}
-            row |= {name: getattr(sketches, name)[i].tolist() for name in ("ink_rgb", "paper_rgb")}
+            row |= {name: getattr(sketches, name)[i].tolist() for name in _STYLE_COLOURS}
         if toy or printed:
             row["colour"] = None
         if toy:
@@ -227,25 +228,28 @@ def subject_likeness(images: Tensor, subject: str | Tensor) -> Tensor:
     return out["shape"][:, TOY] * likeness * _is_picture(images)
 
 
+def _style_truth(style: str | Tensor) -> tuple[dict[str, Tensor], int | None]:
+    """The colours of a style, {name: [1, 3]}, and the pattern of a sketch, None of a print."""
+    if isinstance(style, str):
+        return _truth(style, {}), toy_attributes(style).get("pattern")
+    sketches = read_sketches(style)
+    if sketches.found.float().mean() <= 0.5:
+        return _truth(style, {}), None
+    truth = {name: getattr(sketches, name).mean(0, keepdim=True) for name in _STYLE_COLOURS}
+    return truth, int(sketches.patterned.mean(1).argmax())
+
+
 def style_scores(images: Tensor, style: str | Tensor) -> dict[str, Tensor]:
-    """How much images [B, 3, 32, 32] are in the style, {"colour": [B], "form": [B]} in 0..1. form: drawn as such pictures
-    are, in whatever colours: for a print P(print), two inks and no more; for a sketch an outline, and paper with the
-    right pattern. colour: form times the likeness of both colours, ink and paper. style: as subject in
+    """How much images [B, 3, 32, 32] are in the style, {"colour": [B], "form": [B]} in 0..1. form: drawn as such
+    pictures are, in whatever colours: for a print P(print), two inks and no more; for a sketch an outline, and paper
+    with the right pattern. colour: form times the likeness of both colours, ink and paper. style: as subject in
     `subject_likeness`."""
     out, sketches = _readings(images)
-    if isinstance(style, Tensor):
-        own = read_sketches(style)
-        sketched, pattern = bool(own.found.float().mean() > 0.5), int(own.patterned.mean(1).argmax())
-        truth = {name: getattr(own, name).mean(0, keepdim=True) for name in ("ink_rgb", "paper_rgb")} if sketched else _truth(style, {})
-    else:
-        sketched, pattern = kind_of(style) == SKETCH_WORD, toy_attributes(style).get("pattern", 0)
-        truth = _truth(style, {})
-    if sketched:
-        form, seen = sketches.patterned[pattern] * sketches.outlined, {n: getattr(sketches, n) for n in truth}
-    else:
-        form, seen = out["style"][:, PRINT], out
+    truth, pattern = _style_truth(style)
+    seen = out if pattern is None else {name: getattr(sketches, name) for name in _STYLE_COLOURS}
+    form = out["style"][:, PRINT] if pattern is None else sketches.patterned[pattern] * sketches.outlined
     form = form * _is_picture(images)
-    ink, paper = (_same_colour(seen[name], truth[name], INK_GAP) for name in ("ink_rgb", "paper_rgb"))
+    ink, paper = (_same_colour(seen[name], truth[name], INK_GAP) for name in _STYLE_COLOURS)
     return {"colour": form * ink * paper, "form": form}
 
 

@@ -1,8 +1,9 @@
 """Pictures in sketch style, read by their pixels: the network of scorer_network.py has seen none.
 
-Paper and pattern are fitted first, by medians over the pixels where a pattern has ink and where it has none, as an object
-covers less than half of either. What does not fit is the object, whose rim is the ink of its outline. With the paper and
-the outline taken away, what remains is an object on white, which the network knows: so a sketch is read as others are.
+Paper and pattern are fitted first, by medians over the pixels where a pattern has ink and where it has none, as an
+object covers less than half of either. What does not fit is the object, whose rim is the ink of its outline. With the
+paper and the outline taken away, what remains is an object on white, which the network knows: so a sketch is read as
+others are.
 """
 
 from __future__ import annotations
