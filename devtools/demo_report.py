@@ -156,7 +156,8 @@ def contact_sheet(
     taught = Row(
         [np.asarray(picture) for picture in _reference_pictures()],
         "references",
-        f"4 of the subject, 2 of 4\nof the style; likeness of\ntrue pictures {ceiling:.2f},\nof the base model {floor:.2f}",
+        "4 of the subject, 2 of 4\nof the style; likeness of\n"
+        f"true pictures {ceiling:.2f},\nof the base model {floor:.2f}",
     )
     places, styled = demo_graph.PLACES, demo_graph.STYLED
     sweep = [(0.0, demo_graph.BASE), *((w, demo_graph.at(demo_graph.DCO, w)) for w in demo_graph.W_RG)]
