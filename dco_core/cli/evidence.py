@@ -19,8 +19,8 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--study",
         default="toy-world",
-        help="protocol or protocol-merges (docs/evidence/protocol.md), toy-world, toy-world-frontier, -defaults, "
-        "-quick, or a JSON file",
+        help="protocol, protocol-merges or protocol-merges-sketch (docs/evidence/protocol.md), toy-world, "
+        "toy-world-frontier, -defaults, -quick, or a JSON file",
     )
     parser.add_argument(
         "--output", type=Path, required=True, help="folder for jobs, tables, figures and evidence.md"
