@@ -108,6 +108,7 @@ class Workspace:
             self._setting.prompts(job.subject, job.style), self._setting.others(),
             _portable(study.likeness_model), _portable(study.text_model), study.seeds[0] == job.seed,
         ]  # fmt: skip
+        parts += [_portable(study.judge_model)] if study.judge_model else []
         if job.method in MERGES:
             of, how, _ = MERGES[job.method]
             parts += [self._training_key(dataclasses.replace(job, method=of, subject=None))]
