@@ -120,7 +120,7 @@ class DCOLoRATrainer(io.ComfyNode):
             examples = prepared.examples(denoiser)
             if values["compile"]:
                 denoiser.compile_blocks()
-            needed = _make_room(denoiser, examples, config, values["gradient_checkpointing"])
+            needed = _make_room(denoiser, examples, config, values)
             text.message(needed)
             content = _content(image_model, prepared, values, adapter)
             run = Training(
@@ -188,15 +188,18 @@ def _resolution(values: dict[str, Any], model: HostImageModel) -> str:
     return f" Resolution {model.default_resolution}, the model's own."
 
 
-def _make_room(denoiser: HostDenoiser, examples, config: TrainingConfig, checkpointing: str) -> str:
+def _make_room(denoiser: HostDenoiser, examples, config: TrainingConfig, values: Mapping[str, Any]) -> str:
     """Switch gradient checkpointing on where it is wanted or needed, and report what a step will take."""
-    stream = denoiser.weight_stream
-    streamed = (
-        f" {megabytes(stream.nbytes)} of the weights stay in main memory and are streamed, at most "
-        f"{megabytes(stream.resident_bytes)} at once."
-        if stream is not None
-        else ""
-    )
+    stream, checkpointing = denoiser.weight_stream, values["gradient_checkpointing"]
+    streamed = ""
+    if stream is not None:
+        streamed = (
+            f" {megabytes(stream.nbytes)} of the weights stay in main memory and are streamed, at most "
+            f"{megabytes(stream.resident_bytes)} at once."
+        )
+    elif values["stream_weights"] == "on":
+        where = "trains in main memory" if denoiser.device.type == "cpu" else "has no blocks"
+        streamed = f" No weights are streamed: the model {where}."
     needed = estimate(denoiser, examples, config)
     free = denoiser.free_memory()
     if checkpointing in ("on", OFFLOADED) or (checkpointing == "auto" and needed.total > 0.9 * free):
