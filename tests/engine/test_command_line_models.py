@@ -137,6 +137,32 @@ def test_its_parts_in_files_of_their_own_are_the_same_model(data, files, whole, 
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
 
 
+def test_it_goes_on_from_a_lora_and_asks_for_streamed_weights(data, files, whole, tmp_path, monkeypatch, capsys):
+    """On the CPU nothing is streamed, and the LoRA is the same."""
+    host_model._pack_module("nodes.host", Path(comfyui_path()))
+    network = importlib.import_module("dco_pack.nodes.host.training.network")
+    asked, real = [], network.training_session
+
+    def session(model, config, clip, precision, stream_weights, *rest):
+        asked.append(stream_weights)
+        return real(model, config, clip, precision, stream_weights, *rest)
+
+    monkeypatch.setattr(network, "training_session", session)
+    model = ["--model", f"checkpoint:{files / 'whole.ckpt'}", "--start-from", str(whole), "--rank", "7"]
+    for name, choice in (("a", "on"), ("b", "off")):
+        assert train(data, tmp_path / f"{name}.safetensors", *model, "--stream-weights", choice) == 0
+    assert asked == ["on", "off"]
+    assert capsys.readouterr().out.count("No weights are streamed: the model trains in main memory.") == 1
+    started, one, other = (load_file(p) for p in (whole, tmp_path / "a.safetensors", tmp_path / "b.safetensors"))
+    assert one.keys() == other.keys() == started.keys()
+    assert all(torch.equal(one[key], other[key]) and one[key].shape == started[key].shape for key in one)
+    assert torch.equal(one["bundle_emb.toy.clip_l"], started["bundle_emb.toy.clip_l"])
+    ups = [key for key in one if key.endswith("up.weight")]
+    assert any(not torch.equal(one[key], started[key]) for key in ups)
+    moved = sum(((one[key] - started[key]) ** 2).sum() for key in ups)
+    assert moved < 4 * sum((started[key] ** 2).sum() for key in ups)  # two steps on, and not from nothing
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
