@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
 from comfy_api.latest import io
 
+from ...dco_core.data.pixels import as_image, as_uint8
 from ...dco_core.drawing.pareto_plot import pareto_plot
 from ...dco_core.errors import DCOError
 from ...dco_core.evidence.labelled_sheet import labelled_sheet
 from ...dco_core.evidence.prompts import CATEGORIES, PROMPT_TYPES, evaluation_prompts, fill
 from ...dco_core.evidence.score_table import ALIGNMENT, LIKENESS, STYLE_LIKENESS, ScoreTable
-from ..guidance.sweep import as_uint8
 from . import inputs as shared
 
 AXES = {LIKENESS: "subject likeness", STYLE_LIKENESS: "style likeness", ALIGNMENT: "prompt alignment"}
@@ -132,7 +130,7 @@ class DCOParetoPlot(io.ComfyNode):
         drawn = [c for name, table in zip(titles, tables, strict=True) for c in table.curves(name, x, y)]
         picture = pareto_plot(drawn, title, AXES[x], AXES[y])
         text = "\n\n".join(f"{name}\n\n{table.text()}" for name, table in zip(titles, tables, strict=True))
-        return io.NodeOutput(_as_image(picture), text)
+        return io.NodeOutput(as_image(picture)[None], text)
 
 
 class DCOContactSheet(io.ComfyNode):
@@ -188,17 +186,12 @@ class DCOContactSheet(io.ComfyNode):
             (columns or [0])[0],
             (title or [""])[0],
         )
-        return io.NodeOutput(_as_image(sheet))
+        return io.NodeOutput(as_image(sheet)[None])
 
 
 def _lines(texts: Sequence[str]) -> list[str]:
     lines = texts[0].splitlines() if len(texts) == 1 else list(texts)
     return [line.strip() for line in lines if line.strip()]
-
-
-def _as_image(picture: np.ndarray) -> torch.Tensor:
-    """uint8 [H, W, 3] -> IMAGE [1, H, W, 3]."""
-    return torch.from_numpy(picture.astype(np.float32) / 255)[None]
 
 
 NODES = [DCOEvaluationPrompts, DCOParetoPlot, DCOContactSheet]

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from comfy_api.latest import io
 
+from ...dco_core.data.pixels import as_image, as_uint8
 from ...dco_core.drawing.contact_sheet import contact_sheet
 from ...dco_core.errors import DCOError
 from ..host import sampling
@@ -170,13 +170,7 @@ def _sheet(pictures, labels: list[str], columns: list[float], batch: int) -> tor
             rows.append([as_uint8(picture[k * frames]) for picture in row])
             numbered = f"image {k + 1}" if batch > 1 else ""
             names.append(", ".join(filter(None, (label, numbered))))
-    sheet = contact_sheet(rows, names, [f"w_rg {value:g}" for value in columns])
-    return torch.from_numpy(sheet.astype(np.float32) / 255)[None]
-
-
-def as_uint8(image: torch.Tensor) -> np.ndarray:
-    """[H, W, C] in 0..1 -> uint8 [H, W, 3]."""
-    return image[..., :3].float().clamp(0, 1).mul(255).round().to("cpu", torch.uint8).numpy()
+    return as_image(contact_sheet(rows, names, [f"w_rg {value:g}" for value in columns]))[None]
 
 
 NODES = [DCORewardGuidanceSweep]

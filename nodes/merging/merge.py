@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...dco_core.data.pixels import as_image
 from ...dco_core.drawing.compatibility_plot import compatibility_plot
 from ...dco_core.errors import DCOError, printable_lines
 from ...dco_core.lora import LazyLayers, LoraLayer, LoraWeights, from_tensors, to_tensors, write_lora
@@ -152,7 +153,7 @@ def _compared(inputs: Sequence[LoraWeights], weights: Sequence[float]) -> tuple[
         pictures.append(compatibility_plot(found, title))
     if not pictures:
         return "One LoRA alone: nothing to compare.", _blank()
-    return "\n\n".join(tables), torch.tensor(np.concatenate(pictures)).float()[None] / 255
+    return "\n\n".join(tables), as_image(np.concatenate(pictures))[None]
 
 
 def _blank() -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
+from ...dco_core.data.pixels import as_image
 from ...dco_core.drawing import figure as charts
 from ...dco_core.drawing.training_plot import loss_plot
 from ...dco_core.errors import printable_lines
@@ -169,7 +170,7 @@ class DCOLoRATrainer(io.ComfyNode):
             used = f"{needed} Peak: {memory}."
         saved = save(target, lora)
         report = printable_lines("\n".join([_summary(run), settings, used, *run.notes, *saved, caption_notes]))
-        plot = torch.tensor(loss_plot([r for r in run.history if not r.skipped], run.scores)).float()[None] / 255
+        plot = as_image(loss_plot([r for r in run.history if not r.skipped], run.scores))[None]
         loss_map = {"loss": [r.loss for r in run.history if not r.skipped]}
         sheets = previews.images(image_model)
         shown = [*([sheets[-1:]] if torch.is_tensor(sheets) else []), plot]  # on the node: web/dco_report.js
