@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ...dco_core.guidance import W_RG_SCHEDULES
 from ...dco_core.suggested_scales import PAPER
 from ..host import sampling
+from ..options import dynamic
 
 W_RG = io.Float.Input(
     "w_rg",
@@ -100,9 +101,9 @@ def _stack() -> io.DynamicCombo.Input:
             )
         ]
 
-    return io.DynamicCombo.Input(
+    return dynamic(
         "more_loras",
-        options=[io.DynamicCombo.Option(name, inputs(n)) for n, name in enumerate(_MORE)],
+        {name: inputs(n) for n, name in enumerate(_MORE)},
         optional=True,
         tooltip="LoRAs to stack on the first, each with a strength: together they are what the guidance follows.",
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .. import options as options_node
 from ..host import sampling
 from ..host.node_choices import check_choices
+from ..options import Face, OptionsNode, dynamic
 from . import inputs as shared
 from .guided import Guided
 
@@ -144,23 +144,17 @@ _METHODS = {
 class DCOLoRAGuidance(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        methods = [
-            io.DynamicCombo.Option("AutoGuidance", [
-                io.Float.Input(
-                    "w_auto", default=2.0, min=0.0, max=100.0, step=0.1,
-                    tooltip="w of AutoGuidance: away from the LoRA, which is the weak model. 1 is off. cfg 1 on the "
-                    "sampler is AutoGuidance alone.",
-                ),
-            ]),
-            io.DynamicCombo.Option("Personalization guidance", [
-                io.Float.Input(
-                    "weak_strength", default=0.5, min=0.0, max=1.0, step=0.05,
-                    tooltip="How much of the LoRA the weak model on the negative prompt has: 0 is the base model, 1 "
-                    "ordinary sampling with the LoRA.",
-                ),
-            ]),
-            io.DynamicCombo.Option("LoRA on the negative only", []),
-        ]  # fmt: skip
+        auto = io.Float.Input(
+            "w_auto", default=2.0, min=0.0, max=100.0, step=0.1,
+            tooltip="w of AutoGuidance: away from the LoRA, which is the weak model. 1 is off. cfg 1 on the sampler is "
+            "AutoGuidance alone.",
+        )  # fmt: skip
+        weak = io.Float.Input(
+            "weak_strength", default=0.5, min=0.0, max=1.0, step=0.05,
+            tooltip="How much of the LoRA the weak model on the negative prompt has: 0 is the base model, 1 ordinary "
+            "sampling with the LoRA.",
+        )  # fmt: skip
+        methods = dict(zip(_METHODS, ([auto], [weak], []), strict=True))
         return io.Schema(
             node_id="DCOLoRAGuidance",
             display_name="LoRA Guidance: Other Methods (DCO)",
@@ -178,9 +172,7 @@ class DCOLoRAGuidance(io.ComfyNode):
             inputs=[
                 shared.MODEL,
                 shared.LORA,
-                io.DynamicCombo.Input(
-                    "method", options=methods, tooltip="How the LoRA takes part in a step."
-                ),
+                dynamic("method", methods, "How the LoRA takes part in a step."),
                 shared.PERSONALIZED,
                 shared.OPTIONS,
             ],
@@ -203,17 +195,13 @@ class DCOLoRAGuidance(io.ComfyNode):
         return guided.output(guided.patched(kind, scale), guided.method_report(kind, scale))
 
 
-class DCORewardGuidanceOptions(options_node.OptionsNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return options_node.schema(
-            "DCORewardGuidanceOptions", "Reward Guidance Options (DCO)", shared.OPTIONS_TYPE,
-            shared.guidance_options(), category="advanced/guidance",
-            description="What the guidance nodes can do beside: the LoRA's strength, more LoRAs stacked on it, a part "
-            "of the noise schedule, less memory.",
-            search_aliases=["lora strength", "lora stack", "low memory"], for_node="a guidance node",
-            chained=False,
-        )  # fmt: skip
+class DCORewardGuidanceOptions(OptionsNode):
+    FACE = Face(
+        "DCORewardGuidanceOptions", "Reward Guidance Options (DCO)", shared.OPTIONS_TYPE, shared.guidance_options,
+        "What the guidance nodes can do beside: the LoRA's strength, more LoRAs stacked on it, a part of the noise "
+        "schedule, less memory.",
+        ["lora strength", "lora stack", "low memory"], "advanced/guidance", "a guidance node", chained=False,
+    )  # fmt: skip
 
 
 NODES = [

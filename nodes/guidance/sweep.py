@@ -15,6 +15,7 @@ from ...dco_core.errors import DCOError
 from ..host import sampling
 from ..host.node_choices import check_choices
 from ..host.progress import NodeText, raise_if_interrupted
+from ..options import dynamic
 from . import inputs as shared
 from .guided import Guided
 
@@ -43,15 +44,12 @@ def parse_values(name: str, text: str) -> list[float]:
 class DCORewardGuidanceSweep(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        across = [
-            io.DynamicCombo.Option(ALONE, []),
-            io.DynamicCombo.Option(BY_W_TEXT, [
-                io.String.Input("w_text_values", default="3, 5, 7.5", tooltip="One row of pictures for each."),
-            ]),
-            io.DynamicCombo.Option(BY_STRENGTH, [
-                io.String.Input("strength_values", default="0.6, 0.8, 1", tooltip="One row of pictures for each."),
-            ]),
-        ]  # fmt: skip
+        row = "One row of pictures for each."
+        across = {
+            ALONE: [],
+            BY_W_TEXT: [io.String.Input("w_text_values", default="3, 5, 7.5", tooltip=row)],
+            BY_STRENGTH: [io.String.Input("strength_values", default="0.6, 0.8, 1", tooltip=row)],
+        }
         return io.Schema(
             node_id="DCORewardGuidanceSweep",
             display_name="Reward Guidance Sweep (DCO)",
@@ -71,9 +69,7 @@ class DCORewardGuidanceSweep(io.ComfyNode):
                     default="0, 1, 2, 3, 4, 5",
                     tooltip="Reward guidance scales, one column of pictures for each. 0 is the base model.",
                 ),
-                io.DynamicCombo.Input(
-                    "across", options=across, tooltip="What else varies, one row of pictures for each value."
-                ),
+                dynamic("across", across, "What else varies, one row of pictures for each value."),
                 shared.SEED,
                 shared.STEPS,
                 shared.W_TEXT,

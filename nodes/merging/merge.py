@@ -26,10 +26,10 @@ from ...dco_core.merging import (
 )
 from ...dco_core.merging.report import carried
 from ...dco_core.training.zip_lora import ZipSettings
-from .. import options as options_node
 from ..host.files import new_lora_path, shown_name
 from ..host.node_choices import check_choices
 from ..host.progress import NodeText, raise_if_interrupted
+from ..options import Face, OptionsNode
 from . import inputs as merge_inputs
 
 
@@ -100,16 +100,13 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
         return io.NodeOutput(to_tensors(merged, dtype=dtype), text, picture, table, ui={"text": [text]})
 
 
-class DCOMergeOptions(options_node.OptionsNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return options_node.schema(
-            "DCOMergeOptions", "Merge Options (DCO)", merge_inputs.OPTIONS, merge_inputs.more(),
-            category="model/merging", description="How large LoRA Arithmetic Merge makes the sum, weights by block, "
-            "how the file is saved, and whether the LoRAs are compared.",
-            search_aliases=["resize lora", "block weights"], for_node="LoRA Arithmetic Merge",
-            chained=False,
-        )  # fmt: skip
+class DCOMergeOptions(OptionsNode):
+    FACE = Face(
+        "DCOMergeOptions", "Merge Options (DCO)", merge_inputs.OPTIONS, merge_inputs.more,
+        "How large LoRA Arithmetic Merge makes the sum, weights by block, how the file is saved, and whether the LoRAs "
+        "are compared.",
+        ["resize lora", "block weights"], "model/merging", "LoRA Arithmetic Merge", chained=False,
+    )  # fmt: skip
 
 
 def _interruptible(lora: LoraWeights) -> LoraWeights:

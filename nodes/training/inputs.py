@@ -43,11 +43,7 @@ def own() -> list[Any]:
             max=1024,
             tooltip="Rank of the LoRA. The paper: 32 for a subject, 64 for a style.",
         ),
-        io.DynamicCombo.Input(
-            "objective",
-            options=choices.objectives(),
-            tooltip="DCO: Direct Consistency Optimization. The others are baselines to compare with.",
-        ),
+        choices.objectives(),
         io.Int.Input(
             "resolution",
             default=0,

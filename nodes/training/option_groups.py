@@ -124,13 +124,7 @@ def training() -> list[Any]:
             "often; for flow models also sigmoid, and shifted by the image's size as the family samples; family: what "
             "its trainers use.",
         ),
-        io.DynamicCombo.Input(
-            "preservation",
-            options=choices.preservation(),
-            optional=True,
-            tooltip="Prompts on which the LoRA is held to the base model, so that words that are not the subject keep "
-            "their meaning. Beside any objective.",
-        ),
+        choices.preservation(),
     ]
 
 
@@ -174,13 +168,7 @@ def lora() -> list[Any]:
             optional=True,
             tooltip="Dropout inside the LoRA.",
         ),
-        io.DynamicCombo.Input(
-            "learned_tokens",
-            options=choices.tokens(),
-            optional=True,
-            tooltip="Learn what <dog> means as a new token of the text encoder, from the word dog: with the LoRA (the "
-            "paper, for subjects), or alone. Needs CLIP text encoders (SD1.5, SDXL) or the Toy World.",
-        ),
+        choices.tokens(),
     ]
 
 
@@ -241,13 +229,7 @@ def data() -> list[Any]:
 def run() -> list[Any]:
     """What is seen of a run, how it can stop, and what it takes."""
     return [
-        io.DynamicCombo.Input(
-            "previews",
-            options=choices.previews(),
-            optional=True,
-            tooltip="Show what the model makes while it trains: base model, trained, and reward guidance, from the "
-            "same noise each time. Training is not changed by it. auto: about four times in a run.",
-        ),
+        choices.previews(),
         io.String.Input(
             "preview_prompts",
             default="",

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ...dco_core.errors import DCOError, shortened
 from ...dco_core.training.recipes import CUSTOM, RECIPES, Recipe
+from ..options import dynamic
 
 DEFAULT = "subject"
 # `web/dco_recipes.js` writes these into the widgets below when a recipe is chosen
@@ -21,9 +22,9 @@ def recipe() -> io.DynamicCombo.Input:
         for name, values in RECIPES.items()
         if name != CUSTOM
     }
-    return io.DynamicCombo.Input(
+    return dynamic(
         "recipe",
-        options=[io.DynamicCombo.Option(name, _own(values)) for name, values in RECIPES.items()],
+        {name: _own(values) for name, values in RECIPES.items()},
         tooltip="The paper's settings: subject (a few photos of one thing), style, or one image of either. Choosing "
         "one fills in steps, rank, learning rate and offset noise; change them as you like. custom fills in nothing.",
         extra_dict={"dco_fills": fills},
