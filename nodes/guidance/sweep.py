@@ -51,49 +51,33 @@ class DCORewardGuidanceSweep(io.ComfyNode):
             BY_STRENGTH: [io.String.Input("strength_values", default="0.6, 0.8, 1", tooltip=row)],
         }
         return io.Schema(
-            node_id="DCORewardGuidanceSweep",
-            display_name="Reward Guidance Sweep (DCO)",
+            node_id="DCORewardGuidanceSweep", display_name="Reward Guidance Sweep (DCO)",
             category="model/sampling",
             description="A grid of pictures over w_rg, from the same noise and prompts, with labels: which scale suits "
             "this subject? (The paper's Fig. 13.)",
             search_aliases=["reward guidance", "dco", "xyz plot", "xy plot", "grid", "sweep", "w_rg", "compare"],
             inputs=[
-                shared.MODEL,
-                shared.LORA,
-                shared.POSITIVE,
-                shared.NEGATIVE,
-                shared.LATENT,
+                shared.MODEL, shared.LORA, shared.POSITIVE, shared.NEGATIVE, shared.LATENT,
                 io.Vae.Input("vae", tooltip="Decodes the pictures."),
                 io.String.Input(
-                    "w_rg_values",
-                    default="0, 1, 2, 3, 4, 5",
+                    "w_rg_values", default="0, 1, 2, 3, 4, 5",
                     tooltip="Reward guidance scales, one column of pictures for each. 0 is the base model.",
                 ),
                 dynamic("across", across, "What else varies, one row of pictures for each value."),
-                shared.SEED,
-                shared.STEPS,
-                shared.W_TEXT,
-                shared.SAMPLER,
-                shared.SCHEDULER,
-                shared.DENOISE,
-                shared.PERSONALIZED,
-                shared.OPTIONS,
-                shared.MASK,
-                shared.REGIONS,
+                shared.SEED, shared.STEPS, shared.W_TEXT, shared.SAMPLER, shared.SCHEDULER, shared.DENOISE,
+                shared.PERSONALIZED, shared.OPTIONS, shared.MASK, shared.REGIONS,
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="All pictures, row by row; of videos, all frames."),
                 io.Image.Output(display_name="sheet", tooltip="The pictures with their labels; of videos, frame 1."),
                 io.String.Output(
-                    display_name="labels",
-                    is_output_list=True,
+                    display_name="labels", is_output_list=True,
                     tooltip="What each picture was made with, for score nodes and contact sheets.",
                 ),
                 shared.REPORT,
             ],
-            hidden=shared.HIDDEN,
-            has_intermediate_output=True,
-        )
+            hidden=shared.HIDDEN, has_intermediate_output=True,
+        )  # fmt: skip
 
     @classmethod
     def execute(

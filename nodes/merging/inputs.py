@@ -146,7 +146,8 @@ def _method() -> io.DynamicCombo.Input:
         io.Latent.Input("style_latent", tooltip="Reference images of the second LoRA, encoded by the VAE."),
         io.Int.Input("steps", default=100, min=1, max=10000, tooltip="Steps of Adam; the paper: 100."),
         io.Float.Input(
-            "learning_rate", default=0.01, min=1e-6, max=1.0, step=0.001, round=1e-6, tooltip="The paper: 0.01."
+            "learning_rate", default=0.01, min=1e-6, max=1.0, step=0.001, round=1e-6,
+            tooltip="The paper: 0.01.",
         ),
         io.Float.Input(
             "similarity", default=0.01, min=0.0, max=10.0, step=0.001, round=1e-6,
@@ -188,28 +189,21 @@ def own() -> list[Any]:
     return [
         io.Autogrow.Input("loras", template=loras, tooltip="LoRAs to add up, in order."),
         io.String.Input(
-            "weights",
-            default="1, 1",
+            "weights", default="1, 1",
             tooltip="One weight per connected LoRA, separated by commas; negative ones subtract.",
         ),
         io.String.Input(
-            "name",
-            default="my_merge",
+            "name", default="my_merge",
             tooltip="Name of the merged LoRA's file in output/loras; a number is added. Empty: it is not saved.",
         ),
         _method(),
         io.String.Input(
-            "files",
-            default="",
-            multiline=True,
-            optional=True,
+            "files", default="", multiline=True, optional=True,
             tooltip="LoRA files to add up after the connected LoRAs, one a line, by their name in the LoRA lists, each "
             "with its weight: my_style.safetensors=0.8. Without a weight it is 1.",
         ),
-        OPTIONS.Input(
-            "options", optional=True, tooltip="Everything else, from Merge Options (DCO)."
-        ),
-    ]
+        OPTIONS.Input("options", optional=True, tooltip="Everything else, from Merge Options (DCO)."),
+    ]  # fmt: skip
 
 
 def more() -> list[Any]:
@@ -217,35 +211,24 @@ def more() -> list[Any]:
     return [
         _size(),
         io.String.Input(
-            "block_weights",
-            default="",
-            multiline=True,
-            optional=True,
+            "block_weights", default="", multiline=True, optional=True,
             tooltip="Further weights by block, one a line: up = 0.5, or for the first LoRA alone 1: down 4 = 0, or by "
             f"pattern *_attn2_* = 0.8, or a preset: {', '.join(PRESETS)}. The last line that fits counts.",
         ),
         io.Combo.Input(
-            "save_dtype",
-            options=list(DTYPES),
-            default="fp32",
-            optional=True,
+            "save_dtype", options=list(DTYPES), default="fp32", optional=True,
             tooltip="Precision of the merged LoRA. fp32 keeps it exact; fp16 and bf16 are half as large.",
         ),
         io.Combo.Input(
-            "save_keys",
-            options=["kohya", "diffusers"],
-            default="kohya",
-            optional=True,
+            "save_keys", options=["kohya", "diffusers"], default="kohya", optional=True,
             tooltip="Names of the layers in the saved file. kohya's are read by ComfyUI and most tools, diffusers' by "
             "diffusers alone.",
         ),
         io.Boolean.Input(
-            "compare",
-            default=True,
-            optional=True,
+            "compare", default=True, optional=True,
             tooltip="Measure whether the LoRAs get along: compatibility and compatibility_report.",
         ),
-    ]
+    ]  # fmt: skip
 
 
 def outputs() -> list[Any]:

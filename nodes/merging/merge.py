@@ -37,19 +37,16 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DCOLoRAArithmeticMerge",
-            display_name="LoRA Arithmetic Merge (DCO)",
+            node_id="DCOLoRAArithmeticMerge", display_name="LoRA Arithmetic Merge (DCO)",
             category="model/merging",
             description="dW = weight_1 dW_1 + weight_2 dW_2 + ...: the exact weighted sum of any number of LoRAs, "
             "of any rank and alpha, as one LoRA. LoRAs trained with DCO stay close to the base model, so that a "
             "subject and a style merge without further training (Sec. 5.3).",
             search_aliases=[
-                "merge lora", "lora merge", "combine lora", "resize lora", "my subject in my style", "ziplora", "ties",
-                "dare", "dco",
+                "merge lora", "lora merge", "combine lora", "resize lora", "my subject in my style",
+                "ziplora", "ties", "dare", "dco",
             ],
-            is_output_node=True,
-            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
-            inputs=merge_inputs.own(),
+            is_output_node=True, hidden=[io.Hidden.unique_id, io.Hidden.dynprompt], inputs=merge_inputs.own(),
             outputs=merge_inputs.outputs(),
         )  # fmt: skip
 

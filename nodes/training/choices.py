@@ -30,17 +30,15 @@ def _prior_weight(maximum: float, tooltip: str) -> io.Float.Input:
 
 def _class_prompt() -> io.String.Input:
     return io.String.Input(
-        "class_prompt",
-        default="",
-        optional=True,
+        "class_prompt", default="", optional=True,
         tooltip="The prompt of the subject's class, such as \"a photo of a dog\". Empty: from the captions' marker.",
-    )
+    )  # fmt: skip
 
 
 def _generation(count: int, what: str) -> list[Any]:
     return [
         io.Int.Input(
-            "generated_images", default=count, min=1, max=1000, optional=True, tooltip=f"How many {what}."
+            "generated_images", default=count, min=1, max=1000, optional=True, tooltip=f"How many {what}.",
         ),
         io.Int.Input(
             "generation_steps", default=30, min=1, max=1000, optional=True,

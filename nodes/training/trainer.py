@@ -54,32 +54,18 @@ class DCOLoRATrainer(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DCOLoRATrainer",
-            display_name="DCO LoRA Trainer",
-            category="model/training",
+            node_id="DCOLoRATrainer", display_name="DCO LoRA Trainer", category="model/training",
             description="Teaches a model your subject or your style from 1 to 20 images with Direct Consistency "
             "Optimization: it learns what the images show and stops where it would drift from the base model. The "
             "LoRA is saved when training ends; when you cancel it, what was learned is, under a name that says so.",
             search_aliases=[
-                "train lora",
-                "lora training",
-                "lora trainer",
-                "dreambooth",
-                "prior preservation",
-                "textual inversion",
-                "direct consistency optimization",
-                "dco",
-                "personalization",
-                "fine-tune",
-                "train a style",
-                "train a subject",
+                "train lora", "lora training", "lora trainer", "dreambooth", "prior preservation",
+                "textual inversion", "direct consistency optimization", "dco", "personalization", "fine-tune",
+                "train a style", "train a subject",
             ],
-            is_input_list=True,
-            is_output_node=True,
-            inputs=inputs.own(),
-            outputs=inputs.outputs(),
+            is_input_list=True, is_output_node=True, inputs=inputs.own(), outputs=inputs.outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, images, captions, options=None, **single) -> io.NodeOutput:
