@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from itertools import takewhile
 
 from . import words
@@ -41,9 +42,10 @@ _RARE_WORD = (
     rf"(?<!\w)(?:{any_of(words.RARE)}\d*|(?!(?-i:[A-Z\d]+)\b|r2d2)(?:[b-df-hj-np-tv-z]{{3,}}\d+"
     r"|(?:[a-z]+\d+){2}[a-z\d]*))(?!\w)"
 )
+_RARE_WORDS = rf"\s*{_RARE_WORD}(?:\s+{_RARE_WORD})*\s*"
 _RARE = re.compile(
     r"\[(?:[a-z]\d*\*?|\*)\]|<(?:[a-z]\d*_?\*?|\*|new\d+)>|(?<![\w*])[a-z]{1,2}\d*_?\*(?![\w*])"  # [V] <S*> V*
-    rf"|<\s*{_RARE_WORD}(?:\s+{_RARE_WORD})*\s*>|\[\s*{_RARE_WORD}(?:\s+{_RARE_WORD})*\s*\]|{_RARE_WORD}",
+    rf"|<{_RARE_WORDS}>|\[{_RARE_WORDS}\]|{_RARE_WORD}",
     re.IGNORECASE,
 )
 
@@ -64,6 +66,11 @@ def article(word: str) -> str:
     return "an" if re.match(r"[aeiou]|hour|honest|heir", low) else "a"
 
 
+def a_marked(noun: str) -> str:
+    """`a <dog>`, `an <otter>`, `<boots>`."""
+    return f"{article(noun)} <{noun}>".strip()
+
+
 def fix_article(before: str, noun: str) -> str:
     """The text that comes before a noun, its last "a" or "an" changed to the one the noun takes."""
 
@@ -79,9 +86,8 @@ def mark_word(text: str, word: str) -> str:
     `[...]`. The text as it was when the word does not occur."""
     spaced = r"\s+".join(map(re.escape, word.split()))
     # what is marked or bracketed is matched first and so stepped over
-    for match in re.finditer(
-        rf"<[^<>]*>|\[[^\[\]]*\]|(?<![\w-])(?P<word>{spaced})(?![\w-])", text, re.IGNORECASE
-    ):
+    pattern = rf"<[^<>]*>|{BRACKETS.pattern}|(?<![\w-])(?P<word>{spaced})(?![\w-])"
+    for match in re.finditer(pattern, text, re.IGNORECASE):
         if match["word"]:
             return f"{text[: match.start()]}<{word}>{text[match.end() :]}"
     return text
@@ -123,3 +129,24 @@ def has_place(text: str) -> bool:
 def rare_spans(text: str) -> list[tuple[int, int]]:
     """Where identifiers stand that are no words, (start, end) each: `sks`, `[V]`, `S*`, `xjq7`."""
     return [match.span() for match in _RARE.finditer(text)]
+
+
+def without(text: str, spans: Iterable[tuple[int, int]]) -> str:
+    for start, end in reversed(list(spans)):
+        text = text[:start] + text[end:]
+    return tidy(text)
+
+
+def tidy(text: str) -> str:
+    text = " ".join(text.split())
+    return re.sub(r" (?=[,.;])", "", text.replace("< ", "<").replace(" >", ">")).strip(" ,;")
+
+
+def plain_text(text: str) -> str:
+    """The caption without angle brackets and identifiers."""
+    return " ".join(re.sub(r"[<>]", " ", without(text, rare_spans(text))).split())
+
+
+def good_markers(text: str) -> list[str]:
+    """The names of the markers that are no identifiers."""
+    return [" ".join(m[1].split()) for m in MARKER.finditer(text) if not rare_spans(m[0])]

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.pixels import as_uint8
 from ..lora import read_lora
 from ..metrics import collateral_rmse, noise_distance
 from ..models.image_model import ImageModel
@@ -177,5 +178,4 @@ class Scorer:
 def _save(images: Tensor, folder: Path, name: str) -> None:
     folder.mkdir(exist_ok=True)
     for i, image in enumerate(images):
-        pixels = (image.float().cpu() * 255).round().clamp(0, 255).byte().numpy()
-        Image.fromarray(pixels).save(folder / f"{name}_{i}.png")
+        Image.fromarray(as_uint8(image)).save(folder / f"{name}_{i}.png")

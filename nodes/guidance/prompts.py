@@ -14,29 +14,19 @@ class DCOEncodePrompt(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DCOEncodePrompt",
-            display_name="Encode DCO Prompt",
-            category="model/conditioning",
+            node_id="DCOEncodePrompt", display_name="Encode DCO Prompt", category="model/conditioning",
             description="Turns one prompt with <dog> into two: what the LoRA reads, with the tokens it has learned, "
             "and what the base model reads, with plain words. Both go into the reward guidance nodes.",
             search_aliases=[
-                "clip text encode",
-                "prompt",
-                "learned token",
-                "embedding",
-                "textual inversion",
-                "dco",
+                "clip text encode", "prompt", "learned token", "embedding", "textual inversion", "dco",
             ],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder that the tokens were trained for."),
                 io.LoraModel.Input(
-                    "lora", tooltip="The LoRA with its learned tokens: trained, merged or loaded."
+                    "lora", tooltip="The LoRA with its learned tokens: trained, merged or loaded.",
                 ),
                 io.String.Input(
-                    "text",
-                    multiline=True,
-                    dynamic_prompts=True,
-                    default="a photo of a <dog> on the beach",
+                    "text", multiline=True, dynamic_prompts=True, default="a photo of a <dog> on the beach",
                     tooltip="The prompt. <dog> is the learned token; a marker that the LoRA did not learn reads as its "
                     "word.",
                 ),
@@ -49,7 +39,7 @@ class DCOEncodePrompt(io.ComfyNode):
                 io.Conditioning.Output(display_name="base", tooltip="With plain words, for `positive`."),
                 io.String.Output(display_name="base_text", tooltip="The prompt that the base model reads."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, clip, lora, text: str) -> io.NodeOutput:

@@ -17,19 +17,14 @@ class DCOToyWorldLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DCOToyWorldLoader",
-            display_name="Load Toy World (DCO)",
-            category="model/loaders",
+            node_id="DCOToyWorldLoader", display_name="Load Toy World (DCO)", category="model/loaders",
             description="A small text-to-image model that ships with this pack: try training, reward guidance and "
             "merging in minutes on a CPU, without any download. It draws 256 x 256 pixels and reads captions such as "
             '"a large red star on the left, at night, in neon style".',
             search_aliases=["toy", "tiny model", "demo model", "dco"],
             inputs=[
                 io.Combo.Input(
-                    "base",
-                    options=list(BASES),
-                    default=DEFAULT_BASE,
-                    optional=True,
+                    "base", options=list(BASES), default=DEFAULT_BASE, optional=True,
                     tooltip="What the model predicts. epsilon: the noise, as SD1.5 and SDXL do, which the paper is "
                     "about. flow: the velocity, as SD3 and Flux do. Both draw the same pictures.",
                 ),
@@ -39,7 +34,7 @@ class DCOToyWorldLoader(io.ComfyNode):
                 io.Clip.Output(display_name="clip", tooltip="Its text encoder, one token a word."),
                 io.Vae.Output(display_name="vae", tooltip="Its pixel autoencoder."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, base: str = DEFAULT_BASE) -> io.NodeOutput:
@@ -50,29 +45,25 @@ class DCOToyWorldReferences(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DCOToyWorldReferences",
-            display_name="Toy World References (DCO)",
+            node_id="DCOToyWorldReferences", display_name="Toy World References (DCO)",
             category="model/training",
             description="Reference images of the Toy World with comprehensive captions: a novel subject (four images, "
             "all on one beach) or a novel style (one image). Neither was seen when the model was trained.",
             search_aliases=["toy", "demo dataset", "dco"],
             inputs=[
                 io.Combo.Input(
-                    "what",
-                    options=list(SETS),
-                    default="subject",
+                    "what", options=list(SETS), default="subject",
                     tooltip="subject: a teal toy with orange ears. style: violet ink on golden paper.",
                 ),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The reference images, 256 x 256."),
                 io.String.Output(
-                    display_name="captions",
-                    is_output_list=True,
+                    display_name="captions", is_output_list=True,
                     tooltip="One caption an image; <toy> and <print> mark what is to be learned.",
                 ),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, what: str) -> io.NodeOutput:
