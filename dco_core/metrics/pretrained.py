@@ -68,12 +68,12 @@ def _as_picture(image: Tensor, i: int) -> Image.Image:
 def load_image_encoder(source: str | Path, device: torch.device | str = "cpu") -> ImageEncoder:
     """The vision model in a folder (config.json, preprocessor_config.json, weights) or of that name on the hub, such as
     "facebook/dinov2-base", in fp32. Raises DCOError without transformers, and where no model can be had."""
-    model, processor = load_pretrained(source, "AutoModel", "AutoImageProcessor")
+    model, processor = load_pretrained(source, "AutoImageProcessor")
     return ImageEncoder(model.to(device), processor).eval()
 
 
-def load_pretrained(source: str | Path, model_class: str, processor_class: str) -> tuple[Any, Any]:
-    """A model in fp32, frozen, and its processor, by the names of transformers' classes. Every weight must be there:
+def load_pretrained(source: str | Path, processor_class: str) -> tuple[Any, Any]:
+    """A model in fp32, frozen, and its processor, whose class in transformers is named. Every weight must be there:
     the library fills in random ones with no more than a warning."""
     source = str(source).strip()
     if not source:
@@ -90,7 +90,7 @@ def load_pretrained(source: str | Path, model_class: str, processor_class: str) 
             ) from None
         try:
             processor = getattr(transformers, processor_class).from_pretrained(source)
-            model, info = getattr(transformers, model_class).from_pretrained(source, output_loading_info=True)
+            model, info = transformers.AutoModel.from_pretrained(source, output_loading_info=True)
         except Exception as error:  # damaged files raise whatever their readers do
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DCOError(
