@@ -12,6 +12,7 @@ from typing import Any
 
 from ..models.loading import PRECISIONS
 from ..network.lora_layers import LAYERS, AdapterConfig
+from ..network.weight_stream import STREAMING
 from ..pipeline.examples import SIZES
 from ..pipeline.generation import GenerationConfig
 from ..pipeline.vocabulary import LEARNED_TOKENS
@@ -110,6 +111,12 @@ def add_options(train: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--gradient-checkpointing", action="store_true", help="less memory, a third more time for a step"
     )
+    how.add_argument(
+        "--stream-weights", choices=STREAMING, default=STREAMING[0],
+        help="keep the model's weights in main memory and copy each block to the GPU just before it is needed: auto "
+        "(default) where the model does not fit beside a step, on for every block, off for none; the LoRA is the same, "
+        "bit for bit",
+    )  # fmt: skip
     how.add_argument("--compile", action="store_true", help="torch.compile: for a GPU, needs a compiler")
     how.add_argument("--log-dir", type=Path, default=None, help="write a TensorBoard log into this folder")
     how.add_argument(
@@ -133,6 +140,11 @@ def add_options(train: argparse.ArgumentParser) -> None:
         "file as without (on)",
     )  # fmt: skip
     lora = train.add_argument_group("LoRA")
+    lora.add_argument(
+        "--start-from", type=Path, default=None, metavar="FILE.safetensors",
+        help="a LoRA file to go on from: its layers, ranks and alphas stay as they are, in the place of the choices "
+        "below, and so do its learned tokens",
+    )  # fmt: skip
     _add_fields(lora, AdapterConfig, skip=("seed", "start"))
     recipe = train.add_argument_group("training")
     _add_fields(recipe, TrainingConfig, skip=("token_learning_rate",), beta=None)

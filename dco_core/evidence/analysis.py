@@ -16,7 +16,10 @@ from .study import BASE, CEILING, PLAIN
 from .tables import Row, grouped
 
 Unit = tuple[Any, Any, Any]  # subject, style, seed
-SCORE_NAMES = ("likeness", "style_likeness", "style_form", "alignment", "factors")
+SCORE_NAMES = (
+    "likeness", "style_likeness", "style_form", "alignment", "factors", "judged_subject", "judged_style",
+    "judged_alignment",
+)  # fmt: skip
 # of the prompts that change everything, and of those without what was learned (collateral damage)
 FAR_NAMES = ("far_likeness", "far_alignment")
 OTHERS_NAMES = ("others_alignment", "others_rmse")

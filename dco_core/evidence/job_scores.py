@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -58,6 +59,7 @@ class Scorer:
         callback: Callable[[], None],
     ) -> list[Row]:  # fmt: skip
         study, rows = self._study, list[Row]()
+        self._base_pictures(job, model, callback)  # a model may have one denoiser at a time
         denoiser = with_lora(model, read_lora(file).layers)
         swept = checkpoint in study.w_rg_at if study.w_rg_at else file.name == LORA
         swept &= not study.w_rg_methods or job.method in study.w_rg_methods
@@ -109,10 +111,7 @@ class Scorer:
         prompts, n = self._setting.others(), self._study.pictures
         if not prompts:
             return []
-        known = (job.base, job.seed)
-        if known not in self._base_others:
-            self._base_others = {known: self._draw(model, model.denoiser(None), prompts, 0.0, job, callback)}
-        base = self._base_others[known]
+        base = self._base_pictures(job, model, callback)
         pictures = base if job.method == BASE else self._draw(model, denoiser, prompts, guidance, job, callback)
         each = [prompt for prompt in prompts for _ in range(n)]
         obeyed = self._setting.scores(pictures, each, None, None)["alignment"]
@@ -124,6 +123,17 @@ class Scorer:
             }
             for i, prompt in enumerate(each)
         ]  # fmt: skip
+
+    def _base_pictures(self, job: Job, model: ImageModel, callback: Callable[[], None]) -> Tensor:
+        """The base model's pictures without what is learned, of the unit at hand."""
+        known = (job.base, job.seed)
+        if known not in self._base_others:
+            prompts = self._setting.others()
+            pictures = torch.empty(0)
+            if prompts:
+                pictures = self._draw(model, model.denoiser(None), prompts, 0.0, job, callback)
+            self._base_others = {known: pictures}
+        return self._base_others[known]
 
     def _measure_distances(
         self, job: Job, folder: Path, model: ImageModel, denoiser: Any, checkpoint: Any

@@ -95,6 +95,7 @@ class Workspace:
             self._setting.prompts(job.subject, job.style), self._setting.others(),
             _portable(study.likeness_model), _portable(study.text_model), study.seeds[0] == job.seed,
         ]  # fmt: skip
+        parts += [_portable(study.judge_model)] if study.judge_model else []
         if job.method in MERGES:
             subject, style = job.parts
             parts += [self._training_key(style), self._training_key(subject), study.checkpoint]

@@ -72,7 +72,7 @@ def load_siglip(source: str | Path, device: torch.device | str = "cpu") -> Sigli
     """The SigLIP model (image and text) in a folder or of that name on the Hugging Face hub, such as
     "google/siglip-base-patch16-224", in fp32. Raises DCOError for a model without SigLIP's scale and bias."""
     model: Any
-    model, processor = load_pretrained(source, "AutoProcessor")
+    model, processor = load_pretrained(source, "AutoModel", "AutoProcessor")
     if not (
         hasattr(model, "logit_scale") and hasattr(model, "logit_bias") and hasattr(processor, "tokenizer")
     ):

@@ -30,7 +30,7 @@ class ImageEncoder(nn.Module):
         normalised. callback: called before each batch. DCOError for what is no image."""
         if not len(images):
             raise DCOError("There are no images to score: give at least one.")
-        pictures = [_as_picture(image, i) for i, image in enumerate(images)]
+        pictures = [as_picture(image, i) for i, image in enumerate(images)]
         found = []
         for i in range(0, len(pictures), BATCH):
             callback()
@@ -57,7 +57,8 @@ def pooled(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
-def _as_picture(image: Tensor, i: int) -> Image.Image:
+def as_picture(image: Tensor, i: int) -> Image.Image:
+    """Image number i, [H, W, C] in 0..1, as eight-bit RGB. DCOError for what is none."""
     if image.ndim != 3 or image.shape[-1] < 3:
         raise DCOError(f"Image {i + 1} has the shape {list(image.shape)}: give images [height, width, 3].")
     if not torch.isfinite(image).all():
@@ -68,13 +69,15 @@ def _as_picture(image: Tensor, i: int) -> Image.Image:
 def load_image_encoder(source: str | Path, device: torch.device | str = "cpu") -> ImageEncoder:
     """The vision model in a folder (config.json, preprocessor_config.json, weights) or of that name on the hub, such as
     "facebook/dinov2-base", in fp32. Raises DCOError without transformers, and where no model can be had."""
-    model, processor = load_pretrained(source, "AutoImageProcessor")
+    model, processor = load_pretrained(source, "AutoModel", "AutoImageProcessor")
     return ImageEncoder(model.to(device), processor).eval()
 
 
-def load_pretrained(source: str | Path, processor_class: str) -> tuple[Any, Any]:
-    """A model in fp32, frozen, and its processor, whose class in transformers is named. Every weight must be there:
-    the library fills in random ones with no more than a warning."""
+def load_pretrained(
+    source: str | Path, model_class: str, processor_class: str, dtype: torch.dtype = torch.float32
+) -> tuple[Any, Any]:
+    """A model in that precision, frozen, and its processor, by the names of transformers' classes. Every weight must be
+    there: the library fills in random ones with no more than a warning."""
     source = str(source).strip()
     if not source:
         raise DCOError(
@@ -90,7 +93,9 @@ def load_pretrained(source: str | Path, processor_class: str) -> tuple[Any, Any]
             ) from None
         try:
             processor = getattr(transformers, processor_class).from_pretrained(source)
-            model, info = transformers.AutoModel.from_pretrained(source, output_loading_info=True)
+            model, info = getattr(transformers, model_class).from_pretrained(
+                source, output_loading_info=True, dtype=dtype
+            )
         except Exception as error:  # damaged files raise whatever their readers do
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DCOError(
@@ -104,4 +109,4 @@ def load_pretrained(source: str | Path, processor_class: str) -> tuple[Any, Any]
             f'The weights of "{source}" do not fit its config.json (missing or of another shape: {wrong}, ...): '
             "download the model again."
         )
-    return model.float().eval().requires_grad_(False), processor
+    return model.to(dtype).eval().requires_grad_(False), processor

@@ -16,10 +16,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..errors import DCOError
 from .frozen_layers import frozen_conv2d, frozen_linear
 from .gradient_checkpointing import blocks
 
 AHEAD = 2  # blocks on their way while one computes
+STREAMING = ("auto", "on", "off")  # where not all fits; every block; nothing
 Fetch = Callable[[], Tensor]
 
 
@@ -128,6 +130,12 @@ class WeightStream:
             found.append(following)
             last, current = current, following
         return found
+
+
+def check_streaming(choice: str) -> None:
+    """Raise DCOError for a choice that is none of STREAMING."""
+    if choice not in STREAMING:
+        raise DCOError(f"stream_weights is {choice!r}: use {', '.join(STREAMING)}.")
 
 
 def streamable(block: nn.Module) -> list[nn.Module]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from ..errors import DCOError
 from ..files.atomic import whole_file
 from ..files.content_key import content_key
 from ..lora import LoraWeights, bundled, write_embedding, write_lora
+from ..lora.started import check_start
 from ..models.image_model import ImageModel
 from ..network.lora_layers import AdapterConfig
 from ..training.calibration import identity
 from ..training.checkpoints import Checkpoints
-from ..training.memory import PeakMemory, estimate
+from ..training.memory import PeakMemory, estimate, streaming
 from ..training.previews import Preview
 from ..training.processes import ALONE, Processes
 from ..training.reference_cache import ReferenceCache
@@ -47,8 +49,10 @@ class FolderTraining:
     aspect-ratio buckets. compiled, gradient_checkpointing: of the network's blocks. size_conditioning: see
     Preparation. overwrite: whether `output` may be replaced where it is not of this run. preview_every: pictures in
     preview_folder(output) after this many steps and in the end, 0 for none; preview_prompts: of what, left out the
-    first caption. tokens: whether markers become tokens of their own. reference_folder: where the base model's errors
-    are kept for further runs, None for nowhere. processes: those that make this run together; the first alone writes.
+    first caption. tokens: whether markers become tokens of their own. start: a LoRA to go on from, whose tensors that
+    are no layers (learned tokens) are carried over. stream_weights: see network/weight_stream.py. reference_folder:
+    where the base model's errors are kept for further runs, None for nowhere. processes: those that make this run
+    together; the first alone writes.
     on_message: told what takes time before the run. notes: what to tell the user before the run; memory: its peak,
     after it. Raises DCOError for what cannot be trained, before anything is written.
     """
@@ -69,12 +73,17 @@ class FolderTraining:
         preview_every: int = 0,
         preview_prompts: Sequence[str] = (),
         tokens: TokenConfig = NO_TOKENS,
+        start: LoraWeights | None = None,
+        stream_weights: str = "auto",
         reference_folder: Path | None = None,
         on_message: Callable[[str], None] = lambda text: None,
         processes: Processes = ALONE,
     ):
         self._model, self._output, self._learning = model, output, tokens
-        self._adapter = None if tokens.alone else adapter
+        if start is not None:
+            check_start(start, tokens.alone)
+        self._adapter = None if tokens.alone else _going_on(adapter, model, start)
+        self._carried = {} if start is None else start.other
         self._processes = processes
         config = folder.config
         tokens.check()
@@ -93,23 +102,26 @@ class FolderTraining:
         shown = (list(preview_prompts) or folder.captions[:1]) if preview_every else []
         how = Preparation(self._resolution, self._square, size_conditioning, shown)
         self._words = (
-            learned_vocabulary(model, folder.captions, config.seed, tokens.initializers, tokens.vectors)
+            learned_vocabulary(model, folder.captions, config.seed, tokens.initializers, tokens.vectors, start)
             if tokens.on
-            else kept_vocabulary(folder.captions, None)
+            else kept_vocabulary(folder.captions, start)
         )
         self._data = PreparedPictures(model, folder, how, self._words)
         content = content_key(model.content(), self._adapter, self._data.content, compiled)
+        if self._carried:
+            content = content_key(content, self._carried)
         model.offload_encoders(texts=not tokens.on, images=not shown)
-        denoiser = model.denoiser(self._adapter, self._data.step_shape)
-        start = None if self._words.tokens is None else self._words.tokens.tensors()
-        self._run = content_key(content, identity(config, denoiser), start)[:16]
+        denoiser = model.denoiser(self._adapter, self._data.step_shape, stream_weights)
+        rows = None if self._words.tokens is None else self._words.tokens.tensors()
+        self._run = content_key(content, identity(config, denoiser), rows)[:16]
         for path in (output, *self._embeddings().values()):
             check_replaceable(path, overwrite, self._run)
         if compiled:
             denoiser.compile_blocks()
         kept = checkpoints.folder / GENERATED if checkpoints is not None else None
         examples = self._data.examples(denoiser, kept, on_message)
-        self.memory = PeakMemory(examples[0].latent.device)
+        device = examples[0].latent.device
+        self.memory = PeakMemory(device)
         if gradient_checkpointing:
             denoiser.checkpoint_blocks()
         self.training = Training(
@@ -131,7 +143,8 @@ class FolderTraining:
             *folder.notes,
             f"{len(self._data)} pictures, {self._resolution} px. A step needs {estimate(denoiser, examples, config)}.",
             report(check_captions(self._data.captions, kind="auto"), self._data.captions),
-            *([] if tokens.on else _markers_as_words(self._data.captions)),
+            *filter(None, [streaming(denoiser.weight_stream, stream_weights, device)]),
+            *([] if tokens.on else _markers_as_words(self._data.captions, self._words.fixed)),
             *self.training.notes,
         ]
 
@@ -174,8 +187,8 @@ class FolderTraining:
         }
         header = TrainedHeader(
             config=self.training.config,
-            rank=adapter.rank if adapter else 0,
-            alpha=adapter.effective_alpha if adapter else 0.0,
+            rank=adapter.size[0] if adapter else 0,
+            alpha=adapter.size[1] if adapter else 0.0,
             layers=adapter.layers if adapter else "",
             family=self._model.family,
             prediction=self._model.prediction,
@@ -187,8 +200,9 @@ class FolderTraining:
         )
         entries |= {RUN: self._run}
         weights = LoraWeights(
-            {self._model.canonical(name): layer for name, layer in layers.items()}, bundled(rows), entries
-        )
+            {self._model.canonical(name): layer for name, layer in layers.items()},
+            self._carried | bundled(rows), entries,
+        )  # fmt: skip
         write_lora(self._output, weights, keys=dict(self._model.kohya_names()) or "kohya")
         written = [f"Saved {self._output} after {self.training.step} steps."]
         for name, path in self._embeddings().items():
@@ -212,8 +226,16 @@ def check_resolution(resolution: int | None) -> None:
         )
 
 
-def _markers_as_words(captions: Sequence[str]) -> list[str]:
-    names = list(dict.fromkeys(name for text in captions for name in markers(text)))
+def _going_on(adapter: AdapterConfig, model: ImageModel, start: LoraWeights | None) -> AdapterConfig:
+    """From the layers of a LoRA, where it has any."""
+    if start is None or not start.layers:
+        return adapter
+    return dataclasses.replace(adapter, start=model.started_layers(start))
+
+
+def _markers_as_words(captions: Sequence[str], known: Collection[str]) -> list[str]:
+    """known: markers that a LoRA to go on from has rows for."""
+    names = list(dict.fromkeys(name for text in captions for name in markers(text) if name not in known))
     if not names:
         return []
     return [

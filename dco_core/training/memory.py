@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..network.denoiser import Denoiser
+from ..network.weight_stream import WeightStream
 from .config import TrainingConfig
 from .draws import Draw, random_draws
 from .examples import Example
@@ -104,6 +105,18 @@ def free_memory(device: torch.device) -> int | None:
     except (OSError, ValueError):
         return None
     return int(available.split()[1]) * 1024
+
+
+def streaming(stream: WeightStream | None, choice: str, device: torch.device) -> str:
+    """What is streamed to the device, as a sentence; "" where nothing is and nobody asked for it."""
+    if stream is not None:
+        return (
+            f"{megabytes(stream.nbytes)} of the weights stay in main memory and are streamed, at most "
+            f"{megabytes(stream.resident_bytes)} at once."
+        )
+    if choice != "on":
+        return ""
+    return f"No weights are streamed: the model {'trains in main memory' if device.type == 'cpu' else 'has no blocks'}."
 
 
 class PeakMemory:

@@ -9,10 +9,10 @@ from comfy_api.latest import io
 
 from ...dco_core.losses import REDUCTIONS, WEIGHTINGS
 from ...dco_core.network.lora_layers import LAYERS
+from ...dco_core.network.weight_stream import STREAMING
 from ...dco_core.training.config import KEPT, TIMESTEP_SAMPLINGS
 from ...dco_core.training.optimizers import LR_SCHEDULERS, OPTIMIZERS
 from ..host.training.network import TRAINING_PRECISIONS
-from ..host.training.weight_stream import STREAMING
 from . import choices
 
 OFFLOADED = "on, offloaded"
@@ -196,7 +196,8 @@ def run() -> list[Any]:
         io.Combo.Input(
             "stream_weights", options=list(STREAMING), default="auto", optional=True,
             tooltip="Keep the model's weights in main memory and copy each block to the GPU just before it is needed. "
-            "auto: where the model does not fit beside a training step. The LoRA is the same, bit for bit.",
+            "auto: where the model does not fit beside a training step; on: always, with three blocks on the GPU at "
+            "once. The LoRA is the same, bit for bit.",
         ),
         io.Boolean.Input(
             "reference_cache", default=True, optional=True,

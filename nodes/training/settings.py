@@ -7,12 +7,12 @@ from typing import Any
 
 from ...dco_core.errors import DCOError
 from ...dco_core.lora import LoraWeights
+from ...dco_core.lora.started import check_start
 from ...dco_core.network.lora_layers import AdapterConfig
 from ...dco_core.pipeline.examples import SIZES, Preparation
 from ...dco_core.pipeline.generation import GenerationConfig
 from ...dco_core.pipeline.vocabulary import Vocabulary, kept_vocabulary, learned_vocabulary
 from ...dco_core.training.config import TrainingConfig
-from ..host.layer_names import started_layers
 from ..host.training.image_model import HostImageModel
 from . import choices, option_groups, recipes
 from . import inputs as trainer_inputs
@@ -84,22 +84,15 @@ def token_choice(values: Mapping[str, Any]) -> str:
 
 
 def adapter_config(
-    values: Mapping[str, Any], model, start: LoraWeights | None
+    values: Mapping[str, Any], model: HostImageModel, start: LoraWeights | None
 ) -> AdapterConfig | None:
     """The AdapterConfig; None where tokens are learned alone. DCOError for a LoRA to start from that does not fit."""
-    if start is not None and start.vectors:
-        raise DCOError(
-            f"start_from also changes biases or norms ({next(iter(start.vectors))} and {len(start.vectors) - 1} more), "
-            "which are not trained here and would be lost: start from a LoRA of weights alone."
-        )
-    if token_choice(values) == choices.TOKENS_ALONE:
-        if start is not None and start.layers:
-            raise DCOError(
-                "start_from has LoRA layers, but tokens are to be learned alone: disconnect it, or learn tokens "
-                "with the LoRA."
-            )
+    alone = token_choice(values) == choices.TOKENS_ALONE
+    if start is not None:
+        check_start(start, alone)
+    if alone:
         return None
-    layers = started_layers(model, start) if start is not None and start.layers else None
+    layers = model.started_layers(start) if start is not None and start.layers else None
     return AdapterConfig(
         values["rank"], values["alpha"] or None, values["layers"], values["seed"], values["layer_filter"],
         values["dropout"], layers,

@@ -22,7 +22,7 @@ from ...dco_core.pipeline.pictures import TrainingPictures
 from ...dco_core.training import validation
 from ...dco_core.training.checkpoints import Checkpoints
 from ...dco_core.training.config import TrainingConfig
-from ...dco_core.training.memory import PeakMemory, estimate, megabytes
+from ...dco_core.training.memory import PeakMemory, estimate, megabytes, streaming
 from ...dco_core.training.reference_cache import ReferenceCache
 from ...dco_core.training.step_report import StepReport
 from ...dco_core.training.tensorboard import EventLog
@@ -81,7 +81,7 @@ class DCOLoRATrainer(io.ComfyNode):
         references = gather(images, captions, values["masks"])
         texts = [r.caption for r in references]
         path = files.new_lora_path(values["name"])
-        adapter = adapter_config(values, model, start)
+        adapter = adapter_config(values, image_model, start)
 
         words = vocabulary(image_model, texts, values, start, config.seed)
         caption_notes = check(
@@ -107,7 +107,7 @@ class DCOLoRATrainer(io.ComfyNode):
             examples = prepared.examples(denoiser)
             if values["compile"]:
                 denoiser.compile_blocks()
-            needed = _make_room(denoiser, examples, config, values["gradient_checkpointing"])
+            needed = _make_room(denoiser, examples, config, values)
             text.message(needed)
             content = _content(image_model, prepared, values, adapter)
             run = Training(
@@ -175,15 +175,11 @@ def _resolution(values: dict[str, Any], model: HostImageModel) -> str:
     return f" Resolution {model.default_resolution}, the model's own."
 
 
-def _make_room(denoiser: HostDenoiser, examples, config: TrainingConfig, checkpointing: str) -> str:
+def _make_room(denoiser: HostDenoiser, examples, config: TrainingConfig, values: Mapping[str, Any]) -> str:
     """Switch gradient checkpointing on where it is wanted or needed, and report what a step will take."""
-    stream = denoiser.weight_stream
-    streamed = (
-        f" {megabytes(stream.nbytes)} of the weights stay in main memory and are streamed, at most "
-        f"{megabytes(stream.resident_bytes)} at once."
-        if stream is not None
-        else ""
-    )
+    checkpointing = values["gradient_checkpointing"]
+    told = streaming(denoiser.weight_stream, values["stream_weights"], denoiser.device)
+    streamed = f" {told}" if told else ""
     needed = estimate(denoiser, examples, config)
     free = denoiser.free_memory()
     if checkpointing in ("on", OFFLOADED) or (checkpointing == "auto" and needed.total > 0.9 * free):
@@ -236,10 +232,7 @@ def _target(
     path: Path, run: Training, adapter: AdapterConfig | None, model: HostImageModel, prepared: PreparedPictures,
     values: Mapping[str, Any], content: str,
 ) -> trained_lora.Target:  # fmt: skip
-    layers = adapter.start if adapter else None
-    first = next(iter(layers.values()), None) if layers else None
-    rank = first.rank if first else (adapter.rank if adapter else 0)
-    alpha = first.rank * first.scale if first else (adapter.effective_alpha if adapter else 0.0)
+    rank, alpha = adapter.size if adapter else (0, 0.0)
     names = ("resolution", "crop", "size_conditioning", "dropout", "layer_filter")
     header = TrainedHeader(
         config=run.config, rank=rank, alpha=alpha, layers=values["layers"], family=model.family,

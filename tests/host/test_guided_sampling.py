@@ -20,8 +20,9 @@ class Setup(Graph):
         else:
             references = self.add("DCOToyWorldReferences", what="subject")
             trainer = self.trainer(
-                self.phi, [references, 0], [references, 1], resolution=64, objective__beta=0.001
-            )
+                self.phi, [references, 0], [references, 1], resolution=64, objective__beta=0.001, steps=4,
+                learning_rate=3e-3,
+            )  # fmt: skip
         self.lora = [trainer, 0]
         merged = self.add(
             "LoraModelLoader", model=[second, 0], lora=self.lora, strength_model=1.0, bypass=False

@@ -64,8 +64,11 @@ def test_checkpoints_come_by_the_clock(host):
 
 @pytest.fixture(autouse=True)
 def no_checkpoints(host):
+    """Neither those of other files, as the host is theirs too, nor this one's afterwards."""
+    folder = host.base_dir / "output" / "dco_checkpoints"
+    shutil.rmtree(folder, ignore_errors=True)
     yield
-    shutil.rmtree(host.base_dir / "output" / "dco_checkpoints", ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.parametrize(

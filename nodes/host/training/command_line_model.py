@@ -51,10 +51,12 @@ class CommandLineModel(HostImageModel):
         """The host moves its models by itself; the text encoder stays where tokens train."""
         self._trains_texts = not texts
 
-    def denoiser(self, config: AdapterConfig | None, step_shape: Sequence[int] = ()) -> HostDenoiser:
+    def denoiser(
+        self, config: AdapterConfig | None, step_shape: Sequence[int] = (), stream_weights: str = "auto"
+    ) -> HostDenoiser:
         self._session.close()
         self._session = ExitStack()
-        session = self.training(config, self._trains_texts, "auto", step_shape=step_shape)
+        session = self.training(config, self._trains_texts, "auto", stream_weights, step_shape)
         return self._session.enter_context(session)
 
     def content(self) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ....dco_core.data.buckets import BucketedImage
+from ....dco_core.lora import LoraLayer, LoraWeights
 from ....dco_core.models.image_model import TokenReader, TokenRows
 from ....dco_core.network.lora_layers import AdapterConfig
 from ....dco_core.suggested_scales import suggested_scales
@@ -54,7 +55,12 @@ class HostImageModel:
         with session as self._denoiser:
             yield self._denoiser
 
-    def denoiser(self, config: AdapterConfig | None, step_shape: Sequence[int] = ()) -> network.HostDenoiser:
+    def started_layers(self, start: LoraWeights) -> dict[str, LoraLayer]:
+        return layer_names.started_layers(self._model, start)
+
+    def denoiser(
+        self, config: AdapterConfig | None, step_shape: Sequence[int] = (), stream_weights: str = "auto"
+    ) -> network.HostDenoiser:
         self._denoiser = network.HostDenoiser(self._model, config)
         return self._denoiser
 

@@ -27,7 +27,7 @@ from ..layer_names import canonical, family
 from .frozen_layers import use_frozen_layers
 from .fused_rope import differentiable_rope
 from .shared_weights import network_on_same_storage
-from .weight_stream import step_bytes, stream_offloaded, streams
+from .weight_stream import move_to_main_memory, step_bytes, stream_offloaded, streams
 
 _PREDICTIONS = (  # most specific first: V_PREDICTION is a subclass of EPS, EDM of V_PREDICTION
     (comfy.model_sampling.CONST, "flow"),
@@ -176,18 +176,18 @@ def _outside_inference(cond):
 @contextmanager
 def training_session(
     model, config: AdapterConfig | None, clip=None, precision: str = "auto", stream_weights: str = "auto",
-    step_shape: Sequence[int] = (),
+    step_shape: Sequence[int] = (), copies: Copies | None = None,
 ) -> Iterator[HostDenoiser]:  # fmt: skip
     """Load MODEL (and CLIP, where tokens train), send every other model off the device, yield the Denoiser with
     autograd on, and leave nothing behind: neither gradients nor LoRA nor memory stay, whether training ends, fails
     or is interrupted. stream_weights: see weight_stream.py; step_shape: of the latents [B, C, ...] of a step, where
-    that is to be decided."""
+    that is to be decided. copies: on the CPU, in place of those to a device."""
     if model.is_dynamic():  # weights in evictable memory must not be aliased
         model = model.get_non_dynamic_delegate()
     needed = [model] if clip is None else [model, clip.patcher]
     keep = [comfy.model_management.LoadedModel(m) for m in needed]
     comfy.model_management.free_memory(1e30, model.load_device, keep_loaded=keep)
-    streamed = bool(step_shape) and streams(model, stream_weights, list(step_shape))
+    streamed = streams(model, stream_weights, list(step_shape), stand_in=copies is not None)
     if streamed:  # what is on the device already may be more than is to stay there
         comfy.model_management.free_memory(1e30, model.load_device)
     comfy.model_management.load_models_gpu(
@@ -195,12 +195,14 @@ def training_session(
         memory_required=step_bytes(model, list(step_shape)) if streamed else 0,
         force_full_load=not streamed,
     )
+    if streamed and stream_weights == "on":  # the host's loader leaves there only what does not fit
+        move_to_main_memory(model)
     was_training = comfy.model_management.in_training
     comfy.model_management.in_training = True  # the host's fused kernels (rope, int8) have no gradient
     try:
         with torch.inference_mode(False), torch.enable_grad():
             differentiable_rope()
-            yield HostDenoiser(model, config, precision)
+            yield HostDenoiser(model, config, precision, copies if streamed else None)
     finally:
         comfy.model_management.in_training = was_training
         comfy.model_management.soft_empty_cache()
