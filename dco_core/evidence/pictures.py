@@ -85,8 +85,8 @@ def draw_latents(
     for first in range(0, len(rows), at_once):
         mine = rows[first : first + at_once]
         latents += sample(
-            chosen, mine, mine, [empty] * len(mine), noise[first : first + at_once], w_rg=w_rg, w_text=w_text, steps=steps,
-            callback=callback,
+            chosen, mine, mine, [empty] * len(mine), noise[first : first + at_once], w_rg=w_rg, w_text=w_text,
+            steps=steps, callback=callback,
         )  # fmt: skip
     return latents
 
