@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import language
 from .draft import plain_draft
@@ -36,7 +36,7 @@ class Case(NamedTuple):
     max_tokens: int
 
 
-Finding = tuple[dict[str, object], str]  # what the advice names, and the suggestion
+Finding = tuple[dict[str, Any], str]  # what the advice names, and the suggestion
 MARKER_FAULTS = (  # in a caption whose good markers are taken for the letter x
     (r"<[^<>\w]*>", "has an empty marker"),
     (r"<[^<>]*>", "has a marker within a marker"),

@@ -283,7 +283,7 @@ def load_study(name: str, changes: Mapping[str, Any] | None = None) -> Study:
         raise DCOError(f"--study {name} is no file and none of {known}.") from None
     except ValueError as error:
         raise DCOError(f"{path} is no JSON file ({error}).") from None
-    return study_from(values | (changes or {}) if isinstance(values, dict) else values, str(path))
+    return study_from(values | dict(changes or {}) if isinstance(values, dict) else values, str(path))
 
 
 def _chosen(rule: Mapping[str, Any], where: str) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from ..files.atomic import whole_file
 
-T, K = TypeVar("T"), TypeVar("K")
+T = TypeVar("T")
+K = TypeVar("K")
 Row = dict[str, Any]
 
 
