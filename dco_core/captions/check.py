@@ -64,21 +64,20 @@ def check_captions(
 
 def _notes(case: Case) -> list[CaptionNote]:
     notes: dict[str, CaptionNote] = {}
-    for rule in RULES:
-        finding = None if rule.name in notes or "empty" in notes else rule.find(case)
-        if finding:
+    for name, find, advice in RULES:
+        if name not in notes and "empty" not in notes and (finding := find(case)):
             values, suggestion = finding
-            suggestion = suggestion if suggestion and _resolves(suggestion, rule.name, case) else ""
-            notes[rule.name] = CaptionNote(case.image, rule.name, rule.advice.format(**values), suggestion)
+            if not _resolves(suggestion, name, case):
+                suggestion = ""
+            notes[name] = CaptionNote(case.image, name, advice.format(**values), suggestion)
             case = case._replace(better=suggestion or case.better)
     return list(notes.values())
 
 
 def _resolves(suggestion: str, name: str, case: Case) -> bool:
-    """Whether the rule finds nothing more in the suggestion; places to fill in may remain."""
+    """Whether the rules of that name find nothing more in the suggestion; places to fill in may remain."""
     case = case._replace(text=suggestion, better=suggestion)
-    again = next((rule for rule in RULES if rule.name == name and rule.find(case)), None)
-    return again is None or again.find is to_fill_in
+    return next((find for its, find, _ in RULES if its == name and find(case)), to_fill_in) is to_fill_in
 
 
 def by_caption(notes: Sequence[CaptionNote], captions: Sequence[str]) -> list[dict[str, Any]]:
@@ -87,10 +86,9 @@ def by_caption(notes: Sequence[CaptionNote], captions: Sequence[str]) -> list[di
     entries: dict[int, dict[str, Any]] = {}
     for note in notes:
         caption = captions[note.image] if note.image >= 0 else ""
-        entry = entries.setdefault(note.image, {"image": note.image, "caption": caption, "notes": []})
+        entry = entries.setdefault(note.image, {"image": note.image, "caption": caption, "notes": [], "suggestion": ""})
         entry["notes"].append({"rule": note.rule, "advice": note.advice, "suggestion": note.suggestion})
-        # the suggestions of one caption build on each other
-        entry["suggestion"] = note.suggestion or entry.get("suggestion", "")
+        entry["suggestion"] = note.suggestion or entry["suggestion"]  # those of one caption build on each other
     return list(entries.values())
 
 

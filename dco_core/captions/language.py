@@ -33,6 +33,7 @@ STOP = frozenset(f"{words.STOP} {words.PREPOSITION}".split())
 _BACKGROUND = whole(words.BACKGROUND)
 _PREPOSITION = whole(words.PREPOSITION)
 _NO_PLACE = frozenset(words.NO_PLACE.split())
+_DETERMINER = frozenset(words.DETERMINER.split())
 # "a photo of side-view of": nouns that the subject follows, each after at most six words
 _LEAD = re.compile(
     rf"(?:(?:[\w'-]+ ){{0,6}}(?:[\w-]+-)?{any_of(words.PICTURE, words.SIGHT)}s? (?:of|showing)\b ?)*", re.IGNORECASE
@@ -104,7 +105,7 @@ def head_noun(text: str) -> str:
     for i, raw in enumerate(text[:200].split()):
         word = raw.rstrip(",.;:!?")
         low = word.lower()
-        if i == 0 and low in words.DETERMINER.split():
+        if i == 0 and low in _DETERMINER:
             continue
         if not re.fullmatch(r"[^\W\d_][\w'-]*", word) or low in STOP or (found and low.endswith("ing")):
             break
@@ -121,7 +122,7 @@ def has_place(text: str) -> bool:
     for part in _PREPOSITION.split(text)[1:]:
         following = re.match(r"(?: [\w'-]+){0,4}", part)[0].lower().split()  # type: ignore[index]
         group = set(takewhile(lambda word: word not in ("of", "with", "and"), following))
-        if group - set(words.DETERMINER.split()) and not group & _NO_PLACE:
+        if group - _DETERMINER and not group & _NO_PLACE:
             return True
     return bool(_BACKGROUND.search(text))
 

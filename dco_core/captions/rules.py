@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import language
 from .draft import plain_draft
@@ -36,16 +36,7 @@ class Case(NamedTuple):
     max_tokens: int
 
 
-# what the advice names, and the suggestion
-Finding = tuple[dict[str, object], str]
-
-
-class Rule(NamedTuple):
-    name: str
-    find: Callable[[Case], Finding | None]
-    advice: str
-
-
+Finding = tuple[dict[str, Any], str]  # what the advice names, and the suggestion
 MARKER_FAULTS = (  # in a caption whose good markers are taken for the letter x
     (r"<[^<>\w]*>", "has an empty marker"),
     (r"<[^<>]*>", "has a marker within a marker"),
@@ -216,16 +207,16 @@ def _is_english(text: str) -> bool:
     return 2 * sum(c.isascii() for c in letters) >= len(letters)
 
 
-# Of the rules of one name the first that finds something speaks. An empty caption is told nothing else.
-RULES = (
-    Rule("empty", empty, "The caption is empty: describe the image."),
-    Rule("missing-marker", broken_marker, "It {fault}: write one marker with its word inside, such as <{name}>."),
-    Rule("missing-marker", no_marker, "It marks nothing: mark <{subject}> {reason}."),
-    Rule("rare-token", rare_token,
-         "{token} is an identifier that the model reads with a meaning of its own: {remedy}."),
-    Rule("too-long", too_long, "It has {tokens} tokens and the model reads {most}: shorten it."),
-    Rule("compact", to_fill_in, "{blank} is still to be filled in: write what the image shows."),
-    Rule("compact", bare_subject, "It does not describe {missing}: add it, or it is learned with the subject."),
-    Rule("compact", bare_style, "It {faults}: add it, to tell the style from what is shown."),
-    Rule("duplicate", duplicate, "It is the same caption as image {first}: say what differs in this one."),
+# (name, what finds it, advice). Of the rules of one name the first that finds something speaks. An empty caption is
+# told nothing else.
+RULES: tuple[tuple[str, Callable[[Case], Finding | None], str], ...] = (
+    ("empty", empty, "The caption is empty: describe the image."),
+    ("missing-marker", broken_marker, "It {fault}: write one marker with its word inside, such as <{name}>."),
+    ("missing-marker", no_marker, "It marks nothing: mark <{subject}> {reason}."),
+    ("rare-token", rare_token, "{token} is an identifier that the model reads with a meaning of its own: {remedy}."),
+    ("too-long", too_long, "It has {tokens} tokens and the model reads {most}: shorten it."),
+    ("compact", to_fill_in, "{blank} is still to be filled in: write what the image shows."),
+    ("compact", bare_subject, "It does not describe {missing}: add it, or it is learned with the subject."),
+    ("compact", bare_style, "It {faults}: add it, to tell the style from what is shown."),
+    ("duplicate", duplicate, "It is the same caption as image {first}: say what differs in this one."),
 )  # fmt: skip

@@ -29,9 +29,8 @@ class Scorer:
 
     def __init__(self, study: Study, setting: Setting):
         self._study, self._setting = study, setting
-        self._base_others: dict[
-            tuple[str, int], Tensor
-        ] = {}  # of the unit at hand: one draw for all checkpoints
+        # of the unit at hand: one draw for all checkpoints
+        self._base_others: dict[tuple[str, int], Tensor] = {}
 
     def score(self, job: Job, folder: Path, model: ImageModel, callback: Callable[[], None]) -> None:
         """Score a job. folder: its own; model: its base; callback: called before every step of the sampler."""
@@ -56,20 +55,14 @@ class Scorer:
         write_table(folder / SCORES, rows)
 
     def _checkpoint(
-        self,
-        job: Job,
-        folder: Path,
-        model: ImageModel,
-        checkpoint: int | str,
-        file: Path,
+        self, job: Job, folder: Path, model: ImageModel, checkpoint: int | str, file: Path,
         callback: Callable[[], None],
-    ) -> list[Row]:
+    ) -> list[Row]:  # fmt: skip
         study, rows = self._study, list[Row]()
         self._base_pictures(job, model, callback)  # a model may have one denoiser at a time
         denoiser = with_lora(model, read_lora(file).layers)
         swept = checkpoint in study.w_rg_at if study.w_rg_at else file.name == LORA
-        if study.w_rg_methods and job.method not in study.w_rg_methods:
-            swept = False
+        swept &= not study.w_rg_methods or job.method in study.w_rg_methods
         main = "merged" if not job.trains else main_checkpoint(study, job)
         guidances: list[float | str] = [PLAIN, *(study.w_rg if swept else ())]
         for guidance in guidances:
@@ -145,10 +138,10 @@ class Scorer:
     def _measure_distances(
         self, job: Job, folder: Path, model: ImageModel, denoiser: Any, checkpoint: Any
     ) -> None:
-        study, style = self._study, job.subject is None
+        study = self._study
         # the plain objective on whole pictures: what others make or hold beside the references is not looked at
         config = dataclasses.replace(
-            study.config(job.method, job.seed, style), objective="dreambooth", mask_prior=0.0, preservation_prompts=""
+            study.config(*job.training), objective="dreambooth", mask_prior=0.0, preservation_prompts=""
         )
         references = self._setting.references(job.shown[0], study.method(job.method).captions)
         sets = {"references": examples_of(model, references, config, study, denoiser)}
@@ -158,16 +151,10 @@ class Scorer:
         rows: list[Row] = []
         for on, examples in sets.items():
             found = noise_distance(
-                denoiser,
-                examples,
-                timesteps=study.distance_timesteps,
-                draws=study.distance_draws,
-                seed=job.seed,
+                denoiser, examples, timesteps=study.distance_timesteps, draws=study.distance_draws, seed=job.seed
             )
-            rows += [
-                {**job.columns, "checkpoint": checkpoint, "on": on, **dataclasses.asdict(row)}
-                for row in found
-            ]
+            about = {**job.columns, "checkpoint": checkpoint, "on": on}
+            rows += [about | dataclasses.asdict(row) for row in found]
         write_table(folder / DISTANCES, rows)
 
     def _keep_pictures(self, job: Job, pictures: Tensor, folder: Path, name: str) -> None:

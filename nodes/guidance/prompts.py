@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ...dco_core.captions.markers import base_caption, markers
-from ...dco_core.errors import DCOError
 from ...dco_core.lora import from_bundle, initializers_in
+from ..host.connected import clip_of
 from ..host.training import learned_tokens
 
 
@@ -43,15 +43,11 @@ class DCOEncodePrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, lora, text: str) -> io.NodeOutput:
-        if clip is None:
-            raise DCOError(
-                "The CLIP input is empty: the checkpoint has no text encoder. Load one with a CLIP loader."
-            )
         known = from_bundle(lora)
         rows = {name: known[name] for name in markers(text) if name in known}
         words = initializers_in(getattr(lora, "metadata", {}), list(known))
         plain = base_caption(text, words)
-        base = clip.encode_from_tokens_scheduled(clip.tokenize(plain))
+        base = clip_of(clip).encode_from_tokens_scheduled(clip.tokenize(plain))
         if not rows:
             return io.NodeOutput(base, base, plain)
         return io.NodeOutput(learned_tokens.PromptReader(clip, rows, words).encode(text), base, plain)

@@ -86,10 +86,9 @@ def read_files(text: str) -> tuple[list[LoraWeights], list[float]]:
 def state_of_files(text: str) -> str:
     """Changes with the files that are named. Mistakes are for read_files to tell."""
     try:
-        stats = [files.named_lora(name).stat() for _, name, _ in parse_files(text)]
+        return files.state_of(files.named_lora(name) for _, name, _ in parse_files(text))
     except (DCOError, OSError):
         return "unknown"
-    return " ".join(f"{stat.st_mtime_ns} {stat.st_size}" for stat in stats)
 
 
 def parse_size(size: Mapping[str, Any] | None) -> Size:

@@ -44,8 +44,7 @@ class DCOLoadLoRA(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str) -> str:
-        stat = files.lora_path(lora_name).stat()
-        return f"{stat.st_mtime_ns} {stat.st_size}"
+        return files.state_of([files.lora_path(lora_name)])
 
     @classmethod
     def execute(cls, lora_name: str) -> io.NodeOutput:
