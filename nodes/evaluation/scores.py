@@ -132,16 +132,9 @@ class DCOToyWorldScore(io.ComfyNode):
             inputs=[
                 shared.IMAGES,
                 io.Combo.Input(
-<<<<<<< HEAD
                     "what", options=list(TOY_SCORES), default="subject likeness",
-                    tooltip="subject likeness: colours, ears and build. style likeness: a print in these inks. prompt "
-=======
-                    "what",
-                    options=list(TOY_SCORES),
-                    default="subject likeness",
                     tooltip="subject likeness: colours, ears and build. style likeness: a print in these inks, or a "
                     "sketch where the references are sketches. prompt "
->>>>>>> w/style
                     "alignment: shape, colour, size, position, background and style, 1 where all are as asked.",
                 ),
                 io.String.Input(
