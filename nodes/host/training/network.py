@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import comfy.conds
@@ -80,7 +80,7 @@ class HostDenoiser(NetworkDenoiser):
     def forward(self, x_t: Tensor, t: Tensor, conditioning: Sequence[dict[str, Any]]) -> Tensor:
         sigma = self._sigmas[t.cpu()].to(self.device)
         conds = comfy.samplers.cond_cat(list(conditioning))
-        autocast = torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None)
+        autocast = nullcontext() if self._autocast is None else torch.autocast(self.device.type, self._autocast)
 
         def call() -> Tensor:
             return self._base._apply_model(x_t.clone(), sigma, transformer_options=dict(_ATTENTION), **conds)
