@@ -74,7 +74,8 @@ def draw_latents(
     grey = torch.full((side, side, 3), 0.5)
     ((blank, _),) = model.encode_images([grey])
     bucketed = BucketedImage(grey, None, (side, side), (0, 0))
-    *texts, empty = (model.with_size(c, bucketed) for c in model.encode_captions([*prompts, ""]))
+    read = model.encode_captions([*prompts, ""])
+    *texts, empty = (model.network_input(model.with_size(c, bucketed), blank) for c in read)
     rows = [text for text in texts for _ in range(pictures)]
     noise = torch.cat([noise_for(blank.shape, seed, i, pictures) for i in range(len(prompts))]).to(blank)
     plain = guidance == PLAIN
@@ -84,8 +85,8 @@ def draw_latents(
     for first in range(0, len(rows), at_once):
         mine = rows[first : first + at_once]
         latents += sample(
-            chosen, mine, mine, empty, noise[first : first + at_once], w_rg=w_rg, w_text=w_text, steps=steps,
-            callback=callback,
+            chosen, mine, mine, [empty] * len(mine), noise[first : first + at_once], w_rg=w_rg, w_text=w_text,
+            steps=steps, callback=callback,
         )  # fmt: skip
     return latents
 

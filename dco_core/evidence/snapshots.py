@@ -65,8 +65,8 @@ def prompt_examples(
     )  # fmt: skip
     side = study.resolution or model.default_resolution
     bucketed = BucketedImage(torch.zeros(side, side, 3), None, (side, side), (0, 0))
-    texts = [model.with_size(text, bucketed) for text in model.encode_captions(prompts)]
-    return [Example(latent, text) for latent, text in zip(latents, texts, strict=True)]
+    read = zip(latents, model.encode_captions(prompts), strict=True)
+    return [Example(latent, model.network_input(model.with_size(text, bucketed), latent)) for latent, text in read]
 
 
 def train_together(

@@ -60,8 +60,9 @@ def generate(
     made: list[Tensor] = []
     for start in range(0, len(seeds), AT_ONCE):
         noise = torch.stack([_noise(seed, shape) for seed in seeds[start : start + AT_ONCE]]).to(device)
+        n = len(noise)
         latents = sample(
-            denoiser, None, conditioning, empty_conditioning, noise, w_rg=0.0, w_text=w_text, steps=steps,
+            denoiser, None, [conditioning] * n, [empty_conditioning] * n, noise, w_rg=0.0, w_text=w_text, steps=steps,
             callback=callback,
         )  # fmt: skip
         if not torch.isfinite(latents).all():

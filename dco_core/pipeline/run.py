@@ -12,6 +12,7 @@ from PIL import Image
 from ..captions.check import check_captions, report
 from ..captions.markers import markers
 from ..data.buckets import MIN_SIDE
+from ..data.pixels import as_uint8
 from ..drawing.preview_sheet import preview_sheet
 from ..errors import DCOError
 from ..files.atomic import whole_file
@@ -32,7 +33,7 @@ from .examples import SIZES, Preparation, PreparedPictures
 from .file_header import TrainedHeader
 from .output_files import RUN, check_replaceable, embedding_files, preview_folder
 from .pictures import TrainingPictures
-from .previews import TrainingPreviews, as_pixels
+from .previews import TrainingPreviews
 from .vocabulary import TokenConfig, kept_vocabulary, learned_vocabulary
 
 GENERATED = "generated.safetensors"  # beside the checkpoints: what the base model made for an objective
@@ -163,7 +164,7 @@ class FolderTraining:
             self._previews.last()
 
     def _write_sheet(self, step: int, taken: list[Preview]) -> None:
-        pictures = as_pixels(self._model.decode_latents([p.latent for p in taken]))
+        pictures = [as_uint8(image) for image in self._model.decode_latents([p.latent for p in taken])]
         image = Image.fromarray(preview_sheet(taken, pictures, f"step {step}"))
         path = preview_folder(self._output) / f"step-{step:08d}.png"
         with whole_file(path) as temporary:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
+from ...dco_core.data.pixels import as_image
 from ...dco_core.drawing import figure as charts
 from ...dco_core.drawing.training_plot import loss_plot
 from ...dco_core.errors import printable_lines
@@ -53,32 +54,18 @@ class DCOLoRATrainer(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DCOLoRATrainer",
-            display_name="DCO LoRA Trainer",
-            category="model/training",
+            node_id="DCOLoRATrainer", display_name="DCO LoRA Trainer", category="model/training",
             description="Teaches a model your subject or your style from 1 to 20 images with Direct Consistency "
             "Optimization: it learns what the images show and stops where it would drift from the base model. The "
             "LoRA is saved when training ends; when you cancel it, what was learned is, under a name that says so.",
             search_aliases=[
-                "train lora",
-                "lora training",
-                "lora trainer",
-                "dreambooth",
-                "prior preservation",
-                "textual inversion",
-                "direct consistency optimization",
-                "dco",
-                "personalization",
-                "fine-tune",
-                "train a style",
-                "train a subject",
+                "train lora", "lora training", "lora trainer", "dreambooth", "prior preservation",
+                "textual inversion", "direct consistency optimization", "dco", "personalization", "fine-tune",
+                "train a style", "train a subject",
             ],
-            is_input_list=True,
-            is_output_node=True,
-            inputs=inputs.own(),
-            outputs=inputs.outputs(),
+            is_input_list=True, is_output_node=True, inputs=inputs.own(), outputs=inputs.outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, images, captions, options=None, **single) -> io.NodeOutput:
@@ -169,7 +156,7 @@ class DCOLoRATrainer(io.ComfyNode):
             used = f"{needed} Peak: {memory}."
         saved = save(target, lora)
         report = printable_lines("\n".join([_summary(run), settings, used, *run.notes, *saved, caption_notes]))
-        plot = torch.tensor(loss_plot([r for r in run.history if not r.skipped], run.scores)).float()[None] / 255
+        plot = as_image(loss_plot([r for r in run.history if not r.skipped], run.scores))[None]
         loss_map = {"loss": [r.loss for r in run.history if not r.skipped]}
         sheets = previews.images(image_model)
         shown = [*([sheets[-1:]] if torch.is_tensor(sheets) else []), plot]  # on the node: web/dco_report.js

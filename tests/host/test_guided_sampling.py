@@ -20,8 +20,9 @@ class Setup(Graph):
         else:
             references = self.add("DCOToyWorldReferences", what="subject")
             trainer = self.trainer(
-                self.phi, [references, 0], [references, 1], resolution=64, objective__beta=0.001
-            )
+                self.phi, [references, 0], [references, 1], resolution=64, objective__beta=0.001, steps=4,
+                learning_rate=3e-3,
+            )  # fmt: skip
         self.lora = [trainer, 0]
         merged = self.add(
             "LoraModelLoader", model=[second, 0], lora=self.lora, strength_model=1.0, bypass=False
@@ -140,7 +141,7 @@ def test_regional_prompts_keep_their_regions(host, sd15):
 
 def test_a_lora_on_the_model_becomes_part_of_the_base(host):
     g = Setup("toy", TOY)
-    style = g.toy_trainer(g.phi, "style", name="style")
+    style = g.toy_trainer(g.phi, "style", name="style_below")
     load = {"lora": [style, 0], "strength_model": 1.0, "bypass": False}
     g.phi["model"] = [g.add("LoraModelLoader", model=g.phi["model"], **load), 0]
     g.theta = [g.add("LoraModelLoader", model=g.theta, **load), 0]

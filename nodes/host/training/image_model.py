@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ....dco_core.data.buckets import BucketedImage
-from ....dco_core.errors import DCOError
 from ....dco_core.lora import LoraLayer, LoraWeights
 from ....dco_core.models.image_model import TokenReader, TokenRows
 from ....dco_core.network.lora_layers import AdapterConfig
 from ....dco_core.suggested_scales import suggested_scales
 from ....dco_core.training.learned_tokens import LearnedTokens, TokenSpec
 from .. import layer_names, sampling, toy_world
+from ..connected import vae_of
 from . import conditioning, inpainting, learned_tokens, network
 from .model_fingerprint import model_fingerprint, prompt_tokens
 from .noise import noise_of
@@ -72,11 +72,9 @@ class HostImageModel:
 
     def decode_latents(self, latents: Sequence[Tensor]) -> list[Tensor]:
         """Call it after the training session: the host may move its models."""
-        if self._vae is None:
-            raise DCOError("The VAE input is empty: the checkpoint has no VAE. Load one with a VAE loader.")
-        pictures = []
+        vae, pictures = vae_of(self._vae), []
         for latent in latents:
-            pixels = self._vae.decode(network.host_latent(self._model, latent[None]))
+            pixels = vae.decode(network.host_latent(self._model, latent[None]))
             first = pixels.reshape(-1, *pixels.shape[-3:])[0]  # of the frames, where it is a video VAE
             pictures.append(first[..., :3].float().clamp(0, 1).cpu())
         return pictures

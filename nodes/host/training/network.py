@@ -131,15 +131,13 @@ def _outside_inference(cond):
     return cond
 
 
-@contextmanager
-def training_session(
+def load_for_training(
     model, config: AdapterConfig | None, clip=None, precision: str = "auto", stream_weights: str = "auto",
     step_shape: Sequence[int] = (), copies: Copies | None = None,
-) -> Iterator[HostDenoiser]:  # fmt: skip
-    """Load MODEL (and CLIP, where tokens train), send every other model off the device, yield the Denoiser with
-    autograd on, and leave nothing behind: neither gradients nor LoRA nor memory stay, whether training ends, fails
-    or is interrupted. stream_weights: see weight_stream.py; step_shape: of the latents [B, C, ...] of a step, where
-    that is to be decided. copies: on the CPU, in place of those to a device."""
+) -> HostDenoiser:  # fmt: skip
+    """Load MODEL (and CLIP, where tokens train) and send every other model off the device. Call it where the host's
+    in_training is on, outside of inference mode. stream_weights: see weight_stream.py; step_shape: of the latents
+    [B, C, ...] of a step, where that is to be decided. copies: on the CPU, in place of those to a device."""
     if model.is_dynamic():  # weights in evictable memory must not be aliased
         model = model.get_non_dynamic_delegate()
     needed = [model] if clip is None else [model, clip.patcher]
@@ -155,12 +153,19 @@ def training_session(
     )
     if streamed and stream_weights == "on":  # the host's loader leaves there only what does not fit
         move_to_main_memory(model)
+    differentiable_rope()
+    return HostDenoiser(model, config, precision, copies if streamed else None)
+
+
+@contextmanager
+def training_session(model, *arguments: Any, **options: Any) -> Iterator[HostDenoiser]:
+    """`load_for_training` inside of a prompt: with autograd on, and nothing left behind. Neither gradients nor LoRA nor
+    memory stay, whether training ends, fails or is interrupted."""
     was_training = comfy.model_management.in_training
     comfy.model_management.in_training = True  # the host's fused kernels (rope, int8) have no gradient
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            differentiable_rope()
-            yield HostDenoiser(model, config, precision, copies if streamed else None)
+            yield load_for_training(model, *arguments, **options)
     finally:
         comfy.model_management.in_training = was_training
         comfy.model_management.soft_empty_cache()
