@@ -100,7 +100,7 @@ def _train_together(
         model, pictures, output, adapter, checkpoints, values["resolution"], values["square"], values["compile"],
         values["gradient_checkpointing"], values["size_conditioning"], values["overwrite"],
         values["preview_every"], values["preview_prompt"], tokens,
-        start=start, stream_weights=values["stream_weights"],
+        start=start, stream_weights=values["stream_weights"], reference_device=values["reference_device"],
         reference_folder=reference_folder(output) if values["reference_cache"] else None, on_message=on_message,
         processes=processes,
     )  # fmt: skip

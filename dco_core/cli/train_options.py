@@ -18,6 +18,7 @@ from ..pipeline.generation import GenerationConfig
 from ..pipeline.vocabulary import LEARNED_TOKENS
 from ..training.config import OBJECTIVE_NAMES, REDUCTIONS, WEIGHTINGS, TrainingConfig
 from ..training.optimizers import LR_SCHEDULERS, OPTIMIZERS
+from ..training.reference_ahead import OFF
 from .config_file import Several
 
 _HELP = {
@@ -116,6 +117,11 @@ def add_options(train: argparse.ArgumentParser) -> None:
         help="keep the model's weights in main memory and copy each block to the GPU just before it is needed: auto "
         "(default) where the model does not fit beside a step, on for every block, off for none; the LoRA is the same, "
         "bit for bit",
+    )  # fmt: skip
+    how.add_argument(
+        "--reference-device", default=OFF, metavar="DEVICE",
+        help="where the base model looks ahead while the LoRA trains: off (default), where it trains; auto, on another "
+        "GPU of the same kind where there is one with room; or a device such as cuda:1",
     )  # fmt: skip
     how.add_argument("--compile", action="store_true", help="torch.compile: for a GPU, needs a compiler")
     how.add_argument("--log-dir", type=Path, default=None, help="write a TensorBoard log into this folder")

@@ -224,7 +224,17 @@ class _UNetDenoiser(NetworkDenoiser):
         shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
         network = copy.deepcopy(unet, shared)  # modules of its own on the same weights
         super().__init__(network.requires_grad_(False), schedule, config)
-        self._device, self._dtype = unet.device, unet.dtype
+        self._device, self._dtype, self._frozen = unet.device, unet.dtype, unet
+
+    def phi_on(self, device: torch.device) -> _UNetDenoiser:
+        moved: dict[int, Any] = {
+            id(p): torch.nn.Parameter(p.detach().to(device, copy=True), requires_grad=False)
+            for p in self._frozen.parameters()
+        }
+        moved |= {id(buffer): buffer.to(device, copy=True) for buffer in self._frozen.buffers()}
+        phi = _UNetDenoiser(copy.deepcopy(self._frozen, moved), self.schedule, None, self.family)
+        phi._device = device
+        return phi
 
     def place(
         self, device: torch.device, free: int | None, stream_weights: str = "auto", copies: Copies | None = None
@@ -245,7 +255,7 @@ class _UNetDenoiser(NetworkDenoiser):
     def forward(self, x_t: Tensor, t: Tensor, conditioning: Sequence[dict[str, Tensor]]) -> Tensor:
         unet: Any = self.network
         device, dtype = self._device, self._dtype
-        own = {name: torch.stack([c[name] for c in conditioning]) for name in conditioning[0]}
+        own = {name: torch.stack([c[name] for c in conditioning]).to(device) for name in conditioning[0]}
         added = {"text_embeds": own["pooled"], "time_ids": own["time_ids"]} if "pooled" in own else None
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return unet(

@@ -194,6 +194,12 @@ def stream_units(
     return stream
 
 
+def move_to(network: nn.Module, device: torch.device) -> None:
+    """Move all of a network, in place; hand over a copy of your own."""
+    for module in network.modules():
+        _move_own(module, device)
+
+
 def resident_blocks(network: nn.Module, free_bytes: int, ahead: int = AHEAD) -> int:
     """How many blocks fit into `free_bytes` beside the ring and all that is never streamed."""
     found = [block for block in blocks(network) if streamable(block)]

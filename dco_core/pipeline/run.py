@@ -26,6 +26,7 @@ from ..training.checkpoints import Checkpoints
 from ..training.memory import PeakMemory, estimate, streaming
 from ..training.previews import Preview
 from ..training.processes import ALONE, Processes
+from ..training.reference_ahead import OFF, reference_ahead
 from ..training.reference_cache import ReferenceCache
 from ..training.step_report import StepReport
 from ..training.trainer import Training
@@ -45,16 +46,16 @@ NO_TOKENS = TokenConfig()
 class FolderTraining:
     """A Training on a folder's pictures, encoded once, with the file it is to become.
 
-    resolution: in pixels, None for the model's own. square: a centred square of each picture instead of
-    aspect-ratio buckets. compiled, gradient_checkpointing: of the network's blocks. size_conditioning: see
-    Preparation. overwrite: whether `output` may be replaced where it is not of this run. preview_every: pictures in
-    preview_folder(output) after this many steps and in the end, 0 for none; preview_prompts: of what, left out the
-    first caption. tokens: whether markers become tokens of their own. start: a LoRA to go on from, whose tensors that
-    are no layers (learned tokens) are carried over. stream_weights: see network/weight_stream.py. reference_folder:
-    where the base model's errors are kept for further runs, None for nowhere. processes: those that make this run
-    together; the first alone writes. on_message: told what takes time before the run. words: what the captions' markers
-    stand for. notes: what to tell the user before the run; memory: its peak, after it. Raises DCOError for what cannot
-    be trained, before anything is written.
+    resolution: in pixels, None for the model's own. square: a centred square of each picture instead of aspect-ratio
+    buckets. compiled, gradient_checkpointing: of the network's blocks. size_conditioning: see Preparation. overwrite:
+    whether `output` may be replaced where it is not of this run. preview_every: pictures in preview_folder(output)
+    after this many steps and in the end, 0 for none; preview_prompts: of what, left out the first caption. tokens:
+    whether markers become tokens of their own. start: a LoRA to go on from, whose tensors that are no layers (learned
+    tokens) are carried over. stream_weights: see network/weight_stream.py. reference_device: see
+    training/reference_ahead.py. reference_folder: where the base model's errors are kept for further runs, None for
+    nowhere. processes: those that make this run together; the first alone writes. on_message: told what takes time
+    before the run. words: what the captions' markers stand for. notes: what to tell the user before the run; memory:
+    its peak, after it. Raises DCOError for what cannot be trained, before anything is written.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class FolderTraining:
         tokens: TokenConfig = NO_TOKENS,
         start: LoraWeights | None = None,
         stream_weights: str = "auto",
+        reference_device: str = OFF,
         reference_folder: Path | None = None,
         on_message: Callable[[str], None] = lambda text: None,
         processes: Processes = ALONE,
@@ -132,6 +134,7 @@ class FolderTraining:
             checkpoints=checkpoints,
             content=content,
             reference_cache=self._reference_cache(reference_folder, compiled),
+            reference=reference_ahead(denoiser, reference_device, device, processes.count),
             watch_speed=True,
             processes=processes,
         )

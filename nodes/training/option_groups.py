@@ -12,12 +12,14 @@ from ...dco_core.network.lora_layers import LAYERS
 from ...dco_core.network.weight_stream import STREAMING
 from ...dco_core.training.config import KEPT, TIMESTEP_SAMPLINGS
 from ...dco_core.training.optimizers import LR_SCHEDULERS, OPTIMIZERS
+from ...dco_core.training.reference_ahead import AUTO, OFF
 from ..host.training.network import TRAINING_PRECISIONS
 from . import choices
 
 OFFLOADED = "on, offloaded"
 CHECKPOINTING = ("auto", "on", OFFLOADED, "off")
 BUCKETS, SQUARE = "aspect buckets", "square"
+_DEVICES = ("cuda:0", "cuda:1", "cuda:2", "cuda:3", "cpu")
 REAL_SIZES, FIXED_SIZES = "real", "fixed (as the authors)"
 
 
@@ -204,6 +206,12 @@ def run() -> list[Any]:
             tooltip="Keep the base model's errors in output/dco_reference_cache: another run on the same images and "
             "seed, with another beta, rank, learning rate or number of steps, then costs what plain training costs. "
             "The LoRA is the same with and without.",
+        ),
+        io.Combo.Input(
+            "reference_device", options=[OFF, AUTO, *_DEVICES], default=OFF, optional=True,
+            tooltip="Where the base model looks ahead while the LoRA trains. off: on the same GPU; auto: on another "
+            "one of the same kind, where there is one with room for the model; or the device you name. The LoRA is "
+            "the same.",
         ),
     ]  # fmt: skip
 

@@ -23,6 +23,7 @@ from ...dco_core.training import validation
 from ...dco_core.training.checkpoints import Checkpoints
 from ...dco_core.training.config import TrainingConfig
 from ...dco_core.training.memory import PeakMemory, estimate, megabytes, streaming
+from ...dco_core.training.reference_ahead import reference_ahead
 from ...dco_core.training.reference_cache import ReferenceCache
 from ...dco_core.training.step_report import StepReport
 from ...dco_core.training.tensorboard import EventLog
@@ -112,8 +113,9 @@ class DCOLoRATrainer(io.ComfyNode):
             content = _content(image_model, prepared, values, adapter)
             run = Training(
                 denoiser, examples, config, words.tokens, checkpoints=_checkpoints(values), content=content,
-                reference_cache=_reference_cache(image_model, values), callback=progress.on_trial_step,
-                watch_speed=True,
+                reference_cache=_reference_cache(image_model, values),
+                reference=reference_ahead(denoiser, values["reference_device"], denoiser.device),
+                callback=progress.on_trial_step, watch_speed=True,
             )  # fmt: skip
             target = _target(path, run, adapter, image_model, prepared, values, content)
             carried = start.other if start else {}

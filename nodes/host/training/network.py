@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import comfy.conds
@@ -19,7 +19,7 @@ from ....dco_core.lora import LoraWeights
 from ....dco_core.network.denoiser import NetworkDenoiser
 from ....dco_core.network.lora_layers import AdapterConfig
 from ....dco_core.network.out_of_place import KeptCopies, out_of_place
-from ....dco_core.network.weight_stream import Copies
+from ....dco_core.network.weight_stream import Copies, move_to
 from ..layer_names import canonical, family
 from .frozen_layers import use_frozen_layers
 from .fused_rope import differentiable_rope
@@ -54,13 +54,16 @@ def _autocast_dtype(model, precision: str) -> torch.dtype | None:
 
 class HostDenoiser(NetworkDenoiser):
     """One conditioning is the host's model conditions of one caption, {name: comfy.conds object}. precision: one of
-    TRAINING_PRECISIONS. Weights that the host left in main memory are streamed; copies: to stream all with."""
+    TRAINING_PRECISIONS. Weights that the host left in main memory are streamed; copies: to stream all with. device:
+    another one than MODEL's, for a copy of all weights."""
 
     def __init__(
-        self, model, config: AdapterConfig | None, precision: str = "auto", copies: Copies | None = None
-    ):
+        self, model, config: AdapterConfig | None, precision: str = "auto", copies: Copies | None = None,
+        device: torch.device | None = None,
+    ):  # fmt: skip
         base = model.model
-        self.device, self.family = model.load_device, family(model)
+        self.device, self.family = device or model.load_device, family(model)
+        self._made_of = model, precision
         self._autocast = _autocast_dtype(model, precision)
         self._copies = KeptCopies()
         self._base = copy.copy(base)  # shallow: shares everything but what is replaced below
@@ -75,18 +78,27 @@ class HostDenoiser(NetworkDenoiser):
         sigmas = sampling.sigmas.detach().cpu()
         self._sigmas = torch.empty_like(sigmas).copy_(sigmas)
         super().__init__(self._base._modules["diffusion_model"], noise.schedule, config)
-        self.weight_stream = stream_offloaded(self.network, self.device, copies)  # moves the injected LoRA too
+        if device is None:
+            self.weight_stream = stream_offloaded(self.network, self.device, copies)  # moves the injected LoRA too
+        else:
+            move_to(self.network, device)
 
     def forward(self, x_t: Tensor, t: Tensor, conditioning: Sequence[dict[str, Any]]) -> Tensor:
         sigma = self._sigmas[t.cpu()].to(self.device)
-        conds = comfy.samplers.cond_cat(list(conditioning))
-        autocast = torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None)
+        conds = _on(self.device, comfy.samplers.cond_cat(list(conditioning)))
+        autocast = nullcontext() if self._autocast is None else torch.autocast(self.device.type, self._autocast)
 
         def call() -> Tensor:
             return self._base._apply_model(x_t.clone(), sigma, transformer_options=dict(_ATTENTION), **conds)
 
         with out_of_place(), autocast:
             return self._copies.run(call)
+
+    def phi_on(self, device: torch.device) -> HostDenoiser:
+        """From the weights in memory. (The host's own way to a MODEL on another GPU, ModelPatcher.deepclone_multigpu,
+        reads the checkpoint again, and only loaders of files know how.)"""
+        model, precision = self._made_of
+        return HostDenoiser(model, None, precision, device=device)
 
     def free_memory(self) -> int:
         """Bytes free on the device."""
@@ -120,6 +132,15 @@ class HostDenoiser(NetworkDenoiser):
             name: _outside_inference(cond.process_cond(batch_size=1, area=None, device=self.device))
             for name, cond in encoded[0]["model_conds"].items()
         }
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    """Tensors in dictionaries and lists, on a device."""
+    if isinstance(value, dict):
+        return {name: _on(device, inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_on(device, inner) for inner in value)
+    return value.to(device) if torch.is_tensor(value) else value
 
 
 def _outside_inference(cond):
