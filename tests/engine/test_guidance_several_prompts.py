@@ -1,5 +1,5 @@
-"""LoRAs in parts of the picture, where the prompts have parts of the picture too: a prompt of several conditionings with
-masks or areas, as the host's Conditioning (Set Mask), (Set Area) and (Combine) make them."""
+"""LoRAs in parts of the picture, where the prompts have parts of it too: a prompt of several conditionings with masks or
+areas, as the host's Conditioning (Set Mask), (Set Area) and (Combine) make them."""
 
 import pytest
 import torch

@@ -140,7 +140,9 @@ class _Guidance:
         run, method = self.runs[-1], self.method
         ours = [run.entries.get(_personalized(k), set()) for k in range(len(self.regions))]
         conds = [_without(cond, *ours) for cond in conds]
-        positive, negative = (_index_of(run.entries.get(kind, set()), conds) for kind in ("positive", "negative"))
+        positive, negative = (
+            _index_of(run.entries.get(kind, set()), conds) for kind in ("positive", "negative")
+        )
 
         def evaluate(
             conds: list, doses: dict[int, Dose], shown: dict[int, int] | None = None
