@@ -6,11 +6,16 @@ import torch
 from comfy_api.latest import io
 
 from ...dco_core.toy_world.bases import BASES, DEFAULT_BASE
+from ...dco_core.toy_world.references import another_subject_references
 from ...dco_core.toy_world.renderer import PIXELS_PER_CELL, render
 from ...dco_core.toy_world.world import style_reference, subject_references
 from ..host import files, toy_world
 
-SETS = {"subject": subject_references, "style": style_reference}
+SETS = {
+    "subject": subject_references,
+    "style": style_reference,
+    "another subject": another_subject_references,
+}
 
 
 class DCOToyWorldLoader(io.ComfyNode):
@@ -54,14 +59,16 @@ class DCOToyWorldReferences(io.ComfyNode):
             display_name="Toy World References (DCO)",
             category="model/training",
             description="Reference images of the Toy World with comprehensive captions: a novel subject (four images, "
-            "all on one beach) or a novel style (one image). Neither was seen when the model was trained.",
+            "all on one beach) or a novel style (one image), neither seen when the model was trained; and another "
+            "subject, for pictures of two.",
             search_aliases=["toy", "demo dataset", "dco"],
             inputs=[
                 io.Combo.Input(
                     "what",
                     options=list(SETS),
                     default="subject",
-                    tooltip="subject: a teal toy with orange ears. style: violet ink on golden paper.",
+                    tooltip="subject: a teal toy with orange ears. style: violet ink on golden paper. another subject: a "
+                    "red toy with pointed lime ears.",
                 ),
             ],
             outputs=[
