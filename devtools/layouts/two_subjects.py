@@ -57,11 +57,9 @@ _TOYS = """\
 Each toy has **its own LoRA**, **its own token** `<toy>`, **its own prompt** and **its own mask**. No download; some \
 minutes on a CPU.
 
-- **The base model** reads both prompts, each in its mask (*Conditioning (Set Mask)*), and draws *a* toy on each side: \
-**w_rg** 0.
-- **The left LoRA** acts in **mask**, the right one through *Regional LoRA* in **regions**. Elsewhere the picture stays \
-the base model's.
-- One sampling, one batch. Where the masks' soft edges overlap, both act a little.
+- **The base model** reads both prompts, each in its mask, and draws *a* toy on each side: **w_rg** 0.
+- **The left LoRA** acts where **mask** is white, the right one, from *Regional LoRA*, where its own mask is. One \
+sampling does both. Where the soft edges of the masks meet, both act a little.
 
 **Try** other places in both prompts: **in the sky**, **at night**, **at sunset**. **Your own**: template 7.
 """
@@ -129,12 +127,11 @@ _PHOTOS = """\
 
 1. Train both subjects with template 1, one after the other, with markers of their own: **&lt;dog&gt;**, \
 **&lt;cat&gt;**. Choose their LoRAs at the left (press **R**).
-2. Write a prompt for each side; say in both what the *whole* picture is. Base model and LoRA read it in the side's mask.
+2. Write a prompt for each side, and in both what the *whole* picture is. The base model and the side's LoRA read it.
 3. Press Run. One subject too weak or too strong: **w_rg_factor** of its *Regional LoRA*.
 
 **Masks of your own:** *Load Image* and its mask editor, or a segmentation node on a first picture, instead of the \
-half masks; *Grow Mask* and *Feather Mask* make soft edges. A third subject: one more *Regional LoRA* in **regions** of \
-this one.
+half masks; *Feather Mask* makes soft edges. A third subject: one more *Regional LoRA* in **regions** of this one.
 """
 
 

@@ -67,8 +67,8 @@ class DCOToyWorldReferences(io.ComfyNode):
                     "what",
                     options=list(SETS),
                     default="subject",
-                    tooltip="subject: a teal toy with orange ears. style: violet ink on golden paper. another subject: a "
-                    "red toy with pointed lime ears.",
+                    tooltip="subject: a teal toy with orange ears. style: violet ink on golden paper. another "
+                    "subject: a red toy with pointed lime ears.",
                 ),
             ],
             outputs=[
