@@ -92,9 +92,9 @@ def open_frontend(address: str) -> Iterator[Any]:
         page: Any = chromium.new_page(viewport={"width": 1800, "height": 1000})
         page.problems = []
         page.under_way = set()
-        page.on("request", page.under_way.add)
-        page.on("requestfinished", page.under_way.discard)
-        page.on("requestfailed", page.under_way.discard)
+        page.on("request", lambda request: page.under_way.add(request))
+        page.on("requestfinished", lambda request: page.under_way.discard(request))
+        page.on("requestfailed", lambda request: page.under_way.discard(request))
         page.on("pageerror", lambda error: page.problems.append(str(error)))
         page.on("console", lambda m: page.problems.append(m.text) if m.type in ("error", "warning") else None)
         for setting, value in _SETTINGS.items():
