@@ -83,13 +83,13 @@ def _facts(families: list[str]) -> list[tuple[str, bool]]:
     import comfy.supported_models
     from small_models import FAMILIES, small_model
 
-    schedule_of = in_process_host.pack("nodes.host.training.network").schedule_of
+    noise_of = in_process_host.pack("nodes.host.training.noise").noise_of
     facts = []
     for family in families:
         config = getattr(comfy.supported_models, FAMILIES[family].supported)(dict(FAMILIES[family].config))
         tokenizer = config.clip_target(state_dict={}).tokenizer
         module = getattr(tokenizer, "__module__", "").removeprefix("comfy.")
-        prediction = schedule_of(small_model(family).get_model_object("model_sampling")).prediction
+        prediction = noise_of(small_model(family).get_model_object("model_sampling")).schedule.prediction
         facts.append((prediction, module in _CLIP))
     return facts
 

@@ -103,7 +103,7 @@ def too_long(case: Case) -> Finding | None:
     count, most, text = case.count_tokens, case.max_tokens, case.better
     if count is None or (tokens := count(case.text)) <= most:
         return None
-    found = {"tokens": tokens, "most": most}
+    found: dict[str, object] = {"tokens": tokens, "most": most}
     if count(text) <= most:  # other rules have shortened it enough
         return found, text
     ends = [match for match in STYLE_PHRASE.finditer(text) if match.end() >= len(text.rstrip(" ."))]

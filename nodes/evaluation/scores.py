@@ -133,7 +133,8 @@ class DCOToyWorldScore(io.ComfyNode):
                 shared.IMAGES,
                 io.Combo.Input(
                     "what", options=list(TOY_SCORES), default="subject likeness",
-                    tooltip="subject likeness: colours, ears and build. style likeness: a print in these inks. prompt "
+                    tooltip="subject likeness: colours, ears and build. style likeness: a print in these inks, or a "
+                    "sketch where the references are sketches. prompt "
                     "alignment: shape, colour, size, position, background and style, 1 where all are as asked.",
                 ),
                 io.String.Input(

@@ -7,10 +7,10 @@ from comfy_api.latest import io
 
 from ...dco_core.toy_world.bases import BASES, DEFAULT_BASE
 from ...dco_core.toy_world.renderer import PIXELS_PER_CELL, render
-from ...dco_core.toy_world.world import style_reference, subject_references
+from ...dco_core.toy_world.world import sketch_references, style_reference, subject_references
 from ..host import files, toy_world
 
-SETS = {"subject": subject_references, "style": style_reference}
+SETS = {"subject": subject_references, "style": style_reference, "sketch": sketch_references}
 
 
 class DCOToyWorldLoader(io.ComfyNode):
@@ -48,19 +48,21 @@ class DCOToyWorldReferences(io.ComfyNode):
             node_id="DCOToyWorldReferences", display_name="Toy World References (DCO)",
             category="model/training",
             description="Reference images of the Toy World with comprehensive captions: a novel subject (four images, "
-            "all on one beach) or a novel style (one image). Neither was seen when the model was trained.",
+            "all on one beach), a novel style (one image), or a style that keeps colours, a sketch (four images). None "
+            "was seen when the model was trained.",
             search_aliases=["toy", "demo dataset", "dco"],
             inputs=[
                 io.Combo.Input(
                     "what", options=list(SETS), default="subject",
-                    tooltip="subject: a teal toy with orange ears. style: violet ink on golden paper.",
+                    tooltip="subject: a teal toy with orange ears. style: a print in violet ink on golden paper. "
+                    "sketch: things in their own colours, with an outline in dark red, on patterned mint paper.",
                 ),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The reference images, 256 x 256."),
                 io.String.Output(
                     display_name="captions", is_output_list=True,
-                    tooltip="One caption an image; <toy> and <print> mark what is to be learned.",
+                    tooltip="One caption an image; <toy>, <print> and <sketch> mark what is to be learned.",
                 ),
             ],
         )  # fmt: skip

@@ -141,7 +141,7 @@ def test_regional_prompts_keep_their_regions(host, sd15):
 
 def test_a_lora_on_the_model_becomes_part_of_the_base(host):
     g = Setup("toy", TOY)
-    style = g.toy_trainer(g.phi, "style", name="style")
+    style = g.toy_trainer(g.phi, "style", name="style_below")
     load = {"lora": [style, 0], "strength_model": 1.0, "bypass": False}
     g.phi["model"] = [g.add("LoraModelLoader", model=g.phi["model"], **load), 0]
     g.theta = [g.add("LoraModelLoader", model=g.theta, **load), 0]

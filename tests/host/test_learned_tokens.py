@@ -122,7 +122,7 @@ def test_tokens_alone_leave_an_embedding_and_a_lora_without_layers(host):
     g = Graph()
     base = g.toy()
     trainer = token_trainer(
-        g, base, "toy", name="alone", learned_tokens="alone (Textual Inversion)", steps=4
+        g, base, "toy", name="tokens_alone", learned_tokens="alone (Textual Inversion)", steps=4
     )
     encoded = g.add("DCOEncodePrompt", clip=base["clip"], lora=[trainer, 0], text="a <toy>")
     empty, latent = g.text(base["clip"], ""), g.latent(256)
@@ -133,8 +133,8 @@ def test_tokens_alone_leave_an_embedding_and_a_lora_without_layers(host):
     compared = g.compare(guided, plain)
     outputs = host.client.run(g.prompt)
     assert facts(outputs, compared)["relative"] < 1e-5  # w_rg = w_text: the base model on the learned token
-    assert not list((host.base_dir / "output" / "loras").glob("alone*"))
-    assert len(embeddings(host, "alone")) == 1
+    assert not list((host.base_dir / "output" / "loras").glob("tokens_alone*"))
+    assert len(embeddings(host, "tokens_alone")) == 1
     assert "Saved" not in outputs[trainer]["text"][0]
 
 

@@ -20,6 +20,7 @@ from .. import layer_names, sampling, toy_world
 from ..connected import vae_of
 from . import conditioning, inpainting, learned_tokens, network
 from .model_fingerprint import model_fingerprint, prompt_tokens
+from .noise import noise_of
 from .resolution import own_resolution
 
 
@@ -34,12 +35,12 @@ class HostImageModel:
         self._model, self._clip, self._vae = model, clip, vae
         self._denoiser: network.HostDenoiser | None = None
         self.family = layer_names.family(model)
-        self.prediction = network.schedule_of(model.get_model_object("model_sampling")).prediction
+        self.prediction = noise_of(model.get_model_object("model_sampling")).schedule.prediction
         self.default_resolution = own_resolution(model)
         self.square = self.family == "ToyWorld"
         self.reads_sizes = isinstance(model.model, comfy.model_base.SDXL)
         scales = suggested_scales(self.family, self.prediction)
-        assert scales is not None  # schedule_of knows no other predictions
+        assert scales is not None  # noise_of knows no other predictions
         self.w_text = scales.w_text
         self.learned_tokens: TokenReader | None = _Tokens(clip)
         self.sampler = self._sample
@@ -73,7 +74,7 @@ class HostImageModel:
         """Call it after the training session: the host may move its models."""
         vae, pictures = vae_of(self._vae), []
         for latent in latents:
-            pixels = vae.decode(self._model.model.process_latent_out(latent[None].float()))
+            pixels = vae.decode(network.host_latent(self._model, latent[None]))
             first = pixels.reshape(-1, *pixels.shape[-3:])[0]  # of the frames, where it is a video VAE
             pictures.append(first[..., :3].float().clamp(0, 1).cpu())
         return pictures

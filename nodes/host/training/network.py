@@ -9,65 +9,23 @@ from typing import Any
 
 import comfy.conds
 import comfy.model_management
-import comfy.model_sampling
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
-from ....dco_core.errors import DCOError
 from ....dco_core.lora import LoraWeights
 from ....dco_core.network.denoiser import NetworkDenoiser
 from ....dco_core.network.lora_layers import AdapterConfig
 from ....dco_core.network.out_of_place import KeptCopies, out_of_place
 from ....dco_core.network.weight_stream import Copies
-from ....dco_core.schedules import Schedule
 from ..layer_names import canonical, family
 from .frozen_layers import use_frozen_layers
 from .fused_rope import differentiable_rope
+from .noise import NativeSampling, latent_scale, noise_of
 from .shared_weights import network_on_same_storage
 from .weight_stream import move_to_main_memory, step_bytes, stream_offloaded, streams
-
-_PREDICTIONS = (  # most specific first: V_PREDICTION is a subclass of EPS, EDM of V_PREDICTION
-    (comfy.model_sampling.CONST, "flow"),
-    (comfy.model_sampling.V_PREDICTION, "v"),
-    (comfy.model_sampling.EPS, "epsilon"),
-)
-_UNTRAINABLE = (
-    comfy.model_sampling.EDM,
-    comfy.model_sampling.X0,
-    comfy.model_sampling.IMG_TO_IMG_FLOW,
-    comfy.model_sampling.StableCascadeSampling,
-)
-
-
-def schedule_of(sampling) -> Schedule:
-    """The core Schedule of a host `model_sampling`; DCOError if the trainer has no formula for it."""
-    kind = next((name for cls, name in _PREDICTIONS if isinstance(sampling, cls)), None)
-    sigmas = getattr(sampling, "sigmas", None)
-    scaled = getattr(sampling, "sigma_data", 1.0) != 1.0
-    if kind is None or isinstance(sampling, _UNTRAINABLE) or sigmas is None or scaled:
-        names = " / ".join(c.__name__ for c in type(sampling).__mro__[1:3])
-        raise DCOError(
-            f"A model with {names} noise cannot be trained yet: use an epsilon (SD1.5, SDXL), v (SD2) or flow model."
-        )
-    if getattr(sampling, "noise_scale", 1.0) != 1.0:
-        raise DCOError(f"A flow model with noise scale {sampling.noise_scale:g} cannot be trained yet.")
-    return Schedule.from_sigmas(kind, sigmas)
-
-
-class _NativeSampling:
-    """Stands in for a model's `model_sampling`: x_t goes in and the network's own prediction comes out."""
-
-    def __init__(self, original):
-        self.timestep = original.timestep
-
-    def calculate_input(self, _sigma: Tensor, x: Tensor) -> Tensor:
-        return x
-
-    def calculate_denoised(self, _sigma: Tensor, output: Tensor, _x: Tensor) -> Tensor:
-        return output
 
 
 def _torch_attention(_chosen_by_host, *args, **kwargs):
@@ -112,11 +70,11 @@ class HostDenoiser(NetworkDenoiser):
         network = use_frozen_layers(network_on_same_storage(base.diffusion_model).eval())
         self._base._modules["diffusion_model"] = network
         self._base._modules.pop("model_sampling", None)
-        self._base.__dict__["model_sampling"] = _NativeSampling(sampling)
-        schedule = schedule_of(sampling)
+        noise = noise_of(sampling)
+        self._base.__dict__["model_sampling"] = NativeSampling(sampling, noise.sign)
         sigmas = sampling.sigmas.detach().cpu()
         self._sigmas = torch.empty_like(sigmas).copy_(sigmas)
-        super().__init__(self._base._modules["diffusion_model"], schedule, config)
+        super().__init__(self._base._modules["diffusion_model"], noise.schedule, config)
         self.weight_stream = stream_offloaded(self.network, self.device, copies)  # moves the injected LoRA too
 
     def forward(self, x_t: Tensor, t: Tensor, conditioning: Sequence[dict[str, Any]]) -> Tensor:
@@ -214,11 +172,17 @@ def training_session(model, *arguments: Any, **options: Any) -> Iterator[HostDen
 
 
 def native_latent(model, latent: Tensor, std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """A VAE latent [C, H, W] and its posterior's std in the scale that the network was trained on, on its device,
-    free of inference mode."""
+    """A VAE latent [C, H, W] and its posterior's std as x0 of the network's noise (noise.py), on its device, free of
+    inference mode."""
+    scale = latent_scale(model)
     mean = model.model.process_latent_in(latent[None].float())[0]
     if std is not None:  # the scaling is affine: shift out, scale in
         std = (model.model.process_latent_in((latent + std)[None].float())[0] - mean).abs()
     return tuple(  # type: ignore[return-value]
-        None if x is None else x.to(model.load_device, torch.float32).clone() for x in (mean, std)
+        None if x is None else x.to(model.load_device, torch.float32).clone() / scale for x in (mean, std)
     )
+
+
+def host_latent(model, x0: Tensor) -> Tensor:
+    """native_latent undone: a latent [..., C, H, W] as MODEL's VAE and previewers take it."""
+    return model.model.process_latent_out(latent_scale(model) * x0.float())
