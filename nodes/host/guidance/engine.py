@@ -17,6 +17,7 @@ becomes phi(c) + sum_k (w_rg_k / w_text) M_k (theta_k(c_k) - phi(c)).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import comfy.patcher_extension
@@ -108,9 +109,14 @@ class _Guidance:
         check_conditioning(guider)
         masks = [None if r.mask is None else fitted_mask(r.mask, noise.shape) for r in self.regions]
         loras, method = [region.patches for region in self.regions], self.method
-        with attached(guider.model_patcher, loras) as rows:
+        with ExitStack() as hooked:
+            rows = hooked.enter_context(attached(guider.model_patcher, loras))
+            others = {  # the host's copies of MODEL on further GPUs, among which it splits the rows
+                clone.load_device: hooked.enter_context(attached(clone, loras))
+                for clone in guider.model_patcher.get_additional_models_with_key("multigpu")
+            }
             self.runs.append(
-                Run(guider, rows, loras, method.low_memory, method.self_check, noise.shape, masks)
+                Run(guider, rows, loras, method.low_memory, method.self_check, noise.shape, masks, others=others)
             )
             try:
                 return executor(noise, *args, **kwargs)
