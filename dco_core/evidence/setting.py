@@ -108,9 +108,9 @@ class ToySetting:
 
     def prompts(self, subject: str | None, style: str | None) -> list[str]:
         if subject and style:
-            return merge_prompts(self._study.prompts)
+            return merge_prompts(self._study.prompts, style)
         if style:
-            return style_prompts(self._study.prompts)
+            return style_prompts(self._study.prompts, style)
         return [text for _, text in subject_prompts(self._study.prompts)]
 
     def prompt_distances(self, subject: str | None, style: str | None) -> list[str]:
@@ -137,8 +137,8 @@ class ToySetting:
         if subject:
             found["likeness"] = scorer.subject_likeness(cells, subject)
         if style:
-            found["style_likeness"] = scorer.style_likeness(cells, style)
-            found["style_form"] = scorer.style_scores(cells, style)["form"]
+            in_style = scorer.style_scores(cells, style)
+            found |= {"style_likeness": in_style["colour"], "style_form": in_style["form"]}
         return {name: values.tolist() for name, values in found.items()}
 
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..data.pixels import as_uint8
 from ..errors import DCOError
 from ..network.library_import import without_broken_torchvision
 
@@ -62,8 +63,7 @@ def as_picture(image: Tensor, i: int) -> Image.Image:
         raise DCOError(f"Image {i + 1} has the shape {list(image.shape)}: give images [height, width, 3].")
     if not torch.isfinite(image).all():
         raise DCOError(f"Image {i + 1} holds NaN or infinity and cannot be scored: look at how it was made.")
-    values = image[..., :3].float().clamp(0, 1).mul(255).round()
-    return Image.fromarray(values.to("cpu", torch.uint8).numpy())
+    return Image.fromarray(as_uint8(image))
 
 
 def load_image_encoder(source: str | Path, device: torch.device | str = "cpu") -> ImageEncoder:
