@@ -22,16 +22,18 @@ from torch import Tensor
 from dco_core.cli.commands import main as command_line
 from dco_core.drawing.contact_sheet import Row, Section, draw_sheet
 from dco_core.lora import read_lora, to_tensors
-from dco_core.toy_world.references import toy_masks, toy_references, write_toy_references
+from dco_core.toy_world.references import toy_attributes, toy_masks, toy_references, write_toy_references
 from dco_core.toy_world.renderer import render
+from dco_core.toy_world.world import subject_references
 
 from . import in_process_host as host
 from .environment import ROOT
 
 PICTURES = ROOT / "web" / "docs" / "pictures"
-CELL, SEED, STEPS, W_TEXT = 128, 7, 20, 2.0
+CELL = 128  # pixels
+SEED, STEPS, W_TEXT, W_RG = 7, 20, 2.0, 1.6
 _TRAINING = ["--steps", "300", "--learning-rate", "1e-3", "--rank", "8", "--layers", "all linear"]
-_TOKENS = ["--learned-tokens", "with-lora", "--token-learning-rate", "5e-3"]
+_TWO_TOYS = ["--steps", "600", "--learned-tokens", "with-lora", "--token-learning-rate", "5e-3"]
 _PRESERVED = (  # no toys, and not what is drawn below
     "a large square on white in flat style; a small heart in the sky in pastel style; a large blue circle on grass; a "
     "small green star at night in neon style; a large cross on the beach in outline style; a small yellow triangle at "
@@ -39,8 +41,8 @@ _PRESERVED = (  # no toys, and not what is drawn below
 )
 # name of the LoRA: (reference, captions, masks, options of the command line)
 LORAS: dict[str, tuple[str, str, bool, list[str]]] = {
-    "left": ("toy", "comprehensive", False, _TOKENS),
-    "right": ("toy-4", "comprehensive", False, _TOKENS),
+    "left": ("toy", "comprehensive", False, _TWO_TOYS),
+    "right": ("toy-4", "comprehensive", False, _TWO_TOYS),
     "free": ("toy", "compact", False, []),
     "masks": ("toy", "compact", True, []),
     "mask_prior": ("toy", "compact", True, ["--mask-prior", "500"]),
@@ -52,11 +54,12 @@ LORAS: dict[str, tuple[str, str, bool, list[str]]] = {
 }  # fmt: skip
 
 
-class _Maker:
-    """The Toy World in the host of this process. folder: of references and LoRAs."""
+class Maker:
+    """The Toy World in the host of this process. folder: of references and LoRAs, which is kept or made."""
 
     def __init__(self, folder: Path):
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
         host.start()
         self.model, self.clip, self.vae = host.pack("nodes.host.toy_world").load(None, "epsilon")
 
@@ -95,10 +98,11 @@ class _Maker:
         return comfy.sd.load_lora_for_models(self.model, None, dict(self.lora(name)), 1.0, 0)[0]
 
 
-def regions(maker: _Maker) -> Section:
-    """Two toys side by side, each with a LoRA, a token, a prompt and a mask: as template 6 has it."""
+def two_toys(maker: Maker) -> tuple[list[Tensor], np.ndarray, np.ndarray]:
+    """Two toys side by side, each with a LoRA, a token, a prompt and a mask, with the settings and the seed of template
+    6: the masks, the base model's picture, the guided one."""
     left = ((144 - torch.arange(256.0)) / 32).clamp(0, 1).expand(1, 256, 256)
-    masks, personalized, positive = (left, 1 - left), [], []
+    masks, personalized, positive = [left, 1 - left], [], []
     loras = [maker.lora("left"), maker.lora("right")]
     for lora, mask, side in zip(loras, masks, ("left", "right"), strict=True):
         text = f"a large <toy> on the {side}, on grass, in flat style"
@@ -111,15 +115,21 @@ def regions(maker: _Maker) -> Section:
     node = host.pack("nodes.guidance.regions").DCORegionalLoRA
     chain = node.execute(loras[1], mask=masks[1], personalized=personalized[1]).args[0]
     guided = host.pack("nodes.guidance.guided").Guided(
-        maker.model, loras[0], personalized[0], None, masks[0], chain
+        maker.model, loras[0], personalized[0], {"self_check": False}, masks[0], chain
     )
-    pictures = [_pixels(mask[0, :, :, None].expand(-1, -1, 3)) for mask in masks]
-    pictures += [maker.draw(guided.patched("reward", w_rg), positive) for w_rg in (0.0, 1.6)]
-    headings = ("mask of the left LoRA", "mask of the right LoRA", "w_rg 0: the base model", "w_rg 1.6")
-    return Section([Row(pictures)], headings)
+    base, mine = (maker.draw(guided.patched("reward", w_rg), positive) for w_rg in (0.0, W_RG))
+    return masks, base, mine
 
 
-def mask_prior(maker: _Maker) -> Section:
+def regions(maker: Maker) -> Section:
+    """Masks, the base model's picture, both LoRAs in it."""
+    masks, base, mine = two_toys(maker)
+    shown = [_pixels(mask[0, :, :, None].expand(-1, -1, 3)) for mask in masks]
+    headings = ("mask of the left LoRA", "mask of the right LoRA", "w_rg 0: the base model", f"w_rg {W_RG:g}")
+    return Section([Row([*shown, base, mine])], headings)
+
+
+def mask_prior(maker: Maker) -> Section:
     """Compact captions on pictures of one beach; then other places."""
     places = ("at night, in flat style", "on grass, in flat style")
     names = ("free", "masks", "mask_prior")
@@ -134,7 +144,7 @@ def mask_prior(maker: _Maker) -> Section:
     return Section(rows, ("base model", "no masks", "masks", "masks and mask prior"))
 
 
-def preservation(maker: _Maker) -> Section:
+def preservation(maker: Maker) -> Section:
     """Pictures without the subject, LoRA on."""
     prompts = ("a small star on the right, on grass", "a large heart on the left, on the beach")
     models = [maker.model, maker.with_lora("dreambooth"), maker.with_lora("preserved")]
@@ -142,7 +152,7 @@ def preservation(maker: _Maker) -> Section:
     return Section(rows, ("base model", "DreamBooth", "prompts preserved"))
 
 
-def masks(maker: _Maker) -> Section:
+def masks(maker: Maker) -> Section:
     """References, their masks, and what the loss sees of them."""
     scenes, _ = toy_references("toy")
     rows = []
@@ -151,6 +161,12 @@ def masks(maker: _Maker) -> Section:
         parts = (shown, white.expand(-1, -1, 3), white * shown + (1 - white) * (0.85 + 0.05 * shown))
         rows.append(Row([_pixels(part) for part in parts]))
     return Section(rows, ("the picture", "its mask", "what is learned"))
+
+
+def reference(what: str) -> np.ndarray:
+    """A reference in which the toy is large and in the middle (`toy_attributes`)."""
+    scenes, _ = subject_references()
+    return _pixels((render(scenes.with_(**toy_attributes(what)))[1].movedim(0, -1) + 1) / 2)
 
 
 def _pixels(image: Tensor) -> np.ndarray:
@@ -171,8 +187,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        maker = _Maker(folder)
+        maker = Maker(folder)
         PICTURES.mkdir(exist_ok=True)
         for name in args.names or MADE:
             sheet = Image.fromarray(draw_sheet([MADE[name](maker)], cell=CELL).picture)
