@@ -6,7 +6,7 @@
 Most templates show cells of the demo's contact sheet, which also becomes docs/contact_sheet.jpg; docs/row.png, the
 picture at the top of the README, is made of it too. Template 4 is run, which takes some minutes, and shows its plot
 above pictures of both methods. Templates 6 and 7 show what the settings of template 6 draw (make_help_pictures). Those
-need no demo. NUMBER: the templates to make one for; all of them where none is given. --folder: keeps the LoRAs of 6 and 7.
+need no demo. NUMBER: the templates to make one for; all of them where none is given. --folder: keeps their LoRAs.
 """
 
 from __future__ import annotations
