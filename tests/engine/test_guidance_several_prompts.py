@@ -1,4 +1,4 @@
-"""LoRAs in parts of the picture, where the prompts have parts of it too: a prompt of several conditionings with masks or
+"""LoRAs in parts of the picture, where prompts have parts of it too: a prompt of several conditionings with masks or
 areas, as the host's Conditioning (Set Mask), (Set Area) and (Combine) make them."""
 
 import pytest
