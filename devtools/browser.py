@@ -109,7 +109,8 @@ def open_frontend(address: str) -> Iterator[Any]:
 
 # `spinner` is on until the frontend has set up its extensions and opened its first workflow
 _STARTED = "() => window.app?.graph && window.LiteGraph && !window.app.extensionManager?.spinner"
-_SEEN = """() => { const {scale, offset} = window.app.canvas.ds;
+_SEEN = """async () => { await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+  const {scale, offset} = window.app.canvas.ds;
   const boxes = [...document.querySelectorAll('[data-node-id]')].map(e => e.getBoundingClientRect());
   return JSON.stringify([scale, ...offset, window.app.graph._nodes.map(n => [n.id, ...n.pos, ...n.size]),
     boxes.map(b => [b.x, b.y, b.width, b.height])]); }"""
