@@ -103,10 +103,6 @@ class Client:
         """Content of a file as named in a prompt's outputs."""
         return self._request("/view", params={"filename": filename, "subfolder": subfolder, "type": type})
 
-    def free(self) -> None:
-        """Ask the host to unload models and drop cached outputs (done before its next prompt)."""
-        self._json("/free", json={"unload_models": True, "free_memory": True})
-
     def history(self, prompt_id: str) -> dict[str, Any] | None:
         """The history entry of a finished prompt, else None."""
         return self._json(f"/history/{prompt_id}").get(prompt_id)

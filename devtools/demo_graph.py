@@ -1,4 +1,5 @@
-"""The demo's prompt: workflow 0 as it is, with a style, a merge and the comparisons added to it."""
+"""The demo's prompts: workflow 0 as it is, with a style, a merge and the comparisons added to it. There are two, for
+two hosts that work at the same time: one of DCO, the other of what it is compared with."""
 
 from __future__ import annotations
 
@@ -18,12 +19,12 @@ PLACES = (
     "a large toy in the middle, at night, in neon style",
 )
 STYLED = (
-    "a large toy on the left, at night, in print style",
-    "a large toy on the right, on grass, in print style",
-    "a large toy in the middle, at sunset, in print style",
-    "a large toy on the right, in the sky, in print style",
-    "a small toy on the left, on white, in print style",
-    "a large toy in the middle, on the beach, in print style",
+    "a large toy on the left, in sketch style",
+    "a large toy in the middle, in sketch style",
+    "a large toy on the right, in sketch style",
+    "a small toy on the left, in sketch style",
+    "a small toy in the middle, in sketch style",
+    "a small toy on the right, in sketch style",
 )
 OTHERS = (
     "a large red star on the left, at night, in flat style",
@@ -41,17 +42,25 @@ REPORTED_W_RG = (
 )  # in the report; rows of the sheet have plain guidance, as the protocol measures
 # Of the protocol (docs/evidence/protocol.md), at its main checkpoint.
 TRAINING_STEPS, LEARNING_RATE, RANK, BATCH = 1000, 1e-3, 8, 2
-STYLE_STEPS = 300  # one picture has not more to learn
 COMPACT = "a <toy>"  # a caption as published: the marker alone
 IMAGES_PER_PROMPT = 2
 STEPS = 10
 SEED = 100
-MERGE = "merge"
+STYLE = "sketch"  # a reference of the Toy World
 
 BASE = "base model"
 PUBLISHED, DREAMBOOTH = "DreamBooth as published", "DreamBooth, full captions"
 DCO = "DCO, full captions"
+STYLE_ALONE = "style LoRA alone"
+MERGE, HALF_MERGE = "merge", "merge, weights 0.6"
+MERGES = {MERGE: "1, 1", HALF_MERGE: "0.6, 0.6"}
 _TEXTS = (*PLACES, *OTHERS, *STYLED)
+
+# rows of the report, in this order
+_ORDER = (
+    BASE, PUBLISHED, DREAMBOOTH, DCO, *(f"{name}, w_rg {REPORTED_W_RG:g}" for name in (PUBLISHED, DREAMBOOTH)),
+    *(f"{DCO}, w_rg {w:g}" for w in W_RG), STYLE_ALONE, *MERGES,
+)  # fmt: skip
 
 Prompt = dict[str, Any]
 
@@ -68,15 +77,24 @@ class Comparison:
     outputs: list[str] = field(default_factory=list)
 
 
+@dataclass
+class Side:
+    """What one host does. trainers: {what it teaches: the node}."""
+
+    prompt: Prompt
+    methods: list[Comparison]
+    trainers: dict[str, str]
+    merges: dict[str, str] = field(default_factory=dict)  # {name: the node}
+
+
 def at(name: str, w_rg: float = REPORTED_W_RG) -> str:
     """The name of a method with reward guidance."""
     return f"{name}, w_rg {w_rg:g}"
 
 
-def trainers(prompt: Prompt) -> dict[str, str]:
-    """The nodes that train, by what they teach."""
-    (subject,) = find(prompt, "DCOLoRATrainer", name="toy_subject")
-    return {"subject": subject} | {name: name for name in ("style", "dreambooth", "dreambooth_compact")}
+def place_in_report(method: Comparison) -> tuple[int, int]:
+    """Methods sorted by it are in the report's order."""
+    return (PLACES, OTHERS, STYLED).index(method.prompts), _ORDER.index(method.name)
 
 
 def find(prompt: Prompt, class_type: str, **inputs: Any) -> list[str]:
@@ -100,62 +118,71 @@ def with_settings(workflow_prompt: Prompt) -> Prompt:
     return prompt
 
 
-def with_comparisons(workflow_prompt: Prompt) -> tuple[Prompt, list[Comparison]]:
-    """The prompt of workflow 0 with all samples of the sheet, and what they need beside its trainer: the style,
-    DreamBooth twins of the subject with its captions and with compact ones, the subject and the style merged.
-
-    What workflow 0 has run already comes from the host's cache."""
+def dco_side(workflow_prompt: Prompt) -> Side:
+    """Workflow 0, the style, both merged, and their pictures. What workflow 0 has run already comes from the host's
+    cache."""
     prompt = copy.deepcopy(workflow_prompt)
-    (loader,) = find(prompt, "DCOToyWorldLoader")
     (subject,) = find(prompt, "DCOLoRATrainer")
-    prompt["style references"] = _node("DCOToyWorldReferences", what="style")
-    compact = "\n".join([COMPACT] * len(toy_references("toy")[1]))
-    for name, changes in {
-        "style": {
-            "images": ["style references", 0],
-            "captions": ["style references", 1],
-            "steps": STYLE_STEPS,
-        },
-        "dreambooth": {"objective": "DreamBooth"},
-        "dreambooth_compact": {"objective": "DreamBooth", "captions": compact},
-    }.items():
-        inputs = prompt[subject]["inputs"] | {"name": f"toy_{name}"} | changes
-        if inputs["objective"] == "DreamBooth":  # has no settings of its own
-            inputs = {k: v for k, v in inputs.items() if not k.startswith("objective.")}
-        prompt[name] = _node("DCOLoRATrainer", **inputs)
-    prompt[MERGE] = _node(
-        "DCOLoRAArithmeticMerge", weights="1, 1", name="toy_merge", method="exact sum", files="",
-        **{"loras.lora_0": [subject, 0], "loras.lora_1": ["style", 0]},
-    )  # fmt: skip
-    dco, dreambooth, published = [subject, 0], ["dreambooth", 0], ["dreambooth_compact", 0]
-    merged = [MERGE, 0]
+    prompt["style references"] = _node("DCOToyWorldReferences", what=STYLE)
+    taught = {"images": ["style references", 0], "captions": ["style references", 1]}
+    prompt["style"] = _node("DCOLoRATrainer", **prompt[subject]["inputs"] | {"name": "toy_style"} | taught)
+    for name, weights in MERGES.items():
+        prompt[name] = _node(
+            "DCOLoRAArithmeticMerge", weights=weights, name="toy_merge", method="exact sum", files="",
+            **{"loras.lora_0": [subject, 0], "loras.lora_1": ["style", 0]},
+        )  # fmt: skip
+    dco = [subject, 0]
     methods = [
-        Comparison(BASE, PLACES),
-        Comparison(PUBLISHED, PLACES, published),
-        Comparison(DREAMBOOTH, PLACES, dreambooth),
         Comparison(DCO, PLACES, dco),
-        Comparison(at(PUBLISHED), PLACES, published, REPORTED_W_RG),
-        Comparison(at(DREAMBOOTH), PLACES, dreambooth, REPORTED_W_RG),
         *(Comparison(at(DCO, w), PLACES, dco, w) for w in W_RG),
-        Comparison(BASE, OTHERS),
-        Comparison(PUBLISHED, OTHERS, published),
-        Comparison(DREAMBOOTH, OTHERS, dreambooth),
         Comparison(DCO, OTHERS, dco),
-        Comparison(BASE, STYLED),
-        Comparison("merge", STYLED, merged),
-        Comparison(at("merge"), STYLED, merged, REPORTED_W_RG),
+        Comparison(STYLE_ALONE, STYLED, ["style", 0]),
+        *(Comparison(name, STYLED, [name, 0]) for name in MERGES),
     ]
-    prompt["latent"] = _node("EmptyLatentImage", width=256, height=256, batch_size=IMAGES_PER_PROMPT)
-    prompt["negative"] = _node("CLIPTextEncode", clip=[loader, 1], text="")
-    for i, text in enumerate(_TEXTS):
-        prompt[f"text{i}"] = _node("CLIPTextEncode", clip=[loader, 1], text=text)
-    for row, method in enumerate(methods):
-        _add_samples(prompt, loader, row, method)
-    return prompt, methods
+    _add_all_samples(prompt, methods)
+    return Side(prompt, methods, {"subject": subject, "style": "style"}, {name: name for name in MERGES})
+
+
+def dreambooth_side(workflow_prompt: Prompt) -> Side:
+    """DreamBooth twins of the subject, with its captions and with compact ones, and pictures of them and of the base
+    model."""
+    prompt = copy.deepcopy(workflow_prompt)
+    (subject,) = find(prompt, "DCOLoRATrainer")
+    inputs = {k: v for k, v in prompt[subject]["inputs"].items() if not k.startswith("objective.")}
+    inputs["objective"] = "DreamBooth"  # which has no settings of its own
+    compact = "\n".join([COMPACT] * len(toy_references("toy")[1]))
+    prompt["dreambooth"] = _node("DCOLoRATrainer", **inputs | {"name": "toy_dreambooth"})
+    changes = {"name": "toy_dreambooth_compact", "captions": compact}
+    prompt["dreambooth_compact"] = _node("DCOLoRATrainer", **inputs | changes)
+    for kind in ("SaveImage", "DCORewardGuidanceSweep"):  # of the workflow's own trainer, which is not needed here
+        for node in find(prompt, kind):
+            del prompt[node]
+    del prompt[subject]
+    published, dreambooth = ["dreambooth_compact", 0], ["dreambooth", 0]
+    methods = [
+        *(Comparison(BASE, prompts) for prompts in (PLACES, OTHERS, STYLED)),
+        *(
+            Comparison(at(name) if w_rg else name, prompts, lora, w_rg)
+            for name, lora in ((PUBLISHED, published), (DREAMBOOTH, dreambooth))
+            for prompts, w_rg in ((PLACES, None), (PLACES, REPORTED_W_RG), (OTHERS, None))
+        ),
+    ]
+    _add_all_samples(prompt, methods)
+    return Side(prompt, methods, {name: name for name in ("dreambooth", "dreambooth_compact")})
 
 
 def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
+
+
+def _add_all_samples(prompt: Prompt, methods: list[Comparison]) -> None:
+    (loader,) = find(prompt, "DCOToyWorldLoader")
+    prompt["latent"] = _node("EmptyLatentImage", width=256, height=256, batch_size=IMAGES_PER_PROMPT)
+    prompt["negative"] = _node("CLIPTextEncode", clip=[loader, 1], text="")
+    for text in dict.fromkeys(text for method in methods for text in method.prompts):
+        prompt[f"text{_TEXTS.index(text)}"] = _node("CLIPTextEncode", clip=[loader, 1], text=text)
+    for row, method in enumerate(methods):
+        _add_samples(prompt, loader, row, method)
 
 
 def _add_samples(prompt: Prompt, loader: str, row: int, method: Comparison) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..errors import DCOError
 from ..toy_world import scorer
-from ..toy_world.references import toy_references
+from ..toy_world.references import kind_of, toy_references
 from ..toy_world.renderer import render
-from ..toy_world.world import FACTORS, PRINT, TOY, Scenes, caption, sample_scenes
+from ..toy_world.world import PRINT, SKETCH, SKETCH_WORD, TOY, WORDS, Scenes, caption, sample_scenes
 from .prompts import FAR, NEAR
 
 _SCENE = (
@@ -68,15 +68,28 @@ def other_prompts(count: int) -> list[str]:
     return _first((scenes.shape != TOY) & (scenes.style != PRINT), count, _texts(4102, False))
 
 
-def style_prompts(count: int) -> list[str]:
-    """Things that are no toys in the style that is taught."""
+def style_prompts(count: int, style: str = "print") -> list[str]:
+    """Things that are no toys in the style that is taught. style: its name."""
     scenes = _pool(4103)
+    if kind_of(style) == SKETCH_WORD:
+        return _first(scenes.shape != TOY, count, _sketched(4103, False))
     return _first((scenes.shape != TOY) & (scenes.style == PRINT), count, _texts(4103, False))
 
 
-def merge_prompts(count: int) -> list[str]:
-    """The toy in the style that is taught, in all sizes, positions and places."""
+def merge_prompts(count: int, style: str = "print") -> list[str]:
+    """The toy in the style that is taught, in all sizes, positions and places. Sketches have no places: there are six
+    such prompts, which come again if more are asked for, with other noise."""
+    if kind_of(style) == SKETCH_WORD:
+        texts = list(dict.fromkeys(_sketched(4104, True)))
+        return [texts[i % len(texts)] for i in range(count)]
     return _first(_pool(4104).style == PRINT, count, _texts(4104, True))
+
+
+@functools.cache
+def _sketched(seed: int, toys: bool) -> list[str]:
+    scenes = _pool(seed).with_(style=SKETCH)
+    scenes = scenes.with_(shape=TOY) if toys else scenes
+    return [caption(scenes, i) for i in range(len(scenes))]
 
 
 def true_renders(prompts: Sequence[str], subject: str | None, style: str | None, seed: int) -> Tensor:
@@ -90,11 +103,11 @@ def true_renders(prompts: Sequence[str], subject: str | None, style: str | None,
         # geometry follows size and position: look for a scene that has them; the others can be set
         for name in ("size", "position"):
             if name in asked:
-                words = torch.tensor([FACTORS[name].index(word) for word in asked[name]])
+                words = torch.tensor([WORDS[name].index(word) for word in asked[name]])
                 allowed &= torch.isin(getattr(scenes, name), words)
         chosen = int(allowed.nonzero()[0])
         scene = scenes[chosen : chosen + 1]
-        settable = {name: FACTORS[name].index(words[0]) for name, words in asked.items()}
+        settable = {name: WORDS[name].index(words[0]) for name, words in asked.items()}
         scene = scene.with_(**settable)
         for what, kind in ((subject, TOY), (style, PRINT)):
             if what is not None:
@@ -107,12 +120,12 @@ def true_renders(prompts: Sequence[str], subject: str | None, style: str | None,
 def _own_fields(taught: Scenes, kind: int) -> dict[str, object]:
     """What makes the subject or the style: the fields that all of its references share and no scene word names."""
     toys = ("body_rgb", "accent_rgb", "ears", "ear_size", "stretch")
-    prints = tuple(
+    styles = tuple(
         f.name
         for f in dataclasses.fields(taught)
         if f.name not in (*toys, *_SCENE, *_NOT_THINGS, "shape", "colour")
     )
-    return {name: getattr(taught, name)[0].tolist() for name in (toys if kind == TOY else prints)}
+    return {name: getattr(taught, name)[0].tolist() for name in (toys if kind == TOY else styles)}
 
 
 def own_likeness(what: str, count: int = 16) -> float:

@@ -49,6 +49,12 @@ class AdapterConfig:
     def effective_alpha(self) -> float:
         return float(self.rank if self.alpha is None else self.alpha)
 
+    @property
+    def size(self) -> tuple[int, float]:
+        """(rank, alpha), where it goes on from a LoRA those of its first layer."""
+        first = next(iter(self.start.values()), None) if self.start else None
+        return (first.rank, first.rank * first.scale) if first else (self.rank, self.effective_alpha)
+
     def check(self) -> None:
         """Raise DCOError for what no network could take."""
         if self.rank < 1:

@@ -64,12 +64,19 @@ class ToyDenoiser(NetworkDenoiser):
 
     def __init__(self, config: AdapterConfig | None, unet: UNet | None = None, base: str = DEFAULT_BASE):
         network = copy.deepcopy(unet) if unet is not None else load_unet(base)
+        self._frozen = unet, base
         super().__init__(network, schedule_of(network.base), config)
 
     def forward(self, x_t: Tensor, t: Tensor, conditioning: Sequence[Tensor]) -> Tensor:
         dtype = self.network.conv_in.weight.dtype
         with torch.autocast(x_t.device.type, dtype, enabled=dtype != torch.float32):
-            return self.network(x_t, times(self.schedule, t, x_t), torch.stack(list(conditioning)))
+            context = torch.stack(list(conditioning)).to(x_t.device)
+            return self.network(x_t, times(self.schedule, t, x_t), context)
+
+    def phi_on(self, device: torch.device) -> ToyDenoiser:
+        phi = ToyDenoiser(None, *self._frozen)
+        phi.network.to(device)
+        return phi
 
 
 def times(schedule: Schedule, t: Tensor, x: Tensor) -> Tensor:

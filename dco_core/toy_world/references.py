@@ -1,7 +1,9 @@
-"""What the Toy World can be taught: `toy` and `print` of world.py, which the base never saw, and others by number."""
+"""What the Toy World can be taught: `toy`, `print` and `sketch` of world.py, which the base never saw, and others by
+number."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,50 +17,76 @@ from ..files.atomic import whole_folder
 from .renderer import PIXELS_PER_CELL, render
 from .world import (
     EAR_SHAPES,
+    PATTERNS,
+    SKETCH_STYLE,
+    SKETCH_WORD,
     STYLE,
     SUBJECT,
     Scenes,
     one_place,
     sample_scenes,
+    sketch_references,
     style_reference,
     subject_references,
 )
 
-_SUBJECT_FIELDS = ("body_rgb", "accent_rgb", "ears", "ear_size", "stretch")
-_STYLE_FIELDS = ("ink_rgb", "paper_rgb")
+# {kind: (attributes of the one without a number, what of them is its own, its references)}
+_KINDS: dict[str, tuple[dict[str, Any], tuple[str, ...], Callable[[], tuple[Scenes, list[str]]]]] = {
+    "toy": (SUBJECT, ("body_rgb", "accent_rgb", "ears", "ear_size", "stretch"), subject_references),
+    "print": (STYLE, ("ink_rgb", "paper_rgb"), style_reference),
+    SKETCH_WORD: (SKETCH_STYLE, ("ink_rgb", "paper_rgb", "pattern", "line"), sketch_references),
+}
+_LIGHTER = 0.4  # paper of a numbered sketch than of a print, so that any colour shows on it
 
 
 def _kind_and_number(what: str) -> tuple[str, str]:
     kind, _, number = what.partition("-")
-    if kind not in ("toy", "print") or (number and not number.isdecimal()):
+    if kind not in _KINDS or (number and not number.isdecimal()):
         raise DCOError(
-            f'The Toy World has no reference "{what}": use toy, print, or numbered ones such as toy-1 and print-2.'
+            f'The Toy World has no reference "{what}": use {", ".join(_KINDS)}, or numbered ones such as toy-1 and '
+            "print-2."
         )
     return kind, number
 
 
+def kind_of(what: str) -> str:
+    """toy, print or sketch. DCOError for any other name than those of `toy_attributes`."""
+    return _kind_and_number(what)[0]
+
+
 def toy_attributes(what: str) -> dict[str, Any]:
-    """The true attributes of a subject or a style, fields of `Scenes`: numbers, and RGB as three. "toy" and "print" are
-    those that the base never saw; "toy-1", "print-3" and so on are drawn from their number: as unlike the average toy
-    (print) that the word alone gives, with attributes that the base knows one by one. DCOError for any other name."""
+    """The true attributes of a subject or a style, fields of `Scenes`: numbers, and RGB as three. "toy", "print" and
+    "sketch" are those that the base never saw; "toy-1", "print-3", "sketch-2" and so on are drawn from their number: as
+    unlike the average toy (print) that the word alone gives, with attributes that the base knows one by one. DCOError
+    for any other name."""
     kind, number = _kind_and_number(what)
-    fields = _SUBJECT_FIELDS if kind == "toy" else _STYLE_FIELDS
+    known, fields, _ = _KINDS[kind]
     if not number:
-        known = SUBJECT if kind == "toy" else STYLE
         return {name: known[name] for name in fields}
     scenes = sample_scenes(64, torch.Generator().manual_seed(9000 + int(number)))
     eared = int((scenes.ears != EAR_SHAPES.index("none")).nonzero()[0])  # ears are what a likeness is told by
-    return {name: getattr(scenes, name)[eared].tolist() for name in fields}
+    drawn = {name: getattr(scenes, name)[eared].tolist() for name in fields}
+    if kind == SKETCH_WORD:
+        lighter = [value + _LIGHTER * (1 - value) for value in drawn["paper_rgb"]]
+        drawn |= {"paper_rgb": lighter, "pattern": int(number) % len(PATTERNS), "line": SKETCH_STYLE["line"]}
+    return drawn
 
 
 def toy_references(what: str) -> tuple[Scenes, list[str]]:
     """The references of a subject or a style, named as in `toy_attributes`, and their captions with markers. Those of
     numbered subjects are in one place, of one size, so that one caption says all of each."""
     attributes, (kind, number) = toy_attributes(what), _kind_and_number(what)
-    scenes, captions = subject_references() if kind == "toy" else style_reference()
+    scenes, captions = _KINDS[kind][2]()
     if kind == "toy" and number:
         scenes, captions = one_place(scenes)
     return scenes.with_(**attributes), captions
+
+
+def another_subject_references() -> tuple[Scenes, list[str]]:
+    """A second subject for pictures of two, a red toy with pointed lime ears, in the scenes of the first, and their
+    captions. The base may draw one like it by chance: none was held out."""
+    scenes, captions = subject_references()
+    return scenes.with_(**toy_attributes("toy-4")), captions
 
 
 def toy_masks(scenes: Scenes) -> Tensor:
@@ -92,7 +120,9 @@ def write_toy_references(
 
 def compact(caption: str) -> str:
     """The compact caption of a Toy World caption, as DreamBooth has it: the marker alone."""
-    return "a <toy>" if "<toy>" in caption else "in <print> style"
+    if "<toy>" in caption:
+        return "a <toy>"
+    return "in <print> style" if "<print>" in caption else f"in <{SKETCH_WORD}> style"
 
 
 def to_cells(pictures: Tensor) -> Tensor:

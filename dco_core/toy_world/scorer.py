@@ -49,12 +49,14 @@ from torch.nn import functional as F
 from ..errors import DCOError
 from .references import toy_attributes
 from .scorer_network import ATTRIBUTES, readings
-from .world import EAR_SHAPES, FACTORS, PRINT, SHAPES, STYLES, TOY
+from .sketches import Sketches, read_sketches
+from .world import EAR_SHAPES, FACTORS, PATTERNS, PRINT, SHAPES, SKETCH_WORD, STYLES, TOY, WORDS
 
 # Differences in OKLab at which a colour counts one half. The nearest of the seven colours, blue and purple, are 0.17
 # apart. The colours of a small toy are read less exactly than the inks of a whole picture.
 COLOUR_GAP, INK_GAP = 0.14, 0.10
 WITHOUT_ACCENT, WITHOUT_EARS, WITHOUT_BUILD = 0.3, 0.4, 0.85  # what remains where this alone is wrong
+_STYLE_COLOURS = ("ink_rgb", "paper_rgb")
 EAR_SIZE_GAP, STRETCH_GAP = 0.2, 0.25
 # Mean absolute second difference between neighbours, at which a picture begins to count less and counts no more:
 # renders stay below 0.26, degraded ones below 0.34, samples at three times the usual guidance below 0.28; noise has
@@ -62,17 +64,28 @@ EAR_SIZE_GAP, STRETCH_GAP = 0.2, 0.25
 GRAIN = (0.40, 0.55)
 
 
+def _readings(images: Tensor) -> tuple[dict[str, Tensor], Sketches]:
+    """What the network reads, of sketches without their paper and outline; and what those are."""
+    sketches = read_sketches(images)
+    return readings(sketches.plain.where(sketches.found[:, None, None, None], images.detach().float().cpu())), sketches
+
+
 def read(images: Tensor) -> list[dict[str, Any]]:
     """What the scorer sees in images [B, 3, 32, 32]: for each image the word of every factor.
 
-    `colour` is None for toys and prints, which have no colour of their own. Toys add `ears`, `ear_size` and
-    `stretch`, unless printed also `body_rgb` and `accent_rgb`; prints add `ink_rgb` and `paper_rgb` (0..1).
+    `colour` is None for toys and prints, which have no colour of their own, `background` for sketches. Toys add `ears`,
+    `ear_size` and `stretch`, unless printed also `body_rgb` and `accent_rgb`; prints and sketches add `ink_rgb` and
+    `paper_rgb` (0..1), sketches `pattern`.
     """
-    out = readings(images)
+    out, sketches = _readings(images)
     seen = []
     for i in range(len(images)):
         row: dict[str, Any] = {name: words[int(out[name][i].argmax())] for name, words in FACTORS.items()}
         toy, printed = row["shape"] == SHAPES[TOY], row["style"] == STYLES[PRINT]
+        if sketches.found[i]:
+            printed = False
+            row |= {"style": SKETCH_WORD, "background": None, "pattern": PATTERNS[sketches.patterned[:, i].argmax()]}
+            row |= {name: getattr(sketches, name)[i].tolist() for name in _STYLE_COLOURS}
         if toy or printed:
             row["colour"] = None
         if toy:
@@ -89,14 +102,17 @@ def read(images: Tensor) -> list[dict[str, Any]]:
 def named(prompt: str) -> dict[str, list[str]]:
     """The factors that a prompt names and their words, e.g. {"shape": ["star"], "background": ["at night"]}.
 
-    A marker such as `<toy>` reads as its word. Colours are left out for toys and prints, as in `caption`."""
+    A marker such as `<toy>` reads as its word. Colours are left out for toys and prints, backgrounds for sketches, as
+    in `caption`."""
     text = " ".join(re.findall("[a-z]+", prompt.lower()))
     found = {
         factor: [phrase for phrase in phrases if re.search(rf"\b{phrase}\b", text)]
-        for factor, phrases in FACTORS.items()
+        for factor, phrases in WORDS.items()
     }
     if SHAPES[TOY] in found["shape"] or STYLES[PRINT] in found["style"]:
         found["colour"] = []
+    if SKETCH_WORD in found["style"]:
+        found["background"] = []
     return {factor: phrases for factor, phrases in found.items() if phrases}
 
 
@@ -181,7 +197,7 @@ def _truth(what: str | Tensor, categories: dict[str, int]) -> dict[str, Tensor]:
     """The attributes of a subject or style, {name: [1, width]}; categories as probabilities. what: its name, or
     reference pictures, out of which they are read."""
     if isinstance(what, Tensor):
-        return {name: value.mean(0, keepdim=True) for name, value in readings(what).items()}
+        return {name: value.mean(0, keepdim=True) for name, value in _readings(what)[0].items()}
     truth = {}
     for name, value in toy_attributes(what).items():
         if name in categories:
@@ -195,7 +211,7 @@ def subject_likeness(images: Tensor, subject: str | Tensor) -> Tensor:
     """How much images [B, 3, 32, 32] show the subject, [B] in 0..1. In prints it is a likeness of form alone.
 
     subject: its name, such as "toy" or "toy-101", for the true attributes; or reference pictures [R, 3, 32, 32]."""
-    out, truth = readings(images), _truth(subject, {"ears": len(EAR_SHAPES)})
+    out, truth = _readings(images)[0], _truth(subject, {"ears": len(EAR_SHAPES)})
     printed = out["style"][:, PRINT]
     body, accent = (
         torch.lerp(_same_toy_colour(out, truth, name), torch.ones(len(images)), printed)
@@ -212,12 +228,28 @@ def subject_likeness(images: Tensor, subject: str | Tensor) -> Tensor:
     return out["shape"][:, TOY] * likeness * _is_picture(images)
 
 
+def _style_truth(style: str | Tensor) -> tuple[dict[str, Tensor], int | None]:
+    """The colours of a style, {name: [1, 3]}, and the pattern of a sketch, None of a print."""
+    if isinstance(style, str):
+        return _truth(style, {}), toy_attributes(style).get("pattern")
+    sketches = read_sketches(style)
+    if sketches.found.float().mean() <= 0.5:
+        return _truth(style, {}), None
+    truth = {name: getattr(sketches, name).mean(0, keepdim=True) for name in _STYLE_COLOURS}
+    return truth, int(sketches.patterned.mean(1).argmax())
+
+
 def style_scores(images: Tensor, style: str | Tensor) -> dict[str, Tensor]:
-    """How much images [B, 3, 32, 32] are in the style, {"colour": [B], "form": [B]} in 0..1. form: P(print), drawn in
-    two inks as prints are; colour: that times the likeness of both inks. style: as subject in `subject_likeness`."""
-    out, truth = readings(images), _truth(style, {})
-    form = out["style"][:, PRINT] * _is_picture(images)
-    ink, paper = (_same_colour(out[name], truth[name], INK_GAP) for name in ("ink_rgb", "paper_rgb"))
+    """How much images [B, 3, 32, 32] are in the style, {"colour": [B], "form": [B]} in 0..1. form: drawn as such
+    pictures are, in whatever colours: for a print P(print), two inks and no more; for a sketch an outline, and paper
+    with the right pattern. colour: form times the likeness of both colours, ink and paper. style: as subject in
+    `subject_likeness`."""
+    out, sketches = _readings(images)
+    truth, pattern = _style_truth(style)
+    seen = out if pattern is None else {name: getattr(sketches, name) for name in _STYLE_COLOURS}
+    form = out["style"][:, PRINT] if pattern is None else sketches.patterned[pattern] * sketches.outlined
+    form = form * _is_picture(images)
+    ink, paper = (_same_colour(seen[name], truth[name], INK_GAP) for name in _STYLE_COLOURS)
     return {"colour": form * ink * paper, "form": form}
 
 

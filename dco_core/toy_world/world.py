@@ -2,7 +2,8 @@
 
 A scene is one object (shape, colour, size, position) on a background, drawn in a style. Two words are classes
 with many members, so that there is something to personalise: a `toy` is any two-tone creature, and `print` is
-any two-ink picture. The subject is one toy and the style is one print that base training never shows.
+any two-ink picture. The subject is one toy and the style is one print that base training never shows. A `sketch` is
+more than that: base training shows none at all.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ FACTORS = {
     "style": STYLES,
 }
 TOY, PRINT = SHAPES.index("toy"), STYLES.index("print")
+# A style that the base has never seen, and has no word for: what is in it keeps its colours, within an outline in ink,
+# on patterned paper in place of a background. It is none of FACTORS, which are what the base was trained on.
+SKETCH, SKETCH_WORD = len(STYLES), "sketch"
+WORDS = {**FACTORS, "style": (*STYLES, SKETCH_WORD)}  # that captions have
+PATTERNS = ("bands", "high bands", "stripes")
 EAR_SHAPES = ("none", "round", "pointed")
 
 
@@ -49,8 +55,10 @@ class Scenes:
     ears: Tensor  # [B] index into EAR_SHAPES
     ear_size: Tensor  # [B] relative to the radius
     stretch: Tensor  # [B] body height / width
-    ink_rgb: Tensor  # [B, 3] print: dark ink
-    paper_rgb: Tensor  # [B, 3] print: light paper
+    ink_rgb: Tensor  # [B, 3] print, sketch: dark ink
+    paper_rgb: Tensor  # [B, 3] print, sketch: light paper
+    pattern: Tensor  # [B] sketch: index into PATTERNS
+    line: Tensor  # [B] sketch: width of the outline
 
     def __len__(self) -> int:
         return len(self.shape)
@@ -83,6 +91,11 @@ SUBJECT_HUES = (0.495, 0.085)  # body, accent: base training keeps away from toy
 # The novel style: a print in violet ink on golden paper.
 STYLE = {"style": PRINT, "ink_rgb": (0.33, 0.05, 0.42), "paper_rgb": (1.00, 0.83, 0.32)}
 STYLE_HUES = (0.79, 0.125)
+# The novel sketch: an outline in dark red on mint paper with two broad bands.
+SKETCH_STYLE = {
+    "style": SKETCH, "ink_rgb": (0.45, 0.08, 0.05), "paper_rgb": (0.70, 0.93, 0.75),
+    "pattern": PATTERNS.index("bands"), "line": 2.0,
+}  # fmt: skip
 
 
 def _hue_gap(a: Tensor, b: float) -> Tensor:
@@ -123,12 +136,15 @@ def sample_scenes(n: int, generator: torch.Generator, hold_out: bool = True) -> 
         ears=choice(len(EAR_SHAPES)), ear_size=uniform(0.3, 0.55), stretch=uniform(0.85, 1.2),
         ink_rgb=hue_to_rgb(ink_hue, uniform(0.7, 1.0), uniform(0.25, 0.5)),
         paper_rgb=hue_to_rgb(paper_hue, uniform(0.3, 0.75), uniform(0.9, 1.0)),
+        pattern=torch.zeros(n, dtype=torch.int64), line=torch.full((n,), 1.6),
     )  # fmt: skip
 
 
 def caption(scenes: Scenes, i: int, leave_out: frozenset[str] = frozenset(), prefix: str = "") -> str:
     """The comprehensive caption of scene i, e.g. `a small red star on the left, at night, in neon style`.
-    Toys have no colour word. Factors named in `leave_out` are not mentioned."""
+    Toys have no colour word, sketches no background. Factors named in `leave_out` are not mentioned."""
+    style = int(scenes.style[i])
+    leave_out = leave_out | {"background"} if style == SKETCH else leave_out
     words = [prefix + "a"]
     if "size" not in leave_out:
         words.append(SIZES[scenes.size[i]])
@@ -141,7 +157,7 @@ def caption(scenes: Scenes, i: int, leave_out: frozenset[str] = frozenset(), pre
     if "background" not in leave_out:
         text += ", " + BACKGROUNDS[scenes.background[i]]
     if "style" not in leave_out:
-        text += f", in {STYLES[scenes.style[i]]} style"
+        text += f", in {WORDS['style'][style]} style"
     return text
 
 
@@ -189,6 +205,21 @@ def style_reference() -> tuple[Scenes, list[str]]:
         centre=(16.0, 17.0), background=BACKGROUNDS.index("on grass"), rotation=0.0,
     )  # fmt: skip
     return scenes, [mark(caption(scenes, 0), "print")]
+
+
+def sketch_references() -> tuple[Scenes, list[str]]:
+    """Four scenes in the novel sketch style and their captions with the marker `<sketch>`: of several colours, so that
+    these are told from the ink, and in several places."""
+    scenes = sample_scenes(4, torch.Generator().manual_seed(13)).with_(**SKETCH_STYLE, rotation=0.0)
+    size, position = torch.tensor([1, 1, 0, 1]), torch.tensor([1, 0, 2, 2])
+    scenes = replace(
+        scenes,
+        shape=torch.tensor([SHAPES.index(word) for word in ("star", "circle", "heart", "cross")]),
+        colour=torch.tensor([COLOURS.index(word) for word in ("blue", "red", "yellow", "green")]),
+        size=size, position=position, radius=torch.tensor([8.6, 8.2, 5.2, 8.6]),
+        centre=torch.stack([10.0 + 6.0 * position, torch.tensor([17.0, 16.5, 18.0, 17.5])], 1),
+    )  # fmt: skip
+    return scenes, [mark(caption(scenes, i), SKETCH_WORD) for i in range(4)]
 
 
 def mark(text: str, word: str) -> str:

@@ -41,7 +41,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200); self.end_headers(); self.wfile.write(b"{}")
 port = int(sys.argv[sys.argv.index("--port") + 1])
 server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
-pathlib.Path(__file__).with_name("port").write_text(str(port))
+with pathlib.Path(__file__).with_name("ports").open("a") as ports:
+    ports.write(f"{port} ")
 server.serve_forever()
 """
 # As dev.py runs its commands, on a host that is there at once; PROGRAM is the command.
@@ -58,7 +59,7 @@ DEMO = """
 import sys
 from pathlib import Path
 from devtools import demo
-def run(client, output, loras):
+def run(hosts, pool, output):
     Path("ready").touch()
 demo.run, demo.DEV = run, demo.Path(sys.argv[1])
 sys.argv[1:] = ["--serve", "--output", sys.argv[1]]
@@ -100,17 +101,17 @@ def test_kill_leaves_no_host_behind(tmp_path: Path, command: str, name: str) -> 
     while not (tmp_path / "ready").exists():
         assert dev.poll() is None, "ended before its host was ready"
         time.sleep(0.1)
-    port = int((tmp_path / "host" / "port").read_text())
-    assert answers(port)
+    ports = [int(port) for port in (tmp_path / "host" / "ports").read_text().split()]
+    assert ports and all(map(answers, ports))
     if name == "SIGTERM":
         dev.terminate()
         assert dev.wait(60) == 128 + signal.SIGTERM
-        assert not answers(port)  # stopped before dev.py ends
+        assert not any(map(answers, ports))  # stopped before dev.py ends
     else:
         (child,) = psutil.Process(dev.pid).children()
         child.kill()
         dev.wait(60)
         deadline = time.monotonic() + 20
-        while answers(port):
+        while any(map(answers, ports)):
             assert time.monotonic() < deadline, "the host is still there"
             time.sleep(0.1)

@@ -64,7 +64,7 @@ def test_checkpoints_come_by_the_clock(host):
 
 @pytest.fixture(autouse=True)
 def no_checkpoints(host):
-    """Before, too: tests of other files may have left some in this host."""
+    """Neither those of other files, as the host is theirs too, nor this one's afterwards."""
     folder = host.base_dir / "output" / "dco_checkpoints"
     shutil.rmtree(folder, ignore_errors=True)
     yield
