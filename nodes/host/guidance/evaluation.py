@@ -96,7 +96,8 @@ class Run:
 
     def rows_at(self, transformer_options: Mapping[str, Any]) -> BatchRows:
         """Of the device that a batch is for: each has a thread of its own."""
-        return self.others.get(transformer_options.get(_DEVICE), self.rows)
+        device: Any = transformer_options.get(_DEVICE)
+        return self.others.get(device, self.rows)
 
     def enter_network(self, transformer_options: dict) -> dict:
         """Set the rows of the batch that is about to enter the network; the options it should see."""
