@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from .network.denoiser import Denoiser
 @torch.no_grad()
 def sample(
     denoiser: Denoiser,
-    conditioning: Any,
-    base_conditioning: Any,
-    empty_conditioning: Any,
+    conditioning: Sequence[Any] | None,
+    base_conditioning: Sequence[Any] | None,
+    empty_conditioning: Sequence[Any] | None,
     noise: Tensor,
     *,
     w_rg: float,
@@ -31,10 +31,10 @@ def sample(
     Deterministic DDIM (Song et al. 2021, Eq. 12 with sigma = 0), which for flow models is Euler's method, over
     evenly spaced indices of the schedule that begin with its noisiest (the host's "simple" scheduler).
 
-    conditioning: what theta reads: one for all samples, or a list with one for each. base_conditioning: what phi
-        reads (None: the same). empty_conditioning: what phi reads for phi(0). Each may be, or hold, functions without
-        arguments; a function is called once. Those whose coefficient is 0 (see `reward_guidance`) may be None; their
-        predictions are not computed.
+    conditioning: what theta reads, one for each sample (a conditioning may be a list itself, as the host's are, so one
+        for all would be mistaken for it). base_conditioning: what phi reads (None: the same). empty_conditioning: what
+        phi reads for phi(0). Each may hold functions without arguments; a function is called once. Those whose
+        coefficient is 0 (see `reward_guidance`) may be None; their predictions are not computed.
     callback: called before every step; whatever it raises ends sampling.
     Raises DCOError for a number of steps that the schedule does not have, for a conditioning that is missing, and for
     a list of another length than the noise.
@@ -74,16 +74,15 @@ def sample(
     return x0
 
 
-def _rows(conditioning: Any, n: int) -> list[Any] | None:
+def _rows(given: Sequence[Any] | None, n: int) -> list[Any] | None:
     """The conditioning of each of n samples; None where there is none."""
-    given = conditioning if isinstance(conditioning, list) else [conditioning] * n
+    if given is None:
+        return None  # reward_guidance says what it needs
     if len(given) != n:
-        raise DCOError(
-            f"{n} samples have {len(given)} conditionings: give one for all, or one for each sample."
-        )
+        raise DCOError(f"{n} samples have {len(given)} conditionings: give one for each sample.")
     missing = sum(one is None for one in given)
     if missing == n:
-        return None  # reward_guidance says what it needs
+        return None
     if missing:
         raise DCOError(f"{missing} of {n} samples have no conditioning: give one for each sample.")
     read: dict[int, Any] = {}  # a function stands for one text, which may be that of many samples

@@ -103,10 +103,6 @@ class Client:
         """Content of a file as named in a prompt's outputs."""
         return self._request("/view", params={"filename": filename, "subfolder": subfolder, "type": type})
 
-    def free(self) -> None:
-        """Ask the host to unload models and drop cached outputs (done before its next prompt)."""
-        self._json("/free", json={"unload_models": True, "free_memory": True})
-
     def history(self, prompt_id: str) -> dict[str, Any] | None:
         """The history entry of a finished prompt, else None."""
         return self._json(f"/history/{prompt_id}").get(prompt_id)
@@ -120,10 +116,12 @@ class Client:
     def _wait(
         self, prompt_id: str, messages: ProgressSocket | None, on_progress: OnProgress | None, timeout: float
     ) -> dict[str, Any]:
-        deadline = time.monotonic() + timeout
-        pause = 0.02
+        started = time.monotonic()
+        deadline = started + timeout
         while time.monotonic() < deadline:
             entry = self.history(prompt_id)
+            # what a prompt takes is told at most a twentieth too late, and a long one is not asked about all the time
+            pause = min(max(0.05 * (time.monotonic() - started), 0.03), 0.25)
             # what was sent before the entry appeared is still to be read
             while messages is not None and on_progress is not None and time.monotonic() < deadline:
                 message = _receive(messages, 0.1 if entry else pause)
@@ -137,7 +135,6 @@ class Client:
                 return entry
             if messages is None:
                 time.sleep(pause)
-            pause = min(pause * 1.5, 0.25)
         raise HostError(f"prompt {prompt_id} did not finish within {timeout:g} s")
 
     def _json(self, path: str, **content: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,7 +81,7 @@ def install_if_possible() -> None:
 @contextmanager
 def open_frontend(address: str) -> Iterator[Any]:
     """A headless page with ComfyUI's frontend at `address`, ready. page.problems collects console warnings and
-    errors and failed scripts of the page."""
+    errors and failed scripts of the page; page.under_way holds its requests that are not answered."""
     from playwright.sync_api import sync_playwright
 
     executable = find_chromium()
@@ -90,6 +91,10 @@ def open_frontend(address: str) -> Iterator[Any]:
         chromium = playwright.chromium.launch(executable_path=executable, args=list(ARGUMENTS))
         page: Any = chromium.new_page(viewport={"width": 1800, "height": 1000})
         page.problems = []
+        page.under_way = set()
+        page.on("request", lambda request: page.under_way.add(request))
+        page.on("requestfinished", lambda request: page.under_way.discard(request))
+        page.on("requestfailed", lambda request: page.under_way.discard(request))
         page.on("pageerror", lambda error: page.problems.append(str(error)))
         page.on("console", lambda m: page.problems.append(m.text) if m.type in ("error", "warning") else None)
         for setting, value in _SETTINGS.items():
@@ -102,17 +107,39 @@ def open_frontend(address: str) -> Iterator[Any]:
             chromium.close()
 
 
+# `spinner` is on until the frontend has set up its extensions and opened its first workflow
+_STARTED = "() => window.app?.graph && window.LiteGraph && !window.app.extensionManager?.spinner"
+_SEEN = """async () => { await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+  const {scale, offset} = window.app.canvas.ds;
+  const boxes = [...document.querySelectorAll('[data-node-id]')].map(e => e.getBoundingClientRect());
+  return JSON.stringify([scale, ...offset, window.app.graph._nodes.map(n => [n.id, ...n.pos, ...n.size]),
+    boxes.map(b => [b.x, b.y, b.width, b.height])]); }"""
+_AT_REST_S, _REST_LIMIT_S = 0.4, 3.0
+
+
 def wait_until_ready(page: Any) -> None:
-    """Wait for the frontend and its extensions, after a page was opened or loaded anew."""
-    page.wait_for_function("window.app && window.app.graph && window.LiteGraph", timeout=120_000)
-    page.wait_for_timeout(3000)
+    """Wait for the frontend, its extensions and its first workflow, after a page was opened or loaded anew."""
+    page.wait_for_function(_STARTED, timeout=120_000)
+    wait_until_at_rest(page, 1.0)
+
+
+def wait_until_at_rest(page: Any, rest: float = _AT_REST_S) -> None:
+    """Wait until no request has been under way, and view and nodes have stood still, for `rest` seconds; 3 s at
+    most."""
+    before, since = None, time.monotonic()
+    deadline = since + _REST_LIMIT_S
+    while time.monotonic() < min(since + rest, deadline):
+        page.wait_for_timeout(50)
+        seen = page.evaluate(_SEEN)
+        if seen != before or page.under_way:
+            before, since = seen, time.monotonic()
 
 
 def load_workflow(page: Any, workflow: dict[str, Any]) -> None:
     """Open a workflow as a user would, and bring all of it into view."""
     page.evaluate("async (w) => { await window.app.loadGraphData(w); }", workflow)
-    page.wait_for_timeout(1500)
+    wait_until_at_rest(page)
     page.evaluate(
         "() => { window.app.canvas.fitViewToSelectionAnimated?.(); window.app.canvas.setDirty(true, true); }"
     )
-    page.wait_for_timeout(1500)
+    wait_until_at_rest(page)

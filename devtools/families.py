@@ -3,7 +3,7 @@
     .dev/venv/bin/python -m devtools.families
 
 Runs the tests of tests/engine that go over all families, on small random models of the host's own classes, and writes
-what passed. A few minutes.
+what passed, and what a step of the family's real size holds at once (family_memory.py). A quarter of an hour.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 
 from . import environment, in_process_host
 from .environment import ROOT
+from .family_memory import RANK, measured
+from .real_sizes import REAL_SIZES
 
 PAGE = ROOT / "docs" / "families.md"
 COLUMNS = {
@@ -32,10 +34,21 @@ checkpointing. *Its file loads*: every layer of the LoRA arrives in the host's L
 *Guidance*: reward guidance agrees with two separately patched models. *Streams*: weights in main memory give the
 same bits as weights on the device. *Tokens*: `<dog>` can be learned, which needs CLIP text encoders; on other
 families the trainer says so, and the LoRA learns the subject without. Downloaded checkpoints are not part of these
-tests, and memory on a card is not measured here.
+tests.
 
-| family | prediction | trains | its file loads | guidance | streams | tokens |
-|---|---|---|---|---|---|---|
+*Smallest memory*: of a step on one picture, for the family in the size of the published checkpoint that stands beside
+it: with all weights on the card, and with `stream_weights` on. It is counted, not measured: on torch's meta device,
+where tensors have sizes and no memory. In it are the weights in bf16 (streamed: what lies outside of the blocks, and
+the three largest blocks), a LoRA of rank {rank} on the attention with its gradient and AdamW's states in fp32, and
+whatever tensors the operations of a step with gradient checkpointing hold at once, in bf16, with attention as GPUs fuse
+it. Not in it are CUDA's own memory, the allocator's gaps, work space inside of operations, and the text encoders and
+the VAE, which leave the card before training. Weights in fp8 take half of the bytes of bf16.
+
+| family | prediction | trains | its file loads | guidance | streams | tokens | checkpoint | smallest memory |
+|---|---|---|---|---|---|---|---|---|
+"""
+FOOT = """
+Rows without a checkpoint are block layouts of SD1.5 that the tests made up or took from a distilled model.
 """
 _CLIP = ("sd1_clip", "sdxl_clip", "text_encoders.sd2_clip")  # modules of the host with CLIP text encoders alone
 
@@ -51,11 +64,12 @@ def main() -> int:
     rows = [
         f"| {family} | {prediction} | "
         + " | ".join(_MARKS[passed.get((column, family))] for column in COLUMNS)
-        + f" | {'yes' if tokens else 'no'} |"
-        for family, (prediction, tokens) in zip(families, _facts(families), strict=True)
+        + f" | {'yes' if tokens else 'no'} | {memory} |"
+        for family, (prediction, tokens), memory in zip(families, _facts(families), _memory(families), strict=True)
     ]
     version = (host / "comfyui_version.py").read_text(encoding="utf-8").split('"')[-2]
-    PAGE.write_text(HEAD.format(version=version) + "\n".join(rows) + "\n", encoding="utf-8")
+    page = HEAD.format(version=version, rank=RANK) + "\n".join(rows) + "\n" + FOOT
+    PAGE.write_text(page, encoding="utf-8")
     print(f"Written {PAGE.relative_to(ROOT)}")
     return 0 if rows and all(passed.values()) else 1
 
@@ -76,6 +90,25 @@ def results_of(report: Path) -> dict[tuple[str, str], bool]:
     return found
 
 
+def _memory(families: list[str]) -> list[str]:
+    """The last two columns."""
+    from small_models import FAMILIES
+
+    columns = []
+    for family in families:
+        size = REAL_SIZES.get(family)
+        if size is None:
+            columns.append("- | -")
+            continue
+        parameters, whole, streamed = measured(FAMILIES[family].supported, size)
+        columns.append(
+            f"{size.checkpoint}, {parameters / 1e9:.2f} B, {size.pixels} | {whole / 1e9:.1f} GB, streamed "
+            f"{streamed / 1e9:.1f} GB"
+        )
+        print(family, columns[-1])
+    return columns
+
+
 def _facts(families: list[str]) -> list[tuple[str, bool]]:
     """(prediction, whether tokens can be learned) of each family."""
     in_process_host.start()
@@ -83,13 +116,13 @@ def _facts(families: list[str]) -> list[tuple[str, bool]]:
     import comfy.supported_models
     from small_models import FAMILIES, small_model
 
-    schedule_of = in_process_host.pack("nodes.host.training.network").schedule_of
+    noise_of = in_process_host.pack("nodes.host.training.noise").noise_of
     facts = []
     for family in families:
         config = getattr(comfy.supported_models, FAMILIES[family].supported)(dict(FAMILIES[family].config))
         tokenizer = config.clip_target(state_dict={}).tokenizer
         module = getattr(tokenizer, "__module__", "").removeprefix("comfy.")
-        prediction = schedule_of(small_model(family).get_model_object("model_sampling")).prediction
+        prediction = noise_of(small_model(family).get_model_object("model_sampling")).schedule.prediction
         facts.append((prediction, module in _CLIP))
     return facts
 

@@ -69,14 +69,14 @@ def open_template(page: Any, name: str) -> float:
         "async ([w, name]) => { await window.app.loadGraphData(w, true, true, name, {openSource: 'template'}); }",
         [workflow, name],
     )
-    page.wait_for_timeout(1500)
+    browser.wait_until_at_rest(page)
     return page.evaluate("() => window.app.canvas.ds.scale")
 
 
 def faces(page: Any, types: list[str]) -> dict[str, list[float]]:
     """Put one node of each type on an empty graph; returns {type: [width, height]}, with the title."""
     page.evaluate(_FACES.replace("WIDTH", str(_ROOM["width"] - 300)).replace("GAP", str(_GAP)), types)
-    page.wait_for_timeout(1500)
+    browser.wait_until_at_rest(page)
     return page.evaluate(_SIZES)
 
 

@@ -35,6 +35,9 @@ class Denoiser(NetworkDenoiser):
     def forward(self, x_t, t, conditioning):
         return self.network(x_t, t, torch.stack(list(conditioning)))
 
+    def phi_on(self, device):
+        return Denoiser(small_base().to(device), self.schedule, None)
+
 
 def small_base():
     torch.manual_seed(0)

@@ -10,11 +10,19 @@ from dco_core.schedules import Schedule
 from dco_core.training.checkpoints import Checkpoints
 from dco_core.training.config import TrainingConfig
 from dco_core.training.learned_tokens import LearnedTokens
+from dco_core.training.objectives import OBJECTIVES, Batch
 from dco_core.training.reference_cache import ReferenceCache
 from dco_core.training.trainer import Training
 from tests.small_network import Denoiser, small_base, small_examples
 
 STEPS = 9
+
+
+def evaluate(denoiser, examples, config, draws):
+    """The training loss averaged over fixed batches of draws, without gradient."""
+    with torch.no_grad():
+        losses = [OBJECTIVES[config.objective](Batch(denoiser, examples, d, config)).loss.item() for d in draws]
+    return sum(losses) / len(losses)
 
 
 class Stop(BaseException):
@@ -24,11 +32,11 @@ class Stop(BaseException):
 class Run:
     """A training on the small network: made anew each time, as after a restart. tokens: {name: rows} of learned tokens,
     three rows of a caption at most; True is one of one row. held: with masks and preservation prompts. cache: a folder
-    for phi's errors."""
+    for phi's errors. reference: of the denoiser, phi on another device."""
 
     def __init__(
         self, folder=None, every=0, content="", schedule=None, dropout=0.0, tokens=False, prior=False, rank=2,
-        cache=None, held=False, **config
+        cache=None, held=False, reference=lambda denoiser: None, **config
     ):  # fmt: skip
         self.examples = small_examples()
         if held:
@@ -60,6 +68,7 @@ class Run:
         self.training = Training(
             self.denoiser, self.examples, config, self.tokens, checkpoints=checkpoints, content=content,
             reference_cache=None if cache is None else ReferenceCache(cache, "small network"),
+            reference=reference(self.denoiser),
         )  # fmt: skip
 
     def run(self, until=None):

@@ -55,6 +55,46 @@ def write_siglip(folder: Path) -> Path:
     return folder
 
 
+def write_judge(folder: Path) -> Path:
+    """A chat model that reads images: LLaVA with 2 layers each and a word for each token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+    )
+
+    torch.manual_seed(2)
+    words = ["<unk>", "<pad>", "<image>", "user", "assistant", ":", *"01234", "Score", *WORDS.split()]
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
+    made = Tokenizer(models.WordLevel(vocabulary, "<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", pad_token="<pad>", additional_special_tokens=["<image>"]
+    )
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**tower, image_size=SIDE, patch_size=14),
+        text_config=LlamaConfig(**tower, vocab_size=len(vocabulary), num_key_value_heads=2),
+        image_token_index=vocabulary["<image>"], vision_feature_layer=-1,
+    )  # fmt: skip
+    model = LlavaForConditionalGeneration(config)
+    _spread(model)
+    model.save_pretrained(folder)
+    images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    LlavaProcessor(
+        images, tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template="{% for m in messages %}{{ m['role'] }} : {% for c in m['content'] %}"
+        "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant : {% endif %}",
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
 def _spread(model: torch.nn.Module) -> None:
     """Weights large enough that different inputs give clearly different embeddings."""
     for parameter in model.parameters():

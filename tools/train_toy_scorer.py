@@ -199,7 +199,8 @@ def fooling(seed: int = 5) -> None:
         pictures = {
             "copies of references": references[torch.arange(len(prompts)) % len(references)],
             "samples of the base model": sample(
-                denoiser, list(encode(text_encoder, prompts)), None, empty, noise, w_rg=0.0, w_text=2.0, steps=20
+                denoiser, list(encode(text_encoder, prompts)), None, [empty] * len(noise), noise, w_rg=0.0, w_text=2.0,
+                steps=20,
             ),
             "noise": noise,
         }

@@ -14,8 +14,7 @@ from typing import Any
 
 from ..errors import DCOError
 from .draft import CONCEPTS
-from .language import MARKER, STYLE_PHRASE, after_lead, head_noun, quoted
-from .rewrite import good_markers, plain_text
+from .language import MARKER, STYLE_PHRASE, after_lead, good_markers, head_noun, plain_text, quoted
 from .rules import RULES, Case, is_unmarked, to_fill_in
 
 
@@ -33,13 +32,9 @@ NOTHING_MARKED = "No caption marks what is to be learned: put angle brackets aro
 
 
 def check_captions(
-    captions: Sequence[str],
-    *,
-    kind: str = "subject",
-    count_tokens: Callable[[str], int] | None = None,
-    max_tokens: int = 75,
-    initializers: Mapping[str, str] | None = None,
-) -> list[CaptionNote]:
+    captions: Sequence[str], *, kind: str = "subject", count_tokens: Callable[[str], int] | None = None,
+    max_tokens: int = 75, initializers: Mapping[str, str] | None = None,
+) -> list[CaptionNote]:  # fmt: skip
     """What to improve about the captions of one training set, one caption an image, in the order of the images.
 
     kind: "subject", "style", or "auto" to tell from the captions; count_tokens: how many tokens the text encoder
@@ -52,12 +47,13 @@ def check_captions(
         return _check_as_words(texts, learned, kind, count_tokens, max_tokens)
     if kind == "auto":
         kind = "style" if _is_style_set(texts) else "subject"
-    shared = _shared_marker(texts) if kind == "subject" else ""
-    common = shared or (_guess_subject(texts) if kind == "subject" else "")
+    marked = Counter(name for text in texts for name in good_markers(text) if kind == "subject")
+    shared = marked.most_common(1)[0][0] if marked else ""
+    common = shared or _guess_subject(texts)
     notes: list[CaptionNote] = []
     earlier: dict[str, int] = {}
     for i, text in enumerate(texts):
-        subject = common or (_guess_subject([text]) if kind == "subject" else "")
+        subject = (common or _guess_subject([text])) if kind == "subject" else ""
         case = Case(text, text, i, kind, subject, bool(shared), earlier, count_tokens, max_tokens)
         if text and not subject and is_unmarked(case) and (not notes or notes[0].image >= 0):
             notes.insert(0, CaptionNote(-1, "missing-marker", NOTHING_MARKED, ""))
@@ -68,21 +64,20 @@ def check_captions(
 
 def _notes(case: Case) -> list[CaptionNote]:
     notes: dict[str, CaptionNote] = {}
-    for rule in RULES:
-        finding = None if rule.name in notes or "empty" in notes else rule.find(case)
-        if finding:
+    for name, find, advice in RULES:
+        if name not in notes and "empty" not in notes and (finding := find(case)):
             values, suggestion = finding
-            suggestion = suggestion if suggestion and _resolves(suggestion, rule.name, case) else ""
-            notes[rule.name] = CaptionNote(case.image, rule.name, rule.advice.format(**values), suggestion)
+            if not _resolves(suggestion, name, case):
+                suggestion = ""
+            notes[name] = CaptionNote(case.image, name, advice.format(**values), suggestion)
             case = case._replace(better=suggestion or case.better)
     return list(notes.values())
 
 
 def _resolves(suggestion: str, name: str, case: Case) -> bool:
-    """Whether the rule finds nothing more in the suggestion; places to fill in may remain."""
+    """Whether the rules of that name find nothing more in the suggestion; places to fill in may remain."""
     case = case._replace(text=suggestion, better=suggestion)
-    again = next((rule for rule in RULES if rule.name == name and rule.find(case)), None)
-    return again is None or again.find is to_fill_in
+    return next((find for its, find, _ in RULES if its == name and find(case)), to_fill_in) is to_fill_in
 
 
 def by_caption(notes: Sequence[CaptionNote], captions: Sequence[str]) -> list[dict[str, Any]]:
@@ -91,10 +86,9 @@ def by_caption(notes: Sequence[CaptionNote], captions: Sequence[str]) -> list[di
     entries: dict[int, dict[str, Any]] = {}
     for note in notes:
         caption = captions[note.image] if note.image >= 0 else ""
-        entry = entries.setdefault(note.image, {"image": note.image, "caption": caption, "notes": []})
+        entry = entries.setdefault(note.image, {"image": note.image, "caption": caption, "notes": [], "suggestion": ""})
         entry["notes"].append({"rule": note.rule, "advice": note.advice, "suggestion": note.suggestion})
-        # the suggestions of one caption build on each other
-        entry["suggestion"] = note.suggestion or entry.get("suggestion", "")
+        entry["suggestion"] = note.suggestion or entry["suggestion"]  # those of one caption build on each other
     return list(entries.values())
 
 
@@ -111,19 +105,11 @@ def report(notes: Sequence[CaptionNote], captions: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-# --- what the captions of a set have in common
-
-
 def _is_style_set(texts: Iterable[str]) -> bool:
     """Whether the captions are a style's: what is marked, if anything, is the style, and most of them name one."""
     filled = [text for text in texts if text]
     named = sum(bool(STYLE_PHRASE.search(text)) for text in filled)
     return 2 * named > len(filled) and not any(MARKER.search(STYLE_PHRASE.sub("", text, 1)) for text in filled)
-
-
-def _shared_marker(texts: Iterable[str]) -> str:
-    counts = Counter(name for text in texts for name in good_markers(text))
-    return counts.most_common(1)[0][0] if counts else ""
 
 
 def _guess_subject(texts: Iterable[str]) -> str:
@@ -136,26 +122,21 @@ def _guess_subject(texts: Iterable[str]) -> str:
     return best if best and 2 * shares[best] >= len(plain) else ""
 
 
-# --- learned tokens: the check reads each as the word that it starts from
-
-
 def _check_as_words(texts, initializers: Mapping[str, str], kind, count_tokens, max_tokens) -> list[CaptionNote]:
-    pairs: list[tuple[str, str]] = []
-    taken = " ".join(texts)
+    """The check of captions with learned tokens, each read as the word that it starts from."""
+    words: dict[str, str] = {}
     for name, word in initializers.items():
         marker = f"<{word or 'thing'}>"
-        while marker in taken:
+        while marker in " ".join([*texts, *words.values()]):
             marker = f"{marker[:-1]} too>"
-        taken += marker
-        pairs.append((f"<{name}>", marker))
-    back = [(word, name) for name, word in pairs]
-    words = [_swapped(text, pairs) for text in texts]
-    counted = count_tokens and (lambda text: count_tokens(_swapped(text, back)))
-    notes = check_captions(words, kind=kind, count_tokens=counted, max_tokens=max_tokens)
-    return [replace(n, advice=_swapped(n.advice, back), suggestion=_swapped(n.suggestion, back)) for n in notes]
+        words[f"<{name}>"] = marker
+    names = {marker: name for name, marker in words.items()}
 
+    def swapped(text: str, other: Mapping[str, str]) -> str:
+        return re.sub("|".join(map(re.escape, other)), lambda match: other[match[0]], text)
 
-def _swapped(text: str, pairs: Iterable[tuple[str, str]]) -> str:
-    for old, new in pairs:
-        text = text.replace(old, new)
-    return text
+    notes = check_captions(
+        [swapped(text, words) for text in texts], kind=kind, max_tokens=max_tokens,
+        count_tokens=count_tokens and (lambda text: count_tokens(swapped(text, names))),
+    )  # fmt: skip
+    return [replace(n, advice=swapped(n.advice, names), suggestion=swapped(n.suggestion, names)) for n in notes]

@@ -6,7 +6,7 @@ import re
 
 from ..errors import DCOError
 from . import words
-from .language import MARKER, STYLE_PHRASE, WORD, any_of, article, fix_article, mark_word, whole
+from .language import MARKER, STYLE_PHRASE, WORD, a_marked, any_of, fix_article, mark_word, whole
 
 CONCEPTS = ("subject", "style")
 _MAX_WORDS = 60
@@ -54,21 +54,16 @@ INTRODUCTIONS = (
     rf"(?:this|it) is (?:an?|the) {_PICTURE} (?:of|showing|depicting)",  # This is a photo of
     r"(?:this|it) is(?= (?:an?|the)\b)",  # This is a dog
 )
-_INTRODUCTION = re.compile(
-    rf"\A(?:{'|'.join(INTRODUCTIONS)})(?:\s+|(?=[\"'\u201c\u2018])|\Z)", re.IGNORECASE
-)
+_INTRODUCTION = rf"\A(?:{'|'.join(INTRODUCTIONS)})(?:\s+|(?=[\"'\u201c\u2018])|\Z)"
 _QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019", "\u00ab": "\u00bb"}
-_REFUSAL = re.compile(rf"{any_of(words.REFUSAL)}\b", re.IGNORECASE)
 _GENERIC = whole(words.GENERIC)
-_STYLE_ENDING = re.compile(
+_STYLE_ENDING = (
     rf"(?:\b(?:all |and )?{any_of(words.MADE)}\s+)?"
-    rf"(?:{STYLE_PHRASE.pattern}|\bin\s+the\s+style\s+of(?:\s+{WORD}){{1,8}})[\s.!]*\Z",
-    re.IGNORECASE,
+    rf"(?:{STYLE_PHRASE.pattern}|\bin\s+the\s+style\s+of(?:\s+{WORD}){{1,8}})[\s.!]*\Z"
 )
-_UNFINISHED = re.compile(  # "The image is", once its style is gone
+_UNFINISHED = (  # "The image is", once its style is gone
     rf"(?:(?<=[.!?])\s+|\A)(?:(?:the|this)\s+(?:whole |overall |entire )?{_PICTURE}|it|all|everything)"
-    r"(?:\s+[\w-]+){0,2}\Z",
-    re.IGNORECASE,
+    r"(?:\s+[\w-]+){0,2}\Z"
 )
 
 
@@ -83,7 +78,7 @@ def plain_draft(kind: str, name: str) -> str:
     """A draft made without any model; the user replaces each [bracket] by what the image shows."""
     plain = _plain_name(kind, name)
     if kind == "subject":
-        return f"a photo of {_a_marked(plain)} [doing what, where], [view], [style]"
+        return f"a photo of {a_marked(plain)} [doing what, where], [view], [style]"
     return f"[who or what] [doing what], [where, next to what] {_style_words(name)}"
 
 
@@ -101,7 +96,7 @@ def clean_answer(answer: str, kind: str, name: str) -> str:
     if not re.search(r"\w", text):
         excerpt = " ".join(answer.split())[:80]
         raise DCOError(f"The model's answer {excerpt!r} holds no caption: type a caption, or draft it again.")
-    if _REFUSAL.match(text):
+    if re.match(rf"{any_of(words.REFUSAL)}\b", text, re.IGNORECASE):
         raise DCOError(f"The model declined to describe the image ({text[:80]!r}): type a caption.")
     return _subject_caption(text, plain) if kind == "subject" else _style_caption(text, name)
 
@@ -114,9 +109,7 @@ def _plain_name(kind: str, name: str) -> str:
         plain = re.sub(r"\Ain\s+", "", plain, flags=re.IGNORECASE)
     if not plain:
         example = "dog" if kind == "subject" else "flat cartoon illustration"
-        raise DCOError(
-            f"The name of the {kind} is empty ({name!r}): type it in plain words, such as {example}."
-        )
+        raise DCOError(f"The name of the {kind} is empty ({name!r}): type it in plain words, such as {example}.")
     return plain
 
 
@@ -127,17 +120,13 @@ def _style_words(name: str) -> str:
     return f"in {named}" if re.search(r"\bstyle\Z", plain, re.IGNORECASE) else f"in {named} style"
 
 
-def _a_marked(plain: str) -> str:
-    return f"{article(plain)} <{plain}>".strip()
-
-
 def _without_introduction(text: str) -> str:
     for _ in range(6):  # "Sure! Here is a caption: The image shows ..." is three of them
-        before, text = text, _INTRODUCTION.sub("", text)
-        if text[:1] in _QUOTES and (end := text.rfind(_QUOTES[text[0]], 1)) > 0:
-            # what follows a quoted caption is talk about it; a quotation that only begins the caption stays
-            if not text[end + 1 :].strip(" .") or len(text[1:end].split()) >= 5:
-                text = text[1:end]
+        before, text = text, re.sub(_INTRODUCTION, "", text, flags=re.IGNORECASE)
+        end = text.rfind(_QUOTES.get(text[:1], "\n"), 1)
+        # what follows a quoted caption is talk about it; a quotation that only begins the caption stays
+        if end > 0 and (not text[end + 1 :].strip(" .") or len(text[1:end].split()) >= 5):
+            text = text[1:end]
         text = text.strip()
         if text == before:
             break
@@ -146,9 +135,9 @@ def _without_introduction(text: str) -> str:
 
 def _at_most(text: str, count: int) -> str:
     """The beginning of the text with at most so many words, cut after a sentence or else at a comma."""
-    short = " ".join(text.split()[:count])
-    if len(short.split()) == len(text.split()):
+    if len(text.split()) <= count:
         return text
+    short = " ".join(text.split()[:count])
     for ends in (r".*(?=[.!?]\s)", r".*(?=[,;]\s)"):
         # a cut that leaves almost nothing would throw away the description
         if (cut := re.match(ends, short)) and len(cut[0].split()) >= count // 3:
@@ -164,17 +153,18 @@ def _subject_caption(text: str, plain: str) -> str:
     marked = _at_most(marked, _MAX_WORDS)
     if f"<{plain}>" in marked:
         return marked
-    prefix = f"a photo of {_a_marked(plain)}, "
+    prefix = f"a photo of {a_marked(plain)}, "
     return prefix + _at_most(text, max(1, _MAX_WORDS - len(prefix.split())))
 
 
 def _style_caption(text: str, name: str) -> str:
     ending = _style_words(name)
     phrase = re.escape(re.sub(r"[<>]", "", ending)).replace(r"\ ", r"\s+")
-    body = _STYLE_ENDING.sub("", text)
-    body = re.sub(rf"(?<![\w-]){phrase}(?![\w-])", "", body, flags=re.IGNORECASE)
+    body = text
+    for pattern in (_STYLE_ENDING, rf"(?<![\w-]){phrase}(?![\w-])"):
+        body = re.sub(pattern, "", body, flags=re.IGNORECASE)
     if body != text:
-        body = _UNFINISHED.sub("", " ".join(body.replace(" ,", ",").split()))
+        body = re.sub(_UNFINISHED, "", " ".join(body.replace(" ,", ",").split()), flags=re.IGNORECASE)
     body = _at_most(body.strip(" ,;:."), max(1, _MAX_WORDS - len(ending.split()))).strip(" ,;:.")
     if not re.search(r"\w", body):
         raise DCOError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from itertools import takewhile
 
 from . import words
@@ -32,6 +33,7 @@ STOP = frozenset(f"{words.STOP} {words.PREPOSITION}".split())
 _BACKGROUND = whole(words.BACKGROUND)
 _PREPOSITION = whole(words.PREPOSITION)
 _NO_PLACE = frozenset(words.NO_PLACE.split())
+_DETERMINER = frozenset(words.DETERMINER.split())
 # "a photo of side-view of": nouns that the subject follows, each after at most six words
 _LEAD = re.compile(
     rf"(?:(?:[\w'-]+ ){{0,6}}(?:[\w-]+-)?{any_of(words.PICTURE, words.SIGHT)}s? (?:of|showing)\b ?)*", re.IGNORECASE
@@ -41,9 +43,10 @@ _RARE_WORD = (
     rf"(?<!\w)(?:{any_of(words.RARE)}\d*|(?!(?-i:[A-Z\d]+)\b|r2d2)(?:[b-df-hj-np-tv-z]{{3,}}\d+"
     r"|(?:[a-z]+\d+){2}[a-z\d]*))(?!\w)"
 )
+_RARE_WORDS = rf"\s*{_RARE_WORD}(?:\s+{_RARE_WORD})*\s*"
 _RARE = re.compile(
     r"\[(?:[a-z]\d*\*?|\*)\]|<(?:[a-z]\d*_?\*?|\*|new\d+)>|(?<![\w*])[a-z]{1,2}\d*_?\*(?![\w*])"  # [V] <S*> V*
-    rf"|<\s*{_RARE_WORD}(?:\s+{_RARE_WORD})*\s*>|\[\s*{_RARE_WORD}(?:\s+{_RARE_WORD})*\s*\]|{_RARE_WORD}",
+    rf"|<{_RARE_WORDS}>|\[{_RARE_WORDS}\]|{_RARE_WORD}",
     re.IGNORECASE,
 )
 
@@ -64,6 +67,11 @@ def article(word: str) -> str:
     return "an" if re.match(r"[aeiou]|hour|honest|heir", low) else "a"
 
 
+def a_marked(noun: str) -> str:
+    """`a <dog>`, `an <otter>`, `<boots>`."""
+    return f"{article(noun)} <{noun}>".strip()
+
+
 def fix_article(before: str, noun: str) -> str:
     """The text that comes before a noun, its last "a" or "an" changed to the one the noun takes."""
 
@@ -79,9 +87,8 @@ def mark_word(text: str, word: str) -> str:
     `[...]`. The text as it was when the word does not occur."""
     spaced = r"\s+".join(map(re.escape, word.split()))
     # what is marked or bracketed is matched first and so stepped over
-    for match in re.finditer(
-        rf"<[^<>]*>|\[[^\[\]]*\]|(?<![\w-])(?P<word>{spaced})(?![\w-])", text, re.IGNORECASE
-    ):
+    pattern = rf"<[^<>]*>|{BRACKETS.pattern}|(?<![\w-])(?P<word>{spaced})(?![\w-])"
+    for match in re.finditer(pattern, text, re.IGNORECASE):
         if match["word"]:
             return f"{text[: match.start()]}<{word}>{text[match.end() :]}"
     return text
@@ -98,7 +105,7 @@ def head_noun(text: str) -> str:
     for i, raw in enumerate(text[:200].split()):
         word = raw.rstrip(",.;:!?")
         low = word.lower()
-        if i == 0 and low in words.DETERMINER.split():
+        if i == 0 and low in _DETERMINER:
             continue
         if not re.fullmatch(r"[^\W\d_][\w'-]*", word) or low in STOP or (found and low.endswith("ing")):
             break
@@ -115,7 +122,7 @@ def has_place(text: str) -> bool:
     for part in _PREPOSITION.split(text)[1:]:
         following = re.match(r"(?: [\w'-]+){0,4}", part)[0].lower().split()  # type: ignore[index]
         group = set(takewhile(lambda word: word not in ("of", "with", "and"), following))
-        if group - set(words.DETERMINER.split()) and not group & _NO_PLACE:
+        if group - _DETERMINER and not group & _NO_PLACE:
             return True
     return bool(_BACKGROUND.search(text))
 
@@ -123,3 +130,24 @@ def has_place(text: str) -> bool:
 def rare_spans(text: str) -> list[tuple[int, int]]:
     """Where identifiers stand that are no words, (start, end) each: `sks`, `[V]`, `S*`, `xjq7`."""
     return [match.span() for match in _RARE.finditer(text)]
+
+
+def without(text: str, spans: Iterable[tuple[int, int]]) -> str:
+    for start, end in reversed(list(spans)):
+        text = text[:start] + text[end:]
+    return tidy(text)
+
+
+def tidy(text: str) -> str:
+    text = " ".join(text.split())
+    return re.sub(r" (?=[,.;])", "", text.replace("< ", "<").replace(" >", ">")).strip(" ,;")
+
+
+def plain_text(text: str) -> str:
+    """The caption without angle brackets and identifiers."""
+    return " ".join(re.sub(r"[<>]", " ", without(text, rare_spans(text))).split())
+
+
+def good_markers(text: str) -> list[str]:
+    """The names of the markers that are no identifiers."""
+    return [" ".join(m[1].split()) for m in MARKER.finditer(text) if not rare_spans(m[0])]

@@ -25,8 +25,8 @@ def preservation_lines(text: str) -> list[str]:
     """The entries of preservation_prompts: prompts, or `blank` (the empty prompt), `class` (that of the subject's
     class) and `bundled` (PROMPTS), on lines of their own or between semicolons. DCOError where there is nothing
     between them."""
-    lines = [part.strip() for line in text.splitlines() for part in line.split(";")]
-    found = list(dict.fromkeys(line for line in lines if line))
+    parts = (part.strip() for part in ";".join(text.splitlines()).split(";"))
+    found = list(dict.fromkeys(filter(None, parts)))
     if text.strip() and not found:
         raise DCOError(
             f'preservation_prompts "{text.strip()}" has no prompt: write blank, class, bundled, or prompts of your own '
@@ -37,7 +37,5 @@ def preservation_lines(text: str) -> list[str]:
 
 def preservation_prompts(text: str, class_prompt: str = "") -> list[str]:
     """The prompts, each once, in their order. class_prompt: what `class` stands for."""
-    found: list[str] = []
-    for line in preservation_lines(text):
-        found += {BLANK: [""], CLASS: [class_prompt], BUNDLED: list(PROMPTS)}.get(line, [line])
-    return list(dict.fromkeys(found))
+    named = {BLANK: ("",), CLASS: (class_prompt,), BUNDLED: PROMPTS}
+    return list(dict.fromkeys(prompt for line in preservation_lines(text) for prompt in named.get(line, (line,))))

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from ..errors import DCOError, printable_lines
+from ..lora import LoraWeights, read_lora
+from ..lora.started import check_start
 from ..models.host_model import HostFiles
 from ..models.loading import load_model, usable_device
 from ..network.lora_layers import AdapterConfig
@@ -73,13 +75,16 @@ def _train(values: dict[str, Any]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what systems send before they kill
     generation = GenerationConfig(**_fields_of(GenerationConfig, values))
     pictures = FolderPictures(values["data"], config, generation, values["class_data"])
+    start = None if values["start_from"] is None else read_lora(values["start_from"])
+    if start is not None:
+        check_start(start, _token_config(values).alone)
     with joined(values["device"]) as processes:
-        return _train_together(values, config, adapter, checkpoints, pictures, processes)
+        return _train_together(values, config, adapter, checkpoints, pictures, start, processes)
 
 
 def _train_together(
     values: dict[str, Any], config: TrainingConfig, adapter: AdapterConfig, checkpoints: Checkpoints,
-    pictures: FolderPictures, processes: Processes,
+    pictures: FolderPictures, start: LoraWeights | None, processes: Processes,
 ) -> int:  # fmt: skip
     """Train as one of the processes of a run; the first alone speaks and writes."""
     output: Path = values["output"]
@@ -95,7 +100,9 @@ def _train_together(
         model, pictures, output, adapter, checkpoints, values["resolution"], values["square"], values["compile"],
         values["gradient_checkpointing"], values["size_conditioning"], values["overwrite"],
         values["preview_every"], values["preview_prompt"], tokens,
-        reference_folder(output) if values["reference_cache"] else None, on_message=on_message, processes=processes,
+        start=start, stream_weights=values["stream_weights"], reference_device=values["reference_device"],
+        reference_folder=reference_folder(output) if values["reference_cache"] else None, on_message=on_message,
+        processes=processes,
     )  # fmt: skip
     if not processes.is_first:
         run.run(lambda report: None)

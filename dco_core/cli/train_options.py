@@ -12,11 +12,13 @@ from typing import Any
 
 from ..models.loading import PRECISIONS
 from ..network.lora_layers import LAYERS, AdapterConfig
+from ..network.weight_stream import STREAMING
 from ..pipeline.examples import SIZES
 from ..pipeline.generation import GenerationConfig
 from ..pipeline.vocabulary import LEARNED_TOKENS
 from ..training.config import OBJECTIVE_NAMES, REDUCTIONS, WEIGHTINGS, TrainingConfig
 from ..training.optimizers import LR_SCHEDULERS, OPTIMIZERS
+from ..training.reference_ahead import OFF
 from .config_file import Several
 
 _HELP = {
@@ -110,6 +112,17 @@ def add_options(train: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--gradient-checkpointing", action="store_true", help="less memory, a third more time for a step"
     )
+    how.add_argument(
+        "--stream-weights", choices=STREAMING, default=STREAMING[0],
+        help="keep the model's weights in main memory and copy each block to the GPU just before it is needed: auto "
+        "(default) where the model does not fit beside a step, on for every block, off for none; the LoRA is the same, "
+        "bit for bit",
+    )  # fmt: skip
+    how.add_argument(
+        "--reference-device", default=OFF, metavar="DEVICE",
+        help="where the base model looks ahead while the LoRA trains: off (default), where it trains; auto, on another "
+        "GPU of the same kind where there is one with room; or a device such as cuda:1",
+    )  # fmt: skip
     how.add_argument("--compile", action="store_true", help="torch.compile: for a GPU, needs a compiler")
     how.add_argument("--log-dir", type=Path, default=None, help="write a TensorBoard log into this folder")
     how.add_argument(
@@ -133,6 +146,11 @@ def add_options(train: argparse.ArgumentParser) -> None:
         "file as without (on)",
     )  # fmt: skip
     lora = train.add_argument_group("LoRA")
+    lora.add_argument(
+        "--start-from", type=Path, default=None, metavar="FILE.safetensors",
+        help="a LoRA file to go on from: its layers, ranks and alphas stay as they are, in the place of the choices "
+        "below, and so do its learned tokens",
+    )  # fmt: skip
     _add_fields(lora, AdapterConfig, skip=("seed", "start"))
     recipe = train.add_argument_group("training")
     _add_fields(recipe, TrainingConfig, skip=("token_learning_rate",), beta=None)

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import DCOError, printable
+from .pixels import as_image
 
 MAX_PICTURES = 1000
 MAX_REPEATS = 1000
@@ -208,16 +209,12 @@ def _to_tensors(picture: Image.Image) -> tuple[Tensor, Tensor | None]:
         grey = np.asarray(picture).astype(np.float32) / 65535
         return torch.from_numpy(grey)[..., None].repeat(1, 1, 3).clamp(0, 1), None
     if not picture.has_transparency_data:
-        return _unit(picture.convert("RGB")), None
-    pixels = _unit(picture.convert("RGBA"))
+        return as_image(picture.convert("RGB")), None
+    pixels = as_image(picture.convert("RGBA"))
     rgb, alpha = pixels[..., :3], pixels[..., 3]
     if bool((alpha == 1).all()):
         return rgb.contiguous(), None
     return rgb * alpha[..., None] + (1 - alpha[..., None]), alpha.contiguous()
-
-
-def _unit(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.asarray(picture).astype(np.float32) / 255)
 
 
 def _scan(folder: Path | str) -> tuple[list[_Entry], dict[str, str]]:

@@ -13,10 +13,13 @@ import numpy as np
 
 from .prompts import FAR, OTHERS
 from .study import BASE, CEILING, PLAIN
-from .tables import Row
+from .tables import Row, grouped
 
 Unit = tuple[Any, Any, Any]  # subject, style, seed
-SCORE_NAMES = ("likeness", "style_likeness", "style_form", "alignment", "factors")
+SCORE_NAMES = (
+    "likeness", "style_likeness", "style_form", "alignment", "factors", "judged_subject", "judged_style",
+    "judged_alignment",
+)  # fmt: skip
 # of the prompts that change everything, and of those without what was learned (collateral damage)
 FAR_NAMES = ("far_likeness", "far_alignment")
 OTHERS_NAMES = ("others_alignment", "others_rmse")
@@ -26,11 +29,8 @@ def unit_means(rows: Iterable[Row]) -> list[Row]:
     """The mean scores of each method, unit, checkpoint and guidance: a row each, with the number of pictures.
     FAR_NAMES are of the prompts that change everything, OTHERS_NAMES of those without what was learned; all other
     scores are of every prompt that has it."""
-    groups: dict[tuple, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row.get(name) for name in _POINT), []).append(row)
     means = []
-    for key, group in groups.items():
+    for key, group in grouped(rows, lambda row: tuple(row.get(name) for name in _POINT)).items():
         own = [r for r in group if r.get("prompts") != OTHERS]
         far = [r for r in own if r.get("prompts") == FAR]
         others = [r for r in group if r.get("prompts") == OTHERS]
@@ -56,13 +56,10 @@ def _scores(rows: Sequence[Row], names: Mapping[str, str]) -> Row:
 def averages(means: Iterable[Row]) -> list[Row]:
     """unit_means over units: for each method, checkpoint and guidance the mean of each score and its standard
     deviation over units."""
-    groups: dict[tuple, list[Row]] = {}
-    for row in means:
-        key = (row.get("base"), row["method"], row.get("checkpoint"), row["guidance"])
-        groups.setdefault(key, []).append(row)
+    names = ("base", "method", "checkpoint", "guidance")
     table = []
-    for (base, method, checkpoint, guidance), group in groups.items():
-        line: Row = {"base": base, "method": method, "checkpoint": checkpoint, "guidance": guidance}
+    for key, group in grouped(means, lambda row: tuple(row.get(name) for name in names)).items():
+        line: Row = dict(zip(names, key, strict=True))
         for score in (*SCORE_NAMES, *FAR_NAMES, *OTHERS_NAMES):
             if group[0].get(score) is not None:
                 values = [r[score] for r in group]
@@ -97,14 +94,16 @@ def area_under_frontier(points: Iterable[tuple[float, float]]) -> float:
 
 def frontier_areas(means: Iterable[Row], x: str) -> dict[str, dict[Unit, float]]:
     """{method: {unit: area under the frontier}} over all guidances of a method. The base model's is a point."""
-    points: dict[str, dict[Unit, list[tuple[float, float]]]] = {}
-    for row in means:
-        if row.get(x) is not None:
-            points.setdefault(row["method"], {}).setdefault(unit_of(row), []).append((row[x], row["alignment"]))
     return {
-        method: {unit: area_under_frontier(found) for unit, found in units.items()}
-        for method, units in points.items()
+        method: {unit: area_under_frontier(points) for unit, points in curves(rows, x).items()}
+        for method, rows in grouped((row for row in means if row.get(x) is not None), _method).items()
     }
+
+
+def curves(rows: Iterable[Row], x: str, y: str = "alignment") -> dict[Unit, list[tuple[float, float]]]:
+    """{unit: its points (x, y)} of the rows that have both scores."""
+    both = (row for row in rows if row.get(x) is not None and row.get(y) is not None)
+    return {unit: [(row[x], row[y]) for row in found] for unit, found in grouped(both, unit_of).items()}
 
 
 def gap_at_equal_x(
@@ -124,16 +123,11 @@ def gap_at_equal_x(
     return float((heights[0] - heights[1]).mean())
 
 
-def gaps(
-    means: Iterable[Row], a: str, b: str, x: str
-) -> tuple[list[float], int]:
+def gaps(means: Sequence[Row], a: str, b: str, x: str) -> tuple[list[float], int]:
     """gap_at_equal_x of two methods' curves over guidance, plain guidance among it, for each unit that has both: how
     much more of the prompt a obeys than b at equal likeness; and how many units have no likeness in common."""
-    curves: dict[str, dict[Unit, list[tuple[float, float]]]] = {a: {}, b: {}}
-    for row in means:
-        if row["method"] in curves and row.get(x) is not None:
-            curves[row["method"]].setdefault(unit_of(row), []).append((row[x], row["alignment"]))
-    found = [gap_at_equal_x(curves[a][unit], curves[b][unit]) for unit in curves[a] if unit in curves[b]]
+    of_a, of_b = (curves((row for row in means if row["method"] == method), x) for method in (a, b))
+    found = [gap_at_equal_x(of_a[unit], of_b[unit]) for unit in of_a if unit in of_b]
     return [gap for gap in found if gap is not None], found.count(None)
 
 
@@ -153,11 +147,9 @@ def score_at(means: Iterable[Row], method: str, guidance: Any, score: str) -> di
 
 def mean_distance(rows: Iterable[Row]) -> dict[str, dict[Unit, float]]:
     """{method: {unit: noise distance, the mean over timesteps}} from the rows of distances.csv."""
-    found: dict[str, dict[Unit, list[float]]] = {}
-    for row in rows:
-        found.setdefault(row["method"], {}).setdefault(unit_of(row), []).append(row["epsilon"])
     return {
-        method: {unit: _mean(values) for unit, values in units.items()} for method, units in found.items()
+        method: {unit: _mean(r["epsilon"] for r in found) for unit, found in grouped(own, unit_of).items()}
+        for method, own in grouped(rows, _method).items()
     }
 
 
@@ -174,6 +166,10 @@ def mean_over_w_rg(rows: Sequence[Row], method: str, score: str) -> dict[Unit, f
     by_scale = [score_at(rows, method, w, score) for w in guidances(rows)]
     shared = set.intersection(*(set(units) for units in by_scale)) if by_scale else set()
     return {unit: _mean(units[unit] for units in by_scale) for unit in sorted(shared, key=str)}
+
+
+def _method(row: Row) -> str:
+    return row["method"]
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .analysis import (
-    Unit,
-    frontier_areas,
-    gaps,
-    guidances,
-    mean_distance,
-    mean_over_w_rg,
-    paired,
-    score_at,
-)
+from . import analysis
 from .intervals import FEWEST, Interval, interval
 from .study import PLAIN
 from .tables import Row
@@ -85,167 +76,137 @@ def claims_of(evidence: Evidence) -> list[Claim]:
     return [claim for claim in made if claim.comparisons]
 
 
-Values = Mapping[str, Mapping[Unit, float]]
+Values = Mapping[str, Mapping[analysis.Unit, float]]
 
 
 def _compare(values: Values, what: str, pairs: Sequence[tuple[str, str, int]]) -> Iterator[Comparison]:
     """A comparison for each (a, b, predicted sign of a - b) that both methods have units for."""
     for a, b, predicted in pairs:
-        differences = paired(values.get(a, {}), values.get(b, {}))
+        differences = analysis.paired(values.get(a, {}), values.get(b, {}))
         if differences:
             margin = 0.0 if predicted else EQUAL_COSINE
             yield Comparison(f"{what}: {a} - {b}", interval(differences), predicted, margin)
 
 
-def _subject_areas(evidence: Evidence) -> Values:
-    return frontier_areas(_subjects(evidence), "likeness")
-
-
-def _plain(evidence: Evidence, score: str, merged: bool = False) -> Values:
-    """The score of every method with plain guidance, on subjects or on merges."""
-    rows = [r for r in evidence.means if r.get("subject") and bool(r.get("style")) == merged]
-    return {
-        method: score_at(rows, method, PLAIN, score) for method in dict.fromkeys(r["method"] for r in rows)
-    }
-
-
 EQUAL_ALIGNMENT, EQUAL_COSINE = 0.03, 0.01  # differences below these are none
-_AREA, _GAP = "area under the frontier", "alignment at equal likeness"
+BETAS = ("DCO, half beta", "DCO", "DCO, double beta")
+_BASELINES = ("DreamBooth", "DreamBooth + prior 0.5", "DreamBooth + prior 1")
+Comparisons = Callable[[Evidence], Iterator[Comparison]]
 
 
 def _higher(
-    rows: Sequence[Row], x: str, pairs: Sequence[tuple[str, str]], predicted: int = 1
-) -> Iterator[Comparison]:
-    """Whether the curve of each first method lies above that of the second; predicted 0: on it."""
-    for a, b in pairs:
-        differences, without = gaps(rows, a, b, x)
-        if differences:
-            margin = 0.0 if predicted else EQUAL_ALIGNMENT
-            yield Comparison(f"{_GAP}: {a} - {b}", interval(differences), predicted, margin, without)
+    *pairs: tuple[str, str], predicted: int = 1, of: Callable[[Evidence], list[Row]] | None = None, x: str = "likeness"
+) -> Comparisons:
+    """Whether the curve of each first method lies above that of the second, on subjects or what `of` chooses;
+    predicted 0: on it."""
+
+    def compared(e: Evidence) -> Iterator[Comparison]:
+        for a, b in pairs:
+            differences, without = analysis.gaps((of or _subjects)(e), a, b, x)
+            if differences:
+                margin = 0.0 if predicted else EQUAL_ALIGNMENT
+                text = f"alignment at equal likeness: {a} - {b}"
+                yield Comparison(text, interval(differences), predicted, margin, without)
+
+    return compared
 
 
 def _subjects(e: Evidence) -> list[Row]:
     return [r for r in e.means if r.get("subject") and not r.get("style")]
 
 
-_BASELINES = ("DreamBooth", "DreamBooth + prior 0.5", "DreamBooth + prior 1")
-_BETAS = ("DCO, half beta", "DCO", "DCO, double beta")
+def _styles(e: Evidence) -> list[Row]:
+    return [r for r in e.means if r.get("style") and not r.get("subject")]
 
 
-def _frontier(e: Evidence) -> Iterator[Comparison]:
-    yield from _higher(_subjects(e), "likeness", [("DCO", other) for other in _BASELINES])
-
-
-def _as_published(e: Evidence) -> Iterator[Comparison]:
-    yield from _higher(_subjects(e), "likeness", [("DCO", "DreamBooth, compact captions")])
-
-
-def _frontier_compact(e: Evidence) -> Iterator[Comparison]:
-    pairs = [("DCO, compact captions", "DreamBooth, compact captions")]
-    yield from _higher(_subjects(e), "likeness", pairs)
+def _plain(e: Evidence, score: str, merged: bool = False) -> Values:
+    """The score of every method with plain guidance, on subjects or on merges."""
+    rows = [r for r in e.means if r.get("subject") and bool(r.get("style")) == merged]
+    methods = dict.fromkeys(r["method"] for r in rows)
+    return {method: analysis.score_at(rows, method, PLAIN, score) for method in methods}
 
 
 def _reach(e: Evidence) -> Iterator[Comparison]:
-    yield from _compare(_subject_areas(e), _AREA, [("DCO", other, 1) for other in _BASELINES])
-
-
-def _early_stop(e: Evidence) -> Iterator[Comparison]:
-    yield from _higher(_subjects(e), "likeness", [("DreamBooth, half the steps", "DreamBooth")], predicted=0)
-
-
-def _captions(e: Evidence) -> Iterator[Comparison]:
-    pairs = [(method, f"{method}, compact captions") for method in ("DreamBooth", "DCO")]
-    yield from _higher(_subjects(e), "likeness", pairs)
-
-
-def _every_beta(e: Evidence) -> Iterator[Comparison]:
-    yield from _higher(_subjects(e), "likeness", [(method, "DreamBooth") for method in _BETAS])
+    areas = analysis.frontier_areas(_subjects(e), "likeness")
+    yield from _compare(areas, "area under the frontier", [("DCO", other, 1) for other in _BASELINES])
 
 
 def _beta(e: Evidence) -> Iterator[Comparison]:
     """The whole curve moves, so scores are means over w_rg."""
     for score, predicted in (("likeness", -1), ("alignment", 1)):
-        values = {method: mean_over_w_rg(_subjects(e), method, score) for method in _BETAS}
-        yield from _compare(
-            values, f"{score}, mean over w_rg", [("DCO, double beta", "DCO, half beta", predicted)]
-        )
+        values = {method: analysis.mean_over_w_rg(_subjects(e), method, score) for method in BETAS}
+        pairs = [("DCO, double beta", "DCO, half beta", predicted)]
+        yield from _compare(values, f"{score}, mean over w_rg", pairs)
 
 
 def _noise(e: Evidence) -> Iterator[Comparison]:
     pairs = [("DCO", "DreamBooth", -1), ("DCO", "DCO, half beta", -1), ("DCO, double beta", "DCO", -1)]
-    yield from _compare(mean_distance([r for r in e.distances if r.get("subject")]), "noise distance", pairs)
+    yield from _compare(analysis.mean_distance([r for r in e.distances if r.get("subject")]), "noise distance", pairs)
 
 
 def _guidance(e: Evidence) -> Iterator[Comparison]:
     rows = _subjects(e)
-    scales = guidances(rows)
+    scales = analysis.guidances(rows)
     if len(scales) < 2:
         return
     for score, predicted in (("likeness", 1), ("alignment", -1)):
-        for method in ("DCO",):
-            most, least = (score_at(rows, method, w, score) for w in (scales[-1], scales[0]))
-            text = f"{score} of {method}: w_rg {scales[-1]:g} - {scales[0]:g}"
-            if differences := paired(most, least):
-                yield Comparison(text, interval(differences), predicted)
+        most, least = (analysis.score_at(rows, "DCO", w, score) for w in (scales[-1], scales[0]))
+        if differences := analysis.paired(most, least):
+            text = f"{score} of DCO: w_rg {scales[-1]:g} - {scales[0]:g}"
+            yield Comparison(text, interval(differences), predicted)
 
 
-def _style(e: Evidence) -> Iterator[Comparison]:
-    rows = [r for r in e.means if r.get("style") and not r.get("subject")]
-    yield from _higher(rows, "style_likeness", [("DCO", "DreamBooth")])
+def _merged_against(other: str) -> Comparisons:
+    def compared(e: Evidence) -> Iterator[Comparison]:
+        for score in ("likeness", "style_likeness", "alignment"):
+            merges = _plain(e, score, merged=True)
+            yield from _compare(merges, f"{score}, plain guidance", [("DCO merge", other, 1)])
 
-
-def _merged_against(other: str, e: Evidence) -> Iterator[Comparison]:
-    for score in ("likeness", "style_likeness", "alignment"):
-        yield from _compare(
-            _plain(e, score, merged=True), f"{score}, plain guidance", [("DCO merge", other, 1)]
-        )
+    return compared
 
 
 def _cosine(e: Evidence) -> Iterator[Comparison]:
-    found: dict[str, dict[Unit, float]] = {}
+    found: dict[str, dict[analysis.Unit, float]] = {}
     for row in e.cosines:
-        found.setdefault(row["method"], {})[row["subject"], row["style"], row["seed"]] = abs(row["all"])
+        found.setdefault(row["method"], {})[analysis.unit_of(row)] = abs(row["all"])
     yield from _compare(found, "absolute column cosine", [("DCO merge", "DreamBooth merge", 0)])
 
 
 def _long_training(e: Evidence) -> Iterator[Comparison]:
-    plain = _plain(e, "alignment")
-    costs = {}
+    plain, costs = _plain(e, "alignment"), {}
     for method in ("DCO", "DreamBooth"):
         half = plain.get(f"{method}, half the steps", {})
-        costs[method] = {
-            unit: value - half[unit] for unit, value in plain.get(method, {}).items() if unit in half
-        }
-    yield from _compare(
-        costs, "change of alignment by the second half of training", [("DCO", "DreamBooth", 1)]
-    )
+        whole = plain.get(method, {})
+        costs[method] = {unit: value - half[unit] for unit, value in whole.items() if unit in half}
+    what = "change of alignment by the second half of training"
+    yield from _compare(costs, what, [("DCO", "DreamBooth", 1)])
 
 
-def _successors(e: Evidence) -> Iterator[Comparison]:
-    yield from _higher(_subjects(e), "likeness", [("MaPO", "DCO")])
-
-
-_CLAIMS = (
+_CLAIMS: tuple[tuple[str, str, Comparisons], ...] = (
     ("DCO with comprehensive captions obeys the prompt better at equal likeness than DreamBooth as published, with "
-     "compact ones", "Fig. 1 and 16", _as_published),
+     "compact ones", "Fig. 1 and 16", _higher(("DCO", "DreamBooth, compact captions"))),
     ("DCO obeys the prompt better than DreamBooth at equal likeness, with and without prior preservation",
-     "Fig. 1 and 9", _frontier),
-    ("The same where both have compact captions, which tempt to overfit", "Fig. 8a", _frontier_compact),
+     "Fig. 1 and 9", _higher(*(("DCO", other) for other in _BASELINES))),
+    ("The same where both have compact captions, which tempt to overfit", "Fig. 8a",
+     _higher(("DCO, compact captions", "DreamBooth, compact captions"))),
     ("DCO's frontier reaches at least as far as DreamBooth's", "Fig. 1 and 9", _reach),
-    ("DreamBooth that is stopped early lies on DreamBooth's frontier", "App. B.1", _early_stop),
-    ("Comprehensive captions obey the prompt better than compact ones at equal likeness",
-     "Sec. 5.4, Fig. 8a", _captions),
+    ("DreamBooth that is stopped early lies on DreamBooth's frontier", "App. B.1",
+     _higher(("DreamBooth, half the steps", "DreamBooth"), predicted=0)),
+    ("Comprehensive captions obey the prompt better than compact ones at equal likeness", "Sec. 5.4, Fig. 8a",
+     _higher(*((method, f"{method}, compact captions") for method in ("DreamBooth", "DCO")))),
     ("A larger beta gives up likeness for prompt alignment", "Sec. 5.4, Fig. 8b", _beta),
-    ("At every beta DCO's frontier is better than DreamBooth's", "Sec. 5.4, Fig. 8b", _every_beta),
+    ("At every beta DCO's frontier is better than DreamBooth's", "Sec. 5.4, Fig. 8b",
+     _higher(*((method, "DreamBooth") for method in BETAS))),
     ("DCO stays closer to the base model than DreamBooth, and the closer the larger beta is",
      "Sec. 5.4, Fig. 8c", _noise),
     ("Reward guidance trades likeness against prompt alignment", "Sec. 4.2, Fig. 13", _guidance),
-    ("DCO's frontier is better for styles too", "Sec. 5.2, Fig. 5", _style),
+    ("DCO's frontier is better for styles too", "Sec. 5.2, Fig. 5",
+     _higher(("DCO", "DreamBooth"), of=_styles, x="style_likeness")),
     ("Long training harms DCO's prompt alignment less than DreamBooth's", "App. D.3", _long_training),
     ("Merging DCO LoRAs beats merging DreamBooth LoRAs in subject, style and prompt", "Sec. 5.3, Table 1",
-     lambda e: _merged_against("DreamBooth merge", e)),
+     _merged_against("DreamBooth merge")),
     ("Merging DCO LoRAs beats ZipLoRA of DreamBooth LoRAs in subject, style and prompt", "Sec. 5.3, Table 1",
-     lambda e: _merged_against("DreamBooth ZipLoRA", e)),
+     _merged_against("DreamBooth ZipLoRA")),
     ("Column cosines of DCO and DreamBooth pairs do not differ, although their merges do", "App. B, Fig. 10", _cosine),
-    ("MaPO's frontier is better than DCO's (a claim of its own paper)", "arXiv 2406.06424", _successors),
+    ("MaPO's frontier is better than DCO's (a claim of its own paper)", "arXiv 2406.06424", _higher(("MaPO", "DCO"))),
 )  # fmt: skip

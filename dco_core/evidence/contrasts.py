@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DCOError
-from .analysis import Unit, gap_at_equal_x, mean_distance, unit_of
+from .analysis import Unit, curves, gap_at_equal_x, mean_distance, unit_of
 from .claims import FAILS, FEW, HOLDS, OPEN, Evidence
 from .intervals import Interval, holm, interval
 from .study import BASE, PLAIN
@@ -175,14 +175,17 @@ def _result(test: Test, evidence: Evidence) -> Result:
     if test.kind == "noise distance":
         found = (_distances(evidence.distances, point, test.on) for point in (test.a, test.b))
         return _paired(test, operator.sub, *found)
-    over = _over_checkpoints if test.kind == "at equal likeness" else _over_guidance
-    better = -1.0 if test.score in _LOWER_IS_BETTER else 1.0
+    sign = -1.0 if test.score in _LOWER_IS_BETTER else 1.0
 
-    def gap(x: Any, y: Any) -> float | None:
-        found = gap_at_equal_x(x, y, test.lowest)
-        return None if found is None else better * found
+    def curve(point: tuple[Any, ...]) -> dict[Unit, list[tuple[float, float]]]:
+        found = curves((row for row in rows if _on_curve(row, point)), "likeness", test.score)
+        return {unit: [(x, sign * y) for x, y in points] for unit, points in found.items()}
 
-    return _paired(test, gap, *(over(rows, point, test.score, better) for point in (test.a, test.b)))
+    def gap(a: Any, b: Any) -> float | None:
+        found = gap_at_equal_x(a, b, test.lowest)
+        return None if found is None else sign * found
+
+    return _paired(test, gap, curve(test.a), curve(test.b))
 
 
 def _paired(
@@ -211,23 +214,11 @@ def _distances(rows: Sequence[Row], point: tuple[Any, ...], on: str) -> dict[Uni
     return dict(mean_distance(chosen).get(point[1], {}))
 
 
-Curves = dict[Unit, list[tuple[float, float]]]
-
-
-def _over_checkpoints(rows: Sequence[Row], point: tuple[Any, ...], score: str, better: float) -> Curves:
-    """Curves over the numbered checkpoints with plain guidance, from the base model on, which is before the first."""
-    curves: Curves = {}
-    for row in rows:
-        trained = _at(row, point) and row["guidance"] == PLAIN and isinstance(row.get("checkpoint"), int)
-        start = (row.get("base") or "") == point[0] and row["method"] == BASE
-        if (trained or start) and row.get("likeness") is not None and row.get(score) is not None:
-            curves.setdefault(unit_of(row), []).append((row["likeness"], better * row[score]))
-    return curves
-
-
-def _over_guidance(rows: Sequence[Row], point: tuple[Any, ...], score: str, better: float) -> Curves:
-    curves: Curves = {}
-    for row in rows:
-        if _at(row, point) and row.get("likeness") is not None and row.get(score) is not None:
-            curves.setdefault(unit_of(row), []).append((row["likeness"], better * row[score]))
-    return curves
+def _on_curve(row: Row, point: tuple[Any, ...]) -> bool:
+    """Whether a row is of a curve over guidance, at a checkpoint, or over the numbered checkpoints with plain guidance,
+    which begins at the base model."""
+    if len(point) == 3:
+        return _at(row, point)
+    if (row.get("base") or "") == point[0] and row["method"] == BASE:
+        return True
+    return _at(row, point) and row["guidance"] == PLAIN and isinstance(row.get("checkpoint"), int)

@@ -13,6 +13,7 @@ from ..drawing import figure as charts
 from ..drawing.contact_sheet import contact_sheet
 from ..drawing.pareto_plot import Curve, pareto_figure
 from .analysis import averages
+from .claims import BETAS
 from .jobs import PICTURES, Job
 from .setting import Setting
 from .study import BASE, CEILING, METHODS, PLAIN, Study
@@ -22,7 +23,6 @@ from .workspace import Workspace
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_BETAS = ("DCO, half beta", "DCO", "DCO, double beta")
 # {file: (title, methods)}: one picture with everything could not be read
 FRONTIERS = {
     "frontier": ("Subjects: likeness against prompt (Fig. 1, 9)", (
@@ -32,7 +32,7 @@ FRONTIERS = {
     "captions": ("Comprehensive and compact captions (Fig. 8a)", (
         "DreamBooth", "DreamBooth, compact captions", "DCO", "DCO, compact captions",
     )),
-    "beta": ("beta (Fig. 8b)", ("DreamBooth", *_BETAS)),
+    "beta": ("beta (Fig. 8b)", ("DreamBooth", *BETAS)),
     "steps": ("Half and all of the steps (App. D.3)", (
         "DreamBooth", "DreamBooth, half the steps", "DCO", "DCO, half the steps",
     )),
@@ -104,7 +104,7 @@ def _curves(means: Sequence[Row], methods: Iterable[str], x: str) -> list[Curve]
 def noise_distances(rows: Sequence[Row]) -> Figure | None:
     """Fig. 8c: the noise distance over t of DreamBooth and of DCO at each beta, means over units."""
     curves = []
-    for method in ("DreamBooth", "DreamBooth + prior 1", *_BETAS):
+    for method in ("DreamBooth", "DreamBooth + prior 1", *BETAS):
         by_t: dict[float, list[float]] = {}
         for row in rows:
             if row["method"] == method and row["subject"]:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
-from ..lora import read_lora
+from ..data.pixels import as_uint8
+from ..lora import LoraWeights, read_lora
 from ..metrics import collateral_rmse, noise_distance
 from ..models.image_model import ImageModel
 from .jobs import DISTANCES, PICTURES, SCORES, Job, checkpoint_file, checkpoints_of, main_checkpoint
@@ -27,9 +29,8 @@ class Scorer:
 
     def __init__(self, study: Study, setting: Setting):
         self._study, self._setting = study, setting
-        self._base_others: dict[
-            tuple[str, int], Tensor
-        ] = {}  # of the unit at hand: one draw for all checkpoints
+        # of the unit at hand: one draw for all checkpoints
+        self._base_others: dict[tuple[str, int], Tensor] = {}
 
     def score(self, job: Job, folder: Path, model: ImageModel, callback: Callable[[], None]) -> None:
         """Score a job. folder: its own; model: its base; callback: called before every step of the sampler."""
@@ -54,29 +55,25 @@ class Scorer:
         write_table(folder / SCORES, rows)
 
     def _checkpoint(
-        self,
-        job: Job,
-        folder: Path,
-        model: ImageModel,
-        checkpoint: int | str,
-        file: Path,
+        self, job: Job, folder: Path, model: ImageModel, checkpoint: int | str, file: Path,
         callback: Callable[[], None],
-    ) -> list[Row]:
+    ) -> list[Row]:  # fmt: skip
         study, rows = self._study, list[Row]()
-        denoiser = with_lora(model, read_lora(file).layers)
+        self._base_pictures(job, model, callback)  # a model may have one denoiser at a time
+        lora = read_lora(file)
+        denoiser = with_lora(model, lora.layers)
         swept = checkpoint in study.w_rg_at if study.w_rg_at else file.name == LORA
-        if study.w_rg_methods and job.method not in study.w_rg_methods:
-            swept = False
+        swept &= not study.w_rg_methods or job.method in study.w_rg_methods
         main = "merged" if not job.trains else main_checkpoint(study, job)
         guidances: list[float | str] = [PLAIN, *(study.w_rg if swept else ())]
         for guidance in guidances:
-            pictures = self._draw(model, denoiser, self._prompts(job), guidance, job, callback)
+            pictures = self._draw(model, denoiser, self._prompts(job), guidance, job, callback, lora)
             rows += self._scored(job, pictures, checkpoint, guidance)
             if checkpoint == main:
                 self._keep_pictures(job, pictures, folder, str(guidance))
         rows += self._others(job, model, denoiser, checkpoint, PLAIN, callback)
         if job.trains and checkpoint == main:
-            self._measure_distances(job, folder, model, denoiser, checkpoint)
+            self._measure_distances(job, folder, model, denoiser, checkpoint, lora)
         return rows
 
     def _prompts(self, job: Job) -> list[str]:
@@ -84,13 +81,13 @@ class Scorer:
 
     def _draw(
         self, model: ImageModel, denoiser: Any, prompts: list[str], guidance: float | str, job: Job,
-        callback: Callable[[], None],
+        callback: Callable[[], None], lora: LoraWeights | None = None,
     ) -> Tensor:  # fmt: skip
         study = self._study
         return draw(
             model, denoiser, prompts, guidance, w_text=study.w_text, steps=study.sampling_steps,
             pictures=study.pictures, seed=job.seed, resolution=study.resolution, at_once=study.pictures_at_once,
-            callback=callback,
+            lora=lora, callback=callback,
         )  # fmt: skip
 
     def _scored(self, job: Job, pictures: Tensor, checkpoint: int | str | None, guidance: Any) -> list[Row]:
@@ -115,10 +112,7 @@ class Scorer:
         prompts, n = self._setting.others(), self._study.pictures
         if not prompts:
             return []
-        known = (job.base, job.seed)
-        if known not in self._base_others:
-            self._base_others = {known: self._draw(model, model.denoiser(None), prompts, 0.0, job, callback)}
-        base = self._base_others[known]
+        base = self._base_pictures(job, model, callback)
         pictures = base if job.method == BASE else self._draw(model, denoiser, prompts, guidance, job, callback)
         each = [prompt for prompt in prompts for _ in range(n)]
         obeyed = self._setting.scores(pictures, each, None, None)["alignment"]
@@ -131,32 +125,37 @@ class Scorer:
             for i, prompt in enumerate(each)
         ]  # fmt: skip
 
+    def _base_pictures(self, job: Job, model: ImageModel, callback: Callable[[], None]) -> Tensor:
+        """The base model's pictures without what is learned, of the unit at hand."""
+        known = (job.base, job.seed)
+        if known not in self._base_others:
+            prompts = self._setting.others()
+            pictures = torch.empty(0)
+            if prompts:
+                pictures = self._draw(model, model.denoiser(None), prompts, 0.0, job, callback)
+            self._base_others = {known: pictures}
+        return self._base_others[known]
+
     def _measure_distances(
-        self, job: Job, folder: Path, model: ImageModel, denoiser: Any, checkpoint: Any
+        self, job: Job, folder: Path, model: ImageModel, denoiser: Any, checkpoint: Any, lora: LoraWeights
     ) -> None:
-        study, style = self._study, job.subject is None
+        study = self._study
         # the plain objective on whole pictures: what others make or hold beside the references is not looked at
         config = dataclasses.replace(
-            study.config(job.method, job.seed, style), objective="dreambooth", mask_prior=0.0, preservation_prompts=""
+            study.config(*job.training), objective="dreambooth", mask_prior=0.0, preservation_prompts=""
         )
         references = self._setting.references(job.shown[0], study.method(job.method).captions)
-        sets = {"references": examples_of(model, references, config, study, denoiser)}
+        sets = {"references": examples_of(model, references, config, study, denoiser, lora)}
         if study.distance_prompts:
             prompts = self._prompts(job)[-study.distance_prompts :]
-            sets["prompts"] = prompt_examples(model, denoiser, prompts, study, job.seed)
+            sets["prompts"] = prompt_examples(model, denoiser, prompts, study, job.seed, lora)
         rows: list[Row] = []
         for on, examples in sets.items():
             found = noise_distance(
-                denoiser,
-                examples,
-                timesteps=study.distance_timesteps,
-                draws=study.distance_draws,
-                seed=job.seed,
+                denoiser, examples, timesteps=study.distance_timesteps, draws=study.distance_draws, seed=job.seed
             )
-            rows += [
-                {**job.columns, "checkpoint": checkpoint, "on": on, **dataclasses.asdict(row)}
-                for row in found
-            ]
+            about = {**job.columns, "checkpoint": checkpoint, "on": on}
+            rows += [about | dataclasses.asdict(row) for row in found]
         write_table(folder / DISTANCES, rows)
 
     def _keep_pictures(self, job: Job, pictures: Tensor, folder: Path, name: str) -> None:
@@ -167,5 +166,4 @@ class Scorer:
 def _save(images: Tensor, folder: Path, name: str) -> None:
     folder.mkdir(exist_ok=True)
     for i, image in enumerate(images):
-        pixels = (image.float().cpu() * 255).round().clamp(0, 255).byte().numpy()
-        Image.fromarray(pixels).save(folder / f"{name}_{i}.png")
+        Image.fromarray(as_uint8(image)).save(folder / f"{name}_{i}.png")

@@ -39,6 +39,17 @@ class Job:
         return [what for what in (self.subject, self.style) if what]
 
     @property
+    def parts(self) -> tuple[Job, Job]:
+        """Of a merge: the trainings of the subject and of the style."""
+        of = MERGES[self.method][0]
+        return Job(of, self.subject, None, self.seed, self.base), Job(of, None, self.style, self.seed, self.base)
+
+    @property
+    def training(self) -> tuple[str, int, bool]:
+        """Of a training: method, seed and whether it is of a style, as Study.config and its like take them."""
+        return self.method, self.seed, self.subject is None
+
+    @property
     def columns(self) -> Row:
         """What every row of its tables begins with."""
         what = {"method": self.method, "subject": self.subject, "style": self.style, "seed": self.seed}
@@ -79,30 +90,27 @@ def groups_of(study: Study) -> list[Group]:
         return []
     trainings: dict[tuple, list[Job]] = {}
     for job in jobs_of(study)[0]:
-        style = job.subject is None
-        if job.trains and possible(
-            study.config(job.method, job.seed, style), study.adapter_config(job.method, job.seed, style)
-        ):
-            trainings.setdefault((job.base, job.method, style), []).append(job)
+        alone = not job.trains or study.tokens(job.subject is None).on
+        if not alone and possible(study.config(*job.training), study.adapter_config(*job.training)):
+            trainings.setdefault((job.base, job.method, job.subject is None), []).append(job)
     size = study.side_by_side
     return [Group(tuple(jobs[i : i + size])) for jobs in trainings.values() for i in range(0, len(jobs), size)]
 
 
 def checkpoints_of(study: Study, job: Job) -> list[int | str]:
     """Of a training: the steps that are kept, its end last, and where it would have been stopped."""
-    style = job.subject is None
-    kept: list[int | str] = [*study.checkpoints_of(job.method, job.seed, style)]
-    return [STOPPED, *kept] if study.config(job.method, job.seed, style).validation_steps else kept
+    kept: list[int | str] = [*study.checkpoints_of(*job.training)]
+    return [STOPPED, *kept] if study.config(*job.training).validation_steps else kept
 
 
 def main_checkpoint(study: Study, job: Job) -> int:
     """Of a training: the one that merges are made of and that distances are taken at."""
-    return study.main_checkpoint(job.method, job.seed, job.subject is None)
+    return study.main_checkpoint(*job.training)
 
 
 def checkpoint_file(study: Study, job: Job, folder: Path, checkpoint: int | str) -> Path:
     """The LoRA of a training's checkpoint in the job's folder."""
-    return lora_file(folder, checkpoint, study.config(job.method, job.seed, job.subject is None).steps)
+    return lora_file(folder, checkpoint, study.config(*job.training).steps)
 
 
 # --- folders

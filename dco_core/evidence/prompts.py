@@ -49,6 +49,17 @@ def _known(what: str, value: str, known: Sequence[str]) -> str:
     return plain
 
 
+def read_prompts(file: Path) -> list[str]:
+    """Prompts of one's own, one a line. DCOError for a file without any and for one that is no text."""
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DCOError(f"{file} cannot be read as text ({error}): write one prompt a line, in UTF-8.") from None
+    if not (prompts := [line for line in lines if line]):
+        raise DCOError(f"{file} has no prompts: write one a line.")
+    return prompts
+
+
 def fill(templates: Sequence[str], word: str, style: str | None = None) -> list[str]:
     """The prompts with `word` in the slot `{}` and `style` in `{style}`; either may be a marker such as `<dog>`. "A"
     becomes "An" before a vowel. DCOError for an empty word, for a template without a slot, and for a style that is

@@ -20,7 +20,7 @@ from .intervals import Interval
 from .jobs import DISTANCES, DONE, SCORES, TRAINING, jobs_of
 from .setting import Setting
 from .study import BASE, CEILING, MERGES, Study
-from .tables import Row, markdown, read_table, write_table, write_text
+from .tables import Row, grouped, markdown, read_table, write_table, write_text
 from .workspace import Workspace
 
 _INTRODUCTION = """\
@@ -53,19 +53,8 @@ def collect(study: Study, workspace: Workspace) -> tuple[Evidence, list[Row]]:
             if (path / name).is_file() and job.method not in MERGES:
                 rows += read_table(path / name)
         if job.method in MERGES and MERGES[job.method][1] == "exact":
-            of = MERGES[job.method][0]
-            parts = [
-                dataclasses.replace(job, method=of, style=None),
-                dataclasses.replace(job, method=of, subject=None),
-            ]
-            pair = [read_lora(workspace.main_lora(part)) for part in parts]
-            found = column_cosine(*pair)
-            cosines.append(
-                {
-                    "base": job.base, "method": job.method, "subject": job.subject, "style": job.style,
-                    "seed": job.seed, **found,
-                }  # fmt: skip
-            )
+            pair = [read_lora(workspace.main_lora(part)) for part in job.parts]
+            cosines.append(job.columns | column_cosine(*pair))
     return Evidence(unit_means(scores), distances, cosines), training
 
 
@@ -121,15 +110,9 @@ def _page(
             ]
     if failed:
         parts += ["## Not done", *(f"- {text}" for text in failed)]
-    for title, rows, x in (
-        ("Subjects", subjects, "likeness"),
-        ("Styles", styles, "style_likeness"),
-    ):
+    for title, rows, x in (("Subjects", subjects, "likeness"), ("Styles", styles, "style_likeness")):
         if rows:
-            parts += [
-                f"## {title}",
-                markdown(_scores(rows)),
-            ]
+            parts += [f"## {title}", markdown(_scores(rows))]
             for base in study.models():
                 of_base = _of_base(study, Evidence(rows, [], []), base).means
                 title = f"Area under the frontier{f', base {base}' if base else ''}:"
@@ -219,15 +202,11 @@ def _comparisons(claims: Sequence[Claim]) -> list[Row]:
         {
             "comparison": c.text,
             "predicted": signs.get(c.predicted, f"within +-{c.margin:g}"),
-            "difference": _interval(c.difference) + (f" of {c.difference.n + c.left_out}" if c.left_out else ""),
+            "difference": str(c.difference) + (f" of {c.difference.n + c.left_out}" if c.left_out else ""),
         }
         for claim in claims
         for c in claim.comparisons
     ]
-
-
-def _interval(found: Interval) -> str:
-    return str(found)
 
 
 def _scores(means: Sequence[Row]) -> list[Row]:
@@ -259,9 +238,7 @@ def _areas(means: Sequence[Row], x: str) -> list[Row]:
 
 def _training(rows: Sequence[Row]) -> list[Row]:
     """The last reports of the runs, means over units."""
-    groups: dict[tuple[str, str, bool], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.get("base") or "", row["method"], bool(row["style"])), []).append(row)
+    groups = grouped(rows, lambda row: (row.get("base") or "", row["method"], bool(row["style"])))
     table = []
     for (base, method, style), group in groups.items():
         line: Row = {"base": base} if base else {}
@@ -274,9 +251,7 @@ def _training(rows: Sequence[Row]) -> list[Row]:
 
 
 def _cosines(rows: Sequence[Row]) -> list[Row]:
-    groups: dict[str, list[float]] = {}
-    for row in rows:
-        groups.setdefault(row["method"], []).append(abs(row["all"]))
+    groups = {method: [abs(r["all"]) for r in own] for method, own in grouped(rows, lambda r: r["method"]).items()}
     return [
         {"pairs": method, "absolute column cosine": sum(values) / len(values), "units": len(values)}
         for method, values in groups.items()

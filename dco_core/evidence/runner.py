@@ -20,6 +20,8 @@ from .setting import setting_for
 from .study import Study
 from .workspace import Workspace
 
+_SCHEDULER_ANSWERS_IN = 10  # seconds
+
 
 def devices(asked: str | None, workers: int | None) -> Sequence[str | None]:
     """A device for each worker: every GPU, or as many CPU processes as there are cores. asked: "cuda", "cuda:1",
@@ -111,7 +113,7 @@ def _on_machines(
             "worker."
         ) from None
     try:
-        client = Client(scheduler, timeout=10)
+        client = Client(scheduler, timeout=_SCHEDULER_ANSWERS_IN)
     except (OSError, ValueError) as error:
         raise DCOError(
             f"--scheduler {scheduler} does not answer ({error}): start one with `dask scheduler`, and workers with "

@@ -19,13 +19,21 @@ from ..errors import DCOError
 from ..files.atomic import whole_folder
 from ..files.content_key import content_key
 from ..files.file_fingerprint import files_fingerprint
-from ..metrics import ImageEncoder, SiglipScorer, image_similarity, load_image_encoder, load_siglip
+from ..metrics import (
+    ImageEncoder,
+    Judge,
+    SiglipScorer,
+    image_similarity,
+    load_image_encoder,
+    load_judge,
+    load_siglip,
+)
 from ..models.image_model import ImageModel
 from ..models.loading import load_model
 from ..toy_world import scorer
 from ..toy_world.references import to_cells, toy_references, write_toy_references
 from ..toy_world.renderer import SIZE
-from .prompts import NEAR, evaluation_prompts, fill
+from .prompts import NEAR, evaluation_prompts, fill, read_prompts
 from .study import Study
 from .toy_prompts import merge_prompts, other_prompts, style_prompts, subject_prompts, true_renders
 
@@ -76,8 +84,7 @@ class Setting(Protocol):
 
 def setting_for(study: Study, folder: Path, device: str | None) -> Setting:
     """The setting of a study. folder: where it may write references of its own."""
-    toy = all(model.partition(":")[0] == "toy-world" for model in study.models().values())
-    return ToySetting(study, folder) if toy else FolderSetting(study, folder, device)
+    return ToySetting(study, folder) if study.on_toy_world else FolderSetting(study, folder, device)
 
 
 class ToySetting:
@@ -137,7 +144,8 @@ class ToySetting:
 
 class FolderSetting:
     """Folders of the user's own, with markers in their captions. Likeness of a subject is the mean DINOv2 cosine
-    similarity to its references, of a style SigLIP's; alignment is SigLIP's image-text score (App. D.4)."""
+    similarity to its references, of a style SigLIP's; alignment is SigLIP's image-text score (App. D.4). Where the
+    study names a judge, its points too (metrics/judge.py)."""
 
     def __init__(self, study: Study, folder: Path, device: str | None):
         self._study, self._folder = study, folder
@@ -157,7 +165,7 @@ class FolderSetting:
     def contents_key(self, *shown: str) -> str:
         study = self._study
         models = (model.partition(":")[2] for model in study.models().values())
-        names = (*models, study.likeness_model, study.text_model)
+        names = (*models, study.likeness_model, study.text_model, study.judge_model)
         # a model of the hub has no files here: its name, which the study has, must do
         files = (Path(name) for name in names if name and Path(name).exists())
         return files_fingerprint(*files, *map(Path, shown))
@@ -189,6 +197,9 @@ class FolderSetting:
         return compact
 
     def prompts(self, subject: str | None, style: str | None) -> list[str]:
+        alone = "" if subject and style else subject or style or ""
+        if alone in self._study.prompt_files:
+            return read_prompts(Path(self._study.prompt_files[alone]))[: self._study.prompts]
         category = self._study.categories.get(subject, "object") if subject else "object"
         subject_word = subject and self._words[subject]
         return _prompts(self._study.prompts, category, subject_word, style and self._words[style])
@@ -218,6 +229,12 @@ class FolderSetting:
             found["likeness"] = image_similarity(encoder, images, _images(subject))
         if style:
             found["style_likeness"] = image_similarity(siglip, images, _images(style))
+        if self._study.judge_model:
+            judge = _judge(self._study.judge_model, self._device)
+            found["judged_alignment"] = judge.follows(images, prompts)
+            for what, kind in ((subject, "subject"), (style, "style")):
+                if what:
+                    found[f"judged_{kind}"] = judge.resemblance(images, _images(what), kind)
         return {name: values.tolist() for name, values in found.items()}
 
 
@@ -229,6 +246,11 @@ def _siglip(source: str, device: str) -> SiglipScorer:
 @functools.cache
 def _image_encoder(source: str, device: str) -> ImageEncoder:
     return load_image_encoder(source, device)
+
+
+@functools.cache
+def _judge(source: str, device: str) -> Judge:
+    return load_judge(source, device)
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import DCOError
 from ..network.lora_layers import AdapterConfig
+from ..pipeline.vocabulary import TokenConfig
 from ..training.config import TrainingConfig
 from .toy_prompts import eligible_subjects
 
@@ -81,11 +82,16 @@ class Study:
 
     w_text, w_rg, sampling_steps: of the pictures; each method is also sampled with plain guidance at w_text. prompts:
     at most so many; pictures: of each prompt. class_images: of prior preservation. zip_steps: of ZipLoRA.
-    likeness_model, text_model: folders or hub names of DINOv2 and SigLIP (metrics/); the Toy World has scorers of its
-    own. resolution: in pixels, None for the model's own; precision: of its weights.
+    likeness_model, text_model: folders or hub names of DINOv2 and SigLIP (metrics/); judge_model: of a vision-language
+    model that scores too, "" for none; the Toy World has scorers of its own. prompt_files: {subject or style: a text
+    file of its prompts, one a line} in place of the paper's. resolution: in pixels, None for the model's own;
+    precision: of its weights.
 
     distance_draws: noises at each of distance_timesteps for the noise distance, which is taken on the references and on
     as many prompts beyond them as `distance_prompts` says.
+
+    learned_tokens: the subjects' markers become tokens of their own, trained beside the LoRA as in Sec. 5.1 of the
+    paper; styles have none.
 
     bases: {name: model} where the same is done on several models; left out: `model` alone. checkpoints: steps at
     which a training is kept and scored too, besides its end; a method that is scored on validation draws
@@ -123,6 +129,8 @@ class Study:
     precision: str = "fp32"
     likeness_model: str = "facebook/dinov2-base"
     text_model: str = "google/siglip-base-patch16-224"
+    judge_model: str = ""
+    prompt_files: Mapping[str, str] = field(default_factory=dict)
     distance_prompts: int = 0
     bases: Mapping[str, str] = field(default_factory=dict)
     checkpoints: tuple[int, ...] = ()
@@ -134,11 +142,16 @@ class Study:
     one_seed_each: bool = False
     pictures_at_once: int = 4
     side_by_side: int = 1
+    learned_tokens: bool = False
     contrasts: tuple[Mapping[str, Any], ...] = ()
 
     def models(self) -> Mapping[str, str]:
         """{base: model}; one without a name where the study has no bases."""
         return self.bases or {"": self.model}
+
+    @property
+    def on_toy_world(self) -> bool:
+        return all(model.partition(":")[0] == "toy-world" for model in self.models().values())
 
     def methods_on(self, base: str, style: bool = False) -> list[str]:
         """The methods that are trained on a base."""
@@ -169,8 +182,12 @@ class Study:
             for value in getattr(self, name):
                 if value not in known:
                     raise DCOError(f'The study\'s {name} have "{value}": use some of {", ".join(known)}.')
+        if not all(self.models().values()):
+            raise DCOError("The study names no model: give one, as --model diffusers:FOLDER.")
         if not (self.subjects or self.styles) or not self.seeds:
-            raise DCOError("The study needs at least one subject or style and one seed.")
+            raise DCOError(
+                "The study needs at least one subject or style and one seed: give folders, as --subjects DOG CAT."
+            )
         shown = max(len(self.subjects), len(self.styles))
         if self.one_seed_each and len(self.seeds) < shown:
             raise DCOError(
@@ -185,6 +202,10 @@ class Study:
                 raise DCOError(f'"{method}" asks for masks, which only the Toy World can make, not {others[0]}.')
             if strange := set(self.method(method).bases) - set(self.models()):
                 raise DCOError(f'"{method}" is for the base "{min(strange)}", which the study has not.')
+        if strange := set(self.prompt_files) - {*self.subjects, *self.styles}:
+            raise DCOError(f'prompt_files has "{min(strange)}", which is none of the study\'s subjects and styles.')
+        if self.on_toy_world and (self.judge_model or self.prompt_files):
+            raise DCOError("judge_model and prompt_files are for models of one's own: the Toy World has its scorers.")
         # imported here: contrasts read tables by the names above
         from .contrasts import contrasts_from
 
@@ -225,6 +246,10 @@ class Study:
             raise DCOError(f'The captions of "{name}" are {method.captions!r}: use {" or ".join(CAPTIONS)}.')
         return method
 
+    def tokens(self, style: bool = False) -> TokenConfig:
+        """What the markers of a subject (or a style) become."""
+        return TokenConfig("with-lora") if self.learned_tokens and not style else TokenConfig()
+
     def adapter_config(self, method: str, seed: int, style: bool = False) -> AdapterConfig:
         """The LoRA of a method."""
         values = {
@@ -256,8 +281,8 @@ class Study:
         return dataclasses.replace(config, steps=math.ceil(config.steps * m.steps_factor), beta=beta)
 
 
-def load_study(name: str) -> Study:
-    """A study by name (a file in studies/) or from a JSON file of the fields of Study.
+def load_study(name: str, changes: Mapping[str, Any] | None = None) -> Study:
+    """A study by name (a file in studies/) or from a JSON file of the fields of Study. changes: in place of its own.
     DCOError for what is neither, and for a study that cannot be run."""
     path = BUILT_IN / f"{name}.json" if (BUILT_IN / f"{name}.json").is_file() else Path(name)
     try:
@@ -267,7 +292,7 @@ def load_study(name: str) -> Study:
         raise DCOError(f"--study {name} is no file and none of {known}.") from None
     except ValueError as error:
         raise DCOError(f"{path} is no JSON file ({error}).") from None
-    return study_from(values, str(path))
+    return study_from(values | dict(changes or {}) if isinstance(values, dict) else values, str(path))
 
 
 def _chosen(rule: Mapping[str, Any], where: str) -> tuple[str, ...]:

@@ -20,18 +20,9 @@ from ..pipeline.output_files import checkpoint_folder
 from ..pipeline.pictures import FolderPictures
 from ..pipeline.run import FolderTraining
 from ..training.checkpoints import Checkpoints
+from . import jobs as of_study
 from .job_scores import Scorer
-from .jobs import (
-    DONE,
-    TRAINING,
-    Group,
-    Job,
-    checkpoint_file,
-    checkpoints_of,
-    folder_name,
-    folder_names,
-    main_checkpoint,
-)
+from .jobs import DONE, TRAINING, Group, Job
 from .setting import Setting
 from .snapshots import LORA, is_of, keep, train_together
 from .study import BASE, CEILING, MERGES, STOPPED, Study
@@ -45,11 +36,11 @@ class Workspace:
 
     def __init__(self, study: Study, setting: Setting, folder: Path, device: str | None = None):
         self._study, self._setting, self._folder, self._device = study, setting, folder, device
-        self._names, self._scorer = folder_names(study), Scorer(study, setting)
+        self._names, self._scorer = of_study.folder_names(study), Scorer(study, setting)
 
     def path(self, job: Job) -> Path:
         """Its folder, which no other job of the study has (jobs_of sees to it)."""
-        return self._folder / "jobs" / folder_name(job, self._names)
+        return self._folder / "jobs" / of_study.folder_name(job, self._names)
 
     def name(self, job: Job | Group) -> str:
         """To tell the user."""
@@ -59,7 +50,7 @@ class Workspace:
 
     def main_lora(self, job: Job) -> Path:
         """The LoRA that merges are made of."""
-        return self._file(job, main_checkpoint(self._study, job))
+        return self._file(job, of_study.main_checkpoint(self._study, job))
 
     def done(self, job: Job | Group) -> bool:
         """Whether the job was finished with the settings of this study."""
@@ -85,17 +76,13 @@ class Workspace:
             self._merge(job, path)
         elif job.trains and not self._trained(job):
             self._train(job, path, callback)
-            if not self._trained(
-                job
-            ):  # an earlier form of the study kept other steps of the same run: once more
+            if not self._trained(job):  # an earlier form of the study kept other steps of the same run: once more
                 shutil.rmtree(checkpoint_folder(path / LORA), ignore_errors=True)
                 self._train(job, path, callback)
         self._scorer.score(job, path, self._setting.model(self._device, job.base), callback)
         seconds = time.monotonic() - started
-        write_text(
-            path / DONE,
-            json.dumps({"key": self._key(job), "job": dataclasses.asdict(job), "seconds": seconds}),
-        )
+        about = {"key": self._key(job), "job": dataclasses.asdict(job), "seconds": seconds}
+        write_text(path / DONE, json.dumps(about))
         return seconds
 
     # --- what results depend on
@@ -108,34 +95,30 @@ class Workspace:
             self._setting.prompts(job.subject, job.style), self._setting.others(),
             _portable(study.likeness_model), _portable(study.text_model), study.seeds[0] == job.seed,
         ]  # fmt: skip
+        parts += [_portable(study.judge_model)] if study.judge_model else []
         if job.method in MERGES:
-            of, how, _ = MERGES[job.method]
-            parts += [self._training_key(dataclasses.replace(job, method=of, subject=None))]
-            parts += [self._training_key(dataclasses.replace(job, method=of, style=None)), study.checkpoint]
-            parts += [study.zip_steps] if how == "zip-lora" else []
+            subject, style = job.parts
+            parts += [self._training_key(style), self._training_key(subject), study.checkpoint]
+            parts += [study.zip_steps] if MERGES[job.method][1] == "zip-lora" else []
         if job.method not in (BASE, CEILING):
             swept = not study.w_rg_methods or job.method in study.w_rg_methods
             parts += [study.w_rg, study.w_rg_at] if swept else []
-            parts += [
-                study.distance_timesteps,
-                study.distance_draws,
-                study.distance_prompts,
-                study.checkpoint,
-            ]
+            parts += [study.distance_timesteps, study.distance_draws, study.distance_prompts, study.checkpoint]
         return content_key(*parts)
 
     def _training_key(self, job: Job) -> str:
         """Tells what the job's LoRAs depend on."""
-        study, style = self._study, job.subject is None
+        study = self._study
         parts: list[Any] = [
-            job.method, job.base, [Path(what).name for what in job.shown], style, job.seed,
+            job.method, job.base, [Path(what).name for what in job.shown], job.subject is None, job.seed,
             _portable(study.models()[job.base]), study.resolution, study.precision,
             self._setting.contents_key(*job.shown),
         ]  # fmt: skip
         if job.trains:
-            config = study.config(job.method, job.seed, style)
-            parts += [_not_default(config), _not_default(study.adapter_config(job.method, job.seed, style))]
-            parts += [study.method(job.method).captions, study.checkpoints_of(job.method, job.seed, style)]
+            config = study.config(*job.training)
+            parts += [_not_default(config), _not_default(study.adapter_config(*job.training))]
+            parts += [study.method(job.method).captions, study.checkpoints_of(*job.training)]
+            parts += ["learned tokens"] if study.tokens(job.subject is None).on else []
             parts += ["masks"] if study.method(job.method).masks else []
             if config.with_prior or config.objective == "mapo":  # the base model makes pictures of its own
                 parts += [study.class_images, study.w_text]
@@ -144,19 +127,19 @@ class Workspace:
     # --- training and merging
 
     def _file(self, job: Job, checkpoint: int | str) -> Path:
-        return checkpoint_file(self._study, job, self.path(job), checkpoint)
+        return of_study.checkpoint_file(self._study, job, self.path(job), checkpoint)
 
     def _trained(self, job: Job) -> bool:
         key = self._training_key(job)
-        return all(is_of(self._file(job, checkpoint), key) for checkpoint in checkpoints_of(self._study, job))
+        return all(is_of(self._file(job, checkpoint), key) for checkpoint in of_study.checkpoints_of(self._study, job))
 
     def _references(self, job: Job) -> Path:
         method = self._study.method(job.method)
         return self._setting.references(job.shown[0], method.captions, method.masks)
 
     def _train(self, job: Job, path: Path, callback: Callable[[], None]) -> None:
-        study, output, style = self._study, path / LORA, job.subject is None
-        key, config = self._training_key(job), study.config(job.method, job.seed, style)
+        study, output = self._study, path / LORA
+        key, config = self._training_key(job), study.config(*job.training)
         model = self._setting.model(self._device, job.base)
         run = FolderTraining(
             model,
@@ -166,17 +149,18 @@ class Workspace:
                 GenerationConfig(class_images=study.class_images, generation_w_text=study.w_text),
             ),
             output,
-            study.adapter_config(job.method, job.seed, style=style),
+            study.adapter_config(*job.training),
             Checkpoints(checkpoint_folder(output), minutes=2),
             study.resolution,
             square=True,
+            tokens=study.tokens(job.subject is None),
             overwrite=True,  # of an earlier form of the study
         )
-        training, kept = run.training, study.checkpoints_of(job.method, job.seed, style)
+        training, kept = run.training, study.checkpoints_of(*job.training)
 
         def keep_step(step: int) -> None:
             with training.averaged():
-                keep(self._file(job, step), model, training.denoiser.lora(), key)
+                keep(self._file(job, step), model, training.denoiser.lora(), key, run.words)
 
         def on_step(report: Any) -> None:
             if report.step in kept:
@@ -188,7 +172,7 @@ class Workspace:
         keep_step(training.step)
         if config.validation_steps:
             with training.result():
-                keep(self._file(job, STOPPED), model, training.denoiser.lora(), key)
+                keep(self._file(job, STOPPED), model, training.denoiser.lora(), key, run.words)
         config, last, best = training.config, training.history[-50:], training.best
         write_table(
             path / TRAINING,
@@ -202,29 +186,28 @@ class Workspace:
         )  # fmt: skip
 
     def _train_together(self, jobs: list[Job]) -> None:
-        study, style = self._study, jobs[0].subject is None
+        study = self._study
         for job in jobs:
             self.path(job).mkdir(parents=True, exist_ok=True)
         rows = train_together(
             self._setting.model(self._device, jobs[0].base),
             [self._references(job) for job in jobs],
             [(self.path(job), self._training_key(job)) for job in jobs],
-            [study.config(job.method, job.seed, style) for job in jobs],
-            [study.adapter_config(job.method, job.seed, style) for job in jobs],
-            study.checkpoints_of(jobs[0].method, jobs[0].seed, style),
+            [study.config(*job.training) for job in jobs],
+            [study.adapter_config(*job.training) for job in jobs],
+            study.checkpoints_of(*jobs[0].training),
             study,
         )
         for job, row in zip(jobs, rows, strict=True):
             write_table(self.path(job) / TRAINING, [{**job.columns, **row}])
 
     def _merge(self, job: Job, path: Path) -> None:
-        of, how, weight = MERGES[job.method]
-        parts = [Job(of, job.subject, None, job.seed, job.base), Job(of, None, job.style, job.seed, job.base)]
-        loras = [read_lora(self.main_lora(part)) for part in parts]
+        _, how, weight = MERGES[job.method]
+        loras = [read_lora(self.main_lora(part)) for part in job.parts]
         if how == "exact":
             merged = merge(loras, [weight, weight])
         else:
-            folders = [self._setting.references(part.shown[0], "comprehensive") for part in parts]
+            folders = [self._setting.references(part.shown[0], "comprehensive") for part in job.parts]
             model = self._setting.model(self._device, job.base)
             merged, losses = zip_merge(
                 model, loras, folders, self._study.zip_steps, job.seed, self._study.resolution

@@ -13,7 +13,7 @@ from ..errors import DCOError
 from .embeddings import BUNDLE, from_bundle, token_header
 from .keys import canonical_keys, has_unusual_blocks, spells_diffusers
 from .metadata import one_or_dynamic
-from .tensors import LazyLayers, LoraLayer, LoraWeights, in_range, tensors_sha256
+from .tensors import LazyLayers, LoraLayer, LoraWeights, in_range, module_of, tensors_sha256
 
 # Header entries that a sum keeps where all inputs agree.
 _SHARED = (
@@ -67,7 +67,7 @@ def merge(
                     "diffusers does, whose numbers cannot be matched: use files that name them alike."
                 )
     # two files may each leave a name open that together they settle
-    names = canonical_keys(key for _, lora, _ in used for key in [*lora.layers, *map(_module, lora.vectors)])
+    names = canonical_keys(key for _, lora, _ in used for key in [*lora.layers, *map(module_of, lora.vectors)])
     terms: dict[str, list[tuple[int, float, str]]] = {}  # canonical key: LoRA, weight, its own key
     paths: dict[str, str] = {}
     other: dict[str, Tensor] = {}
@@ -86,9 +86,9 @@ def merge(
             _add_vector(vectors, f"{names[module]}.{suffix}", scaled * _fp32(vector))
 
     for key in vectors:
-        if key.endswith(".diff") and _module(key) in terms:
+        if key.endswith(".diff") and module_of(key) in terms:
             raise DCOError(
-                f"{_module(key)} has one dimension in one LoRA and more in another: they were trained for different "
+                f"{module_of(key)} has one dimension in one LoRA and more in another: they were trained for different "
                 "models."
             )
 
@@ -149,10 +149,6 @@ def rank_header(ranks: Iterable[int]) -> dict[str, str]:
     """kohya's header entries of the rank, which is the alpha too."""
     rank = str(one_or_dynamic(set(ranks)))
     return {"ss_network_dim": rank, "ss_network_alpha": rank}
-
-
-def _module(vector_key: str) -> str:
-    return vector_key.rpartition(".")[0]
 
 
 def _add_others(other: dict[str, Tensor], new: Mapping[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ from .adapter_types import VECTORS, adapter_type_of, layer_of, part_name, refuse
 from .embeddings import BUNDLE, from_bundle
 from .keys import canonical_keys, diffusers_names, kernel_of, kohya_names, names_ldm_block, split_key
 from .peft_header import PeftHeader
-from .tensors import LazyLayers, LoraLayer, LoraTensors, LoraWeights, in_range, is_finite
+from .tensors import LazyLayers, LoraLayer, LoraTensors, LoraWeights, in_range, is_finite, module_of
 
 _T = TypeVar("_T")
 
@@ -198,7 +198,7 @@ class KohyaStream:
 
     def __init__(self, weights: LoraWeights, keys: str | Mapping[str, str], dtype: torch.dtype | str | None):
         self._weights, self._dtype = weights, _dtype(dtype)
-        names = [*weights.layers, *(_module(key) for key in weights.vectors)]
+        names = [*weights.layers, *(module_of(key) for key in weights.vectors)]
         found = kohya_names(names, weights.paths) if keys == "kohya" else keys
         if not isinstance(found, Mapping):
             raise DCOError(f"keys is {keys!r}: use kohya or diffusers.")
@@ -234,15 +234,11 @@ class KohyaStream:
 
     def _singles(self) -> dict[str, Tensor]:
         vectors = {
-            f"{self._names[_module(key)]}.{key.rpartition('.')[2]}": tensor
+            f"{self._names[module_of(key)]}.{key.rpartition('.')[2]}": tensor
             for key, tensor in self._weights.vectors.items()
         }
         both = vectors | self._weights.other
         return dict(sorted(both.items(), key=lambda item: (-item[1].element_size(), item[0])))
-
-
-def _module(vector_key: str) -> str:
-    return vector_key.rpartition(".")[0]
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

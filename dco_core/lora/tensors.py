@@ -106,6 +106,11 @@ class LoraTensors(dict[str, Tensor]):
         self.metadata = dict(metadata)
 
 
+def module_of(vector_key: str) -> str:
+    """The canonical key of the module whose bias or norm it is."""
+    return vector_key.rpartition(".")[0]
+
+
 def in_range(layer: LoraLayer) -> bool:
     """Whether both factors and dW stay below 1e14, so that their squares can be summed in fp32. No LoRA comes near."""
     down, up = _reach(layer.down), _reach(layer.up)

@@ -44,20 +44,17 @@ class NPLora:
     """The first LoRA (content) in the null space of the second (style), plus the second. See np_lora.py."""
 
     mu: float = math.inf
-    energy: float = 1.0
     name = "np-lora"
     pair = True
 
     def __post_init__(self) -> None:
-        if not self.mu >= 0 or not 0 < self.energy <= 1:
-            raise DCOError(
-                f"NP-LoRA has mu {self.mu} and energy {self.energy}: use mu >= 0, energy in (0, 1]."
-            )
+        if not self.mu >= 0:
+            raise DCOError(f"NP-LoRA has mu {self.mu}: use 0 or more.")
 
     def combine(self, key: str, layers: Weighted) -> LoraLayer:
         by_lora = {i: layer for i, _, layer in layers}
         if len(by_lora) == 2:
-            by_lora[0] = np_lora(by_lora[0], by_lora[1], self.mu, self.energy)
+            by_lora[0] = np_lora(by_lora[0], by_lora[1], self.mu)
         return concatenated([(weight * by_lora[i].scale, by_lora[i]) for i, weight, _ in layers])
 
 

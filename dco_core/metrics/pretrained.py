@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..data.pixels import as_uint8
 from ..errors import DCOError
 from ..network.library_import import without_broken_torchvision
 
@@ -29,7 +30,7 @@ class ImageEncoder(nn.Module):
         normalised. callback: called before each batch. DCOError for what is no image."""
         if not len(images):
             raise DCOError("There are no images to score: give at least one.")
-        pictures = [_as_picture(image, i) for i, image in enumerate(images)]
+        pictures = [as_picture(image, i) for i, image in enumerate(images)]
         found = []
         for i in range(0, len(pictures), BATCH):
             callback()
@@ -56,13 +57,13 @@ def pooled(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
-def _as_picture(image: Tensor, i: int) -> Image.Image:
+def as_picture(image: Tensor, i: int) -> Image.Image:
+    """Image number i, [H, W, C] in 0..1, as eight-bit RGB. DCOError for what is none."""
     if image.ndim != 3 or image.shape[-1] < 3:
         raise DCOError(f"Image {i + 1} has the shape {list(image.shape)}: give images [height, width, 3].")
     if not torch.isfinite(image).all():
         raise DCOError(f"Image {i + 1} holds NaN or infinity and cannot be scored: look at how it was made.")
-    values = image[..., :3].float().clamp(0, 1).mul(255).round()
-    return Image.fromarray(values.to("cpu", torch.uint8).numpy())
+    return Image.fromarray(as_uint8(image))
 
 
 def load_image_encoder(source: str | Path, device: torch.device | str = "cpu") -> ImageEncoder:
@@ -72,9 +73,11 @@ def load_image_encoder(source: str | Path, device: torch.device | str = "cpu") -
     return ImageEncoder(model.to(device), processor).eval()
 
 
-def load_pretrained(source: str | Path, model_class: str, processor_class: str) -> tuple[Any, Any]:
-    """A model in fp32, frozen, and its processor, by the names of transformers' classes. Every weight must be there:
-    the library fills in random ones with no more than a warning."""
+def load_pretrained(
+    source: str | Path, model_class: str, processor_class: str, dtype: torch.dtype = torch.float32
+) -> tuple[Any, Any]:
+    """A model in that precision, frozen, and its processor, by the names of transformers' classes. Every weight must be
+    there: the library fills in random ones with no more than a warning."""
     source = str(source).strip()
     if not source:
         raise DCOError(
@@ -90,7 +93,9 @@ def load_pretrained(source: str | Path, model_class: str, processor_class: str) 
             ) from None
         try:
             processor = getattr(transformers, processor_class).from_pretrained(source)
-            model, info = getattr(transformers, model_class).from_pretrained(source, output_loading_info=True)
+            model, info = getattr(transformers, model_class).from_pretrained(
+                source, output_loading_info=True, dtype=dtype
+            )
         except Exception as error:  # damaged files raise whatever their readers do
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DCOError(
@@ -104,4 +109,4 @@ def load_pretrained(source: str | Path, model_class: str, processor_class: str) 
             f'The weights of "{source}" do not fit its config.json (missing or of another shape: {wrong}, ...): '
             "download the model again."
         )
-    return model.float().eval().requires_grad_(False), processor
+    return model.to(dtype).eval().requires_grad_(False), processor

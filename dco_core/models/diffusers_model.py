@@ -14,12 +14,13 @@ from torch import Tensor
 from ..data.buckets import BucketedImage
 from ..errors import DCOError
 from ..files.fingerprints import network_fingerprint
-from ..lora import canonical_keys
+from ..lora import LoraLayer, LoraWeights, canonical_keys
 from ..lora.keys import kohya_names
+from ..lora.started import started_layers
 from ..network.denoiser import NetworkDenoiser
 from ..network.library_import import without_broken_torchvision
 from ..network.lora_layers import AdapterConfig
-from ..network.weight_stream import Copies, resident_blocks, stream_blocks
+from ..network.weight_stream import Copies, check_streaming, resident_blocks, stream_blocks
 from ..schedules import Schedule
 from ..suggested_scales import PAPER
 from ..training.memory import free_memory
@@ -175,9 +176,15 @@ class DiffusersModel:
     def network_input(self, conditioning: dict[str, Tensor], latent: Tensor, shown: object = None) -> dict[str, Tensor]:
         return conditioning
 
-    def denoiser(self, config: AdapterConfig | None, step_shape: Sequence[int] = ()) -> NetworkDenoiser:
+    def started_layers(self, start: LoraWeights) -> dict[str, LoraLayer]:
+        return started_layers(start, {key: name for name, key in self._canonical.items()}, self.family)
+
+    def denoiser(
+        self, config: AdapterConfig | None, step_shape: Sequence[int] = (), stream_weights: str = "auto"
+    ) -> NetworkDenoiser:
         denoiser = _UNetDenoiser(self._pipeline.unet, self._schedule, config, self.family)
-        denoiser.place(self._device, free_memory(self._device) if self._device.type == "cuda" else None)
+        free = free_memory(self._device) if self._device.type == "cuda" else None
+        denoiser.place(self._device, free, stream_weights)
         return denoiser
 
     def kohya_names(self) -> Mapping[str, str]:
@@ -217,23 +224,38 @@ class _UNetDenoiser(NetworkDenoiser):
         shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
         network = copy.deepcopy(unet, shared)  # modules of its own on the same weights
         super().__init__(network.requires_grad_(False), schedule, config)
-        self._device, self._dtype = unet.device, unet.dtype
+        self._device, self._dtype, self._frozen = unet.device, unet.dtype, unet
 
-    def place(self, device: torch.device, free: int | None, copies: Copies | None = None) -> None:
+    def phi_on(self, device: torch.device) -> _UNetDenoiser:
+        moved: dict[int, Any] = {
+            id(p): torch.nn.Parameter(p.detach().to(device, copy=True), requires_grad=False)
+            for p in self._frozen.parameters()
+        }
+        moved |= {id(buffer): buffer.to(device, copy=True) for buffer in self._frozen.buffers()}
+        phi = _UNetDenoiser(copy.deepcopy(self._frozen, moved), self.schedule, None, self.family)
+        phi._device = device
+        return phi
+
+    def place(
+        self, device: torch.device, free: int | None, stream_weights: str = "auto", copies: Copies | None = None
+    ) -> None:
         """Move the network to the device; the weights of blocks that do not fit into its `free` bytes beside a step
-        stay in main memory and are streamed. free: None where all fits. copies: see `stream_blocks`."""
+        stay in main memory and are streamed, with stream_weights "on" those of all blocks, with "off" none. free: None
+        on a device that is main memory, where nothing is streamed. copies: see `stream_blocks`."""
+        check_streaming(stream_weights)
         self._device = device
         room = None if free is None else int(free * (1 - _STEP_SHARE))
-        if room is None or room >= sum(t.nbytes for t in self.network_tensors()):
+        fits = room is None or room >= sum(t.nbytes for t in self.network_tensors())
+        if room is None or stream_weights == "off" or (stream_weights == "auto" and fits):
             self.network.to(device)
         else:
-            kept = resident_blocks(self.network, room)
+            kept = 0 if stream_weights == "on" else resident_blocks(self.network, room)
             self.weight_stream = stream_blocks(self.network, device, kept, copies=copies)
 
     def forward(self, x_t: Tensor, t: Tensor, conditioning: Sequence[dict[str, Tensor]]) -> Tensor:
         unet: Any = self.network
         device, dtype = self._device, self._dtype
-        own = {name: torch.stack([c[name] for c in conditioning]) for name in conditioning[0]}
+        own = {name: torch.stack([c[name] for c in conditioning]).to(device) for name in conditioning[0]}
         added = {"text_embeds": own["pooled"], "time_ids": own["time_ids"]} if "pooled" in own else None
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return unet(

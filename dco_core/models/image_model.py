@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..data.buckets import BucketedImage
+from ..lora import LoraLayer, LoraWeights
 from ..network.denoiser import NetworkDenoiser
 from ..network.lora_layers import AdapterConfig
 from ..training.learned_tokens import LearnedTokens, TokenSpec
@@ -95,9 +96,16 @@ class ImageModel(Protocol):
         training."""
         ...
 
-    def denoiser(self, config: AdapterConfig | None, step_shape: Sequence[int] = ()) -> NetworkDenoiser:
+    def started_layers(self, start: LoraWeights) -> dict[str, LoraLayer]:
+        """The layers of a LoRA to go on from, by the names of the network's modules. DCOError for one of another
+        model."""
+        ...
+
+    def denoiser(
+        self, config: AdapterConfig | None, step_shape: Sequence[int] = (), stream_weights: str = "auto"
+    ) -> NetworkDenoiser:
         """The network with a LoRA (None: without). step_shape: of the latents [B, C, ...] of a step, for a model that
-        has to fit beside them."""
+        has to fit beside them. stream_weights: one of network/weight_stream.py's STREAMING."""
         ...
 
     def kohya_names(self) -> Mapping[str, str]:

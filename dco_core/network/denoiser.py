@@ -55,6 +55,12 @@ class Denoiser(ABC):
         """What the network holds whether it trains or not: no part of a step's memory."""
         return ()
 
+    def phi_on(self, device: torch.device) -> Denoiser | None:
+        """phi as a network of its own on a device, without an adapter: it takes x_t there and conditionings from
+        anywhere, and may be asked by another thread. Its weights may be shared where the device is the same. None where
+        a network does not know how."""
+        return None
+
 
 class NetworkDenoiser(Denoiser):
     """A Denoiser over any torch network: injects a LoRA into `network` (in place: hand over a copy of your own);

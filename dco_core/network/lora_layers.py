@@ -49,6 +49,12 @@ class AdapterConfig:
     def effective_alpha(self) -> float:
         return float(self.rank if self.alpha is None else self.alpha)
 
+    @property
+    def size(self) -> tuple[int, float]:
+        """(rank, alpha), where it goes on from a LoRA those of its first layer."""
+        first = next(iter(self.start.values()), None) if self.start else None
+        return (first.rank, first.rank * first.scale) if first else (self.rank, self.effective_alpha)
+
     def check(self) -> None:
         """Raise DCOError for what no network could take."""
         if self.rank < 1:
@@ -132,6 +138,7 @@ def add_adapter(network: nn.Module, config: AdapterConfig) -> dict[str, nn.Param
         lora_dropout=config.dropout,
         target_modules=names,
         bias="none",
+        init_lora_weights=False,  # they are set below
         rank_pattern={f"^{re.escape(name)}": layer.rank for name, layer in start.items()},
         alpha_pattern={f"^{re.escape(name)}": layer.rank * layer.scale for name, layer in start.items()},
     )
@@ -157,7 +164,8 @@ def add_adapter(network: nn.Module, config: AdapterConfig) -> dict[str, nn.Param
 
 def lora_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
     """The injected peft layers as (dotted name of the wrapped module, layer), sorted by name."""
-    found = [(n, m) for n, m in network.named_modules() if ADAPTER in getattr(m, "lora_A", {})]
+    # _modules: a module that has no lora_A is slow to say so, and there are many
+    found = [(n, m) for n, m in network.named_modules() if ADAPTER in (m._modules.get("lora_A") or ())]
     return sorted(found, key=lambda item: item[0])
 
 

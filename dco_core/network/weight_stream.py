@@ -16,10 +16,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..errors import DCOError
 from .frozen_layers import frozen_conv2d, frozen_linear
 from .gradient_checkpointing import blocks
 
 AHEAD = 2  # blocks on their way while one computes
+STREAMING = ("auto", "on", "off")  # where not all fits; every block; nothing
 Fetch = Callable[[], Tensor]
 
 
@@ -130,6 +132,12 @@ class WeightStream:
         return found
 
 
+def check_streaming(choice: str) -> None:
+    """Raise DCOError for a choice that is none of STREAMING."""
+    if choice not in STREAMING:
+        raise DCOError(f"stream_weights is {choice!r}: use {', '.join(STREAMING)}.")
+
+
 def streamable(block: nn.Module) -> list[nn.Module]:
     """The layers of a block whose weights can be streamed: all that are frozen, so none of its LoRA's."""
     return [m for m in block.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and _is_frozen(m)]
@@ -184,6 +192,12 @@ def stream_units(
             take_from(layer, weight, bias)
             place += 1 if bias is None else 2
     return stream
+
+
+def move_to(network: nn.Module, device: torch.device) -> None:
+    """Move all of a network, in place; hand over a copy of your own."""
+    for module in network.modules():
+        _move_own(module, device)
 
 
 def resident_blocks(network: nn.Module, free_bytes: int, ahead: int = AHEAD) -> int:

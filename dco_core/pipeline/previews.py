@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import numpy as np
-import torch
-from torch import Tensor
+from collections.abc import Callable
 
 from ..training.previews import Preview, Previews
 from ..training.step_report import StepReport
@@ -34,8 +30,3 @@ class TrainingPreviews:
         with self._run.result():
             taken = self._previews.take()
         self._show(step, taken)
-
-
-def as_pixels(images: Sequence[Tensor]) -> list[np.ndarray]:
-    """Images [H, W, 3] in 0..1 as uint8 [H, W, 3]."""
-    return [image.clamp(0, 1).mul(255).round().to("cpu", torch.uint8).numpy() for image in images]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,21 @@ from PIL import Image
 from ..captions.check import check_captions, report
 from ..captions.markers import markers
 from ..data.buckets import MIN_SIDE
+from ..data.pixels import as_uint8
 from ..drawing.preview_sheet import preview_sheet
 from ..errors import DCOError
 from ..files.atomic import whole_file
 from ..files.content_key import content_key
 from ..lora import LoraWeights, bundled, write_embedding, write_lora
+from ..lora.started import check_start
 from ..models.image_model import ImageModel
 from ..network.lora_layers import AdapterConfig
 from ..training.calibration import identity
 from ..training.checkpoints import Checkpoints
-from ..training.memory import PeakMemory, estimate
+from ..training.memory import PeakMemory, estimate, streaming
 from ..training.previews import Preview
 from ..training.processes import ALONE, Processes
+from ..training.reference_ahead import OFF, reference_ahead
 from ..training.reference_cache import ReferenceCache
 from ..training.step_report import StepReport
 from ..training.trainer import Training
@@ -30,7 +34,7 @@ from .examples import SIZES, Preparation, PreparedPictures
 from .file_header import TrainedHeader
 from .output_files import RUN, check_replaceable, embedding_files, preview_folder
 from .pictures import TrainingPictures
-from .previews import TrainingPreviews, as_pixels
+from .previews import TrainingPreviews
 from .vocabulary import TokenConfig, kept_vocabulary, learned_vocabulary
 
 GENERATED = "generated.safetensors"  # beside the checkpoints: what the base model made for an objective
@@ -42,14 +46,16 @@ NO_TOKENS = TokenConfig()
 class FolderTraining:
     """A Training on a folder's pictures, encoded once, with the file it is to become.
 
-    resolution: in pixels, None for the model's own. square: a centred square of each picture instead of
-    aspect-ratio buckets. compiled, gradient_checkpointing: of the network's blocks. size_conditioning: see
-    Preparation. overwrite: whether `output` may be replaced where it is not of this run. preview_every: pictures in
-    preview_folder(output) after this many steps and in the end, 0 for none; preview_prompts: of what, left out the
-    first caption. tokens: whether markers become tokens of their own. reference_folder: where the base model's errors
-    are kept for further runs, None for nowhere. processes: those that make this run together; the first alone writes.
-    on_message: told what takes time before the run. notes: what to tell the user before the run; memory: its peak,
-    after it. Raises DCOError for what cannot be trained, before anything is written.
+    resolution: in pixels, None for the model's own. square: a centred square of each picture instead of aspect-ratio
+    buckets. compiled, gradient_checkpointing: of the network's blocks. size_conditioning: see Preparation. overwrite:
+    whether `output` may be replaced where it is not of this run. preview_every: pictures in preview_folder(output)
+    after this many steps and in the end, 0 for none; preview_prompts: of what, left out the first caption. tokens:
+    whether markers become tokens of their own. start: a LoRA to go on from, whose tensors that are no layers (learned
+    tokens) are carried over. stream_weights: see network/weight_stream.py. reference_device: see
+    training/reference_ahead.py. reference_folder: where the base model's errors are kept for further runs, None for
+    nowhere. processes: those that make this run together; the first alone writes. on_message: told what takes time
+    before the run. words: what the captions' markers stand for. notes: what to tell the user before the run; memory:
+    its peak, after it. Raises DCOError for what cannot be trained, before anything is written.
     """
 
     def __init__(
@@ -68,12 +74,18 @@ class FolderTraining:
         preview_every: int = 0,
         preview_prompts: Sequence[str] = (),
         tokens: TokenConfig = NO_TOKENS,
+        start: LoraWeights | None = None,
+        stream_weights: str = "auto",
+        reference_device: str = OFF,
         reference_folder: Path | None = None,
         on_message: Callable[[str], None] = lambda text: None,
         processes: Processes = ALONE,
     ):
         self._model, self._output, self._learning = model, output, tokens
-        self._adapter = None if tokens.alone else adapter
+        if start is not None:
+            check_start(start, tokens.alone)
+        self._adapter = None if tokens.alone else _going_on(adapter, model, start)
+        self._carried = {} if start is None else start.other
         self._processes = processes
         config = folder.config
         tokens.check()
@@ -91,34 +103,38 @@ class FolderTraining:
             raise DCOError(f"preview_every is {preview_every}: use a number of steps, or 0 for no previews.")
         shown = (list(preview_prompts) or folder.captions[:1]) if preview_every else []
         how = Preparation(self._resolution, self._square, size_conditioning, shown)
-        self._words = (
-            learned_vocabulary(model, folder.captions, config.seed, tokens.initializers, tokens.vectors)
+        self.words = (
+            learned_vocabulary(model, folder.captions, config.seed, tokens.initializers, tokens.vectors, start)
             if tokens.on
-            else kept_vocabulary(folder.captions, None)
+            else kept_vocabulary(folder.captions, start)
         )
-        self._data = PreparedPictures(model, folder, how, self._words)
+        self._data = PreparedPictures(model, folder, how, self.words)
         content = content_key(model.content(), self._adapter, self._data.content, compiled)
+        if self._carried:
+            content = content_key(content, self._carried)
         model.offload_encoders(texts=not tokens.on, images=not shown)
-        denoiser = model.denoiser(self._adapter, self._data.step_shape)
-        start = None if self._words.tokens is None else self._words.tokens.tensors()
-        self._run = content_key(content, identity(config, denoiser), start)[:16]
+        denoiser = model.denoiser(self._adapter, self._data.step_shape, stream_weights)
+        rows = None if self.words.tokens is None else self.words.tokens.tensors()
+        self._run = content_key(content, identity(config, denoiser), rows)[:16]
         for path in (output, *self._embeddings().values()):
             check_replaceable(path, overwrite, self._run)
         if compiled:
             denoiser.compile_blocks()
         kept = checkpoints.folder / GENERATED if checkpoints is not None else None
         examples = self._data.examples(denoiser, kept, on_message)
-        self.memory = PeakMemory(examples[0].latent.device)
+        device = examples[0].latent.device
+        self.memory = PeakMemory(device)
         if gradient_checkpointing:
             denoiser.checkpoint_blocks()
         self.training = Training(
             denoiser,
             examples,
             config,
-            self._words.tokens,
+            self.words.tokens,
             checkpoints=checkpoints,
             content=content,
             reference_cache=self._reference_cache(reference_folder, compiled),
+            reference=reference_ahead(denoiser, reference_device, device, processes.count),
             watch_speed=True,
             processes=processes,
         )
@@ -130,7 +146,8 @@ class FolderTraining:
             *folder.notes,
             f"{len(self._data)} pictures, {self._resolution} px. A step needs {estimate(denoiser, examples, config)}.",
             report(check_captions(self._data.captions, kind="auto"), self._data.captions),
-            *([] if tokens.on else _markers_as_words(self._data.captions)),
+            *filter(None, [streaming(denoiser.weight_stream, stream_weights, device)]),
+            *([] if tokens.on else _markers_as_words(self._data.captions, self.words.fixed)),
             *self.training.notes,
         ]
 
@@ -150,7 +167,7 @@ class FolderTraining:
             self._previews.last()
 
     def _write_sheet(self, step: int, taken: list[Preview]) -> None:
-        pictures = as_pixels(self._model.decode_latents([p.latent for p in taken]))
+        pictures = [as_uint8(image) for image in self._model.decode_latents([p.latent for p in taken])]
         image = Image.fromarray(preview_sheet(taken, pictures, f"step {step}"))
         path = preview_folder(self._output) / f"step-{step:08d}.png"
         with whole_file(path) as temporary:
@@ -159,7 +176,7 @@ class FolderTraining:
     def save(self) -> list[str]:
         """Write the LoRA as it is now, whole or not at all, and an embedding file for each learned token; the same run
         writes the same bytes. What was written, as sentences. Raises DCOError where it cannot be written."""
-        tokens, adapter = self._words.tokens, self._adapter
+        tokens, adapter = self.words.tokens, self._adapter
         with self.training.result():
             layers = self.training.denoiser.lora()
             rows = {} if tokens is None else tokens.tensors()
@@ -173,8 +190,8 @@ class FolderTraining:
         }
         header = TrainedHeader(
             config=self.training.config,
-            rank=adapter.rank if adapter else 0,
-            alpha=adapter.effective_alpha if adapter else 0.0,
+            rank=adapter.size[0] if adapter else 0,
+            alpha=adapter.size[1] if adapter else 0.0,
             layers=adapter.layers if adapter else "",
             family=self._model.family,
             prediction=self._model.prediction,
@@ -182,12 +199,13 @@ class FolderTraining:
             other=settings,
         )
         entries = header.entries(
-            self._output.stem, self.training.step, self._words.initializers, dated=False, layers=layers.values()
+            self._output.stem, self.training.step, self.words.initializers, dated=False, layers=layers.values()
         )
         entries |= {RUN: self._run}
         weights = LoraWeights(
-            {self._model.canonical(name): layer for name, layer in layers.items()}, bundled(rows), entries
-        )
+            {self._model.canonical(name): layer for name, layer in layers.items()},
+            self._carried | bundled(rows), entries,
+        )  # fmt: skip
         write_lora(self._output, weights, keys=dict(self._model.kohya_names()) or "kohya")
         written = [f"Saved {self._output} after {self.training.step} steps."]
         for name, path in self._embeddings().items():
@@ -199,7 +217,7 @@ class FolderTraining:
         return written
 
     def _embeddings(self) -> dict[str, Path]:
-        tokens = self._words.tokens
+        tokens = self.words.tokens
         return embedding_files(self._output, [] if tokens is None else list(tokens.rows()))
 
 
@@ -211,8 +229,16 @@ def check_resolution(resolution: int | None) -> None:
         )
 
 
-def _markers_as_words(captions: Sequence[str]) -> list[str]:
-    names = list(dict.fromkeys(name for text in captions for name in markers(text)))
+def _going_on(adapter: AdapterConfig, model: ImageModel, start: LoraWeights | None) -> AdapterConfig:
+    """From the layers of a LoRA, where it has any."""
+    if start is None or not start.layers:
+        return adapter
+    return dataclasses.replace(adapter, start=model.started_layers(start))
+
+
+def _markers_as_words(captions: Sequence[str], known: Collection[str]) -> list[str]:
+    """known: markers that a LoRA to go on from has rows for."""
+    names = list(dict.fromkeys(name for text in captions for name in markers(text) if name not in known))
     if not names:
         return []
     return [

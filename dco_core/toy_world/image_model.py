@@ -9,9 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.buckets import BucketedImage
+from ..errors import DCOError
 from ..files.content_key import content_key
 from ..files.fingerprints import network_fingerprint
+from ..lora import LoraLayer, LoraWeights
+from ..lora.started import started_layers
 from ..network.lora_layers import AdapterConfig
+from ..network.weight_stream import check_streaming
 from ..suggested_scales import TOY_WORLD
 from .bases import DEFAULT_BASE
 from .learned_tokens import ToyTokens
@@ -62,7 +66,16 @@ class ToyWorldModel:
     def network_input(self, conditioning: Tensor, latent: Tensor, shown: object = None) -> Tensor:
         return conditioning
 
-    def denoiser(self, config: AdapterConfig | None, step_shape: Sequence[int] = ()) -> ToyDenoiser:
+    def started_layers(self, start: LoraWeights) -> dict[str, LoraLayer]:
+        modules = {self.canonical(name): name for name, _ in self._unet.named_modules()}
+        return started_layers(start, modules, "the Toy World")
+
+    def denoiser(
+        self, config: AdapterConfig | None, step_shape: Sequence[int] = (), stream_weights: str = "auto"
+    ) -> ToyDenoiser:
+        check_streaming(stream_weights)
+        if stream_weights == "on":
+            raise DCOError("The Toy World is far too small to be streamed: leave stream_weights out.")
         return ToyDenoiser(config, self._unet)
 
     def kohya_names(self) -> Mapping[str, str]:

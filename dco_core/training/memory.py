@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..network.denoiser import Denoiser
+from ..network.weight_stream import WeightStream
 from .config import TrainingConfig
 from .draws import Draw, random_draws
 from .examples import Example
@@ -73,9 +74,13 @@ def estimate(denoiser: Denoiser, examples: Sequence[Example], config: TrainingCo
     batch = Batch(denoiser, largest, draws, some_beta, _blank_reference(largest, draws, config))
     with saved_tensors_hooks(count, unused), torch.random.fork_rng([]), torch.enable_grad():
         OBJECTIVES[config.objective](batch)
-    trained = sum(p.numel() for p in denoiser.trainable().values()) * _BYTES
-    copies = _COPIES[config.optimizer] + (1 if config.ema_decay else 0) + (1 if config.keep == "best" else 0)
-    return MemoryEstimate(activations, int(trained * (1 + copies)))
+    more = (1 if config.ema_decay else 0) + (1 if config.keep == "best" else 0)
+    return MemoryEstimate(activations, training_bytes(denoiser.trainable().values(), config.optimizer, more))
+
+
+def training_bytes(parameters: Iterable[Tensor], optimizer: str, more: int = 0) -> int:
+    """What trainable parameters take in fp32 with gradients and the optimizer's states; more: further copies."""
+    return int(sum(p.numel() for p in parameters) * _BYTES * (1 + _COPIES[optimizer] + more))
 
 
 def _blank_reference(examples: Sequence[Example], draws: Sequence[Draw], config: TrainingConfig) -> Reference:
@@ -104,6 +109,18 @@ def free_memory(device: torch.device) -> int | None:
     except (OSError, ValueError):
         return None
     return int(available.split()[1]) * 1024
+
+
+def streaming(stream: WeightStream | None, choice: str, device: torch.device) -> str:
+    """What is streamed to the device, as a sentence; "" where nothing is and nobody asked for it."""
+    if stream is not None:
+        return (
+            f"{megabytes(stream.nbytes)} of the weights stay in main memory and are streamed, at most "
+            f"{megabytes(stream.resident_bytes)} at once."
+        )
+    if choice != "on":
+        return ""
+    return f"No weights are streamed: the model {'trains in main memory' if device.type == 'cpu' else 'has no blocks'}."
 
 
 class PeakMemory:

@@ -7,7 +7,7 @@ and shift it to where the family samples.
     sigmoid        the flow time sigmoid(n) itself, whatever the schedule (kohya's and musubi-tuner's "sigmoid")
     shifted        the flow time sigmoid(n), shifted by the picture's size as the family samples (kohya's "flux_shift");
                    by the family's own schedule where its shift is one number
-    family         what the table below has for the family
+    family         what the table below has for the family: its trainers' choice, with their shift
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ class ShiftLaw:
     last_mu: float
     cells: int = 2
 
+    @classmethod
+    def constant(cls, shift: float) -> ShiftLaw:
+        """One number, whatever the size."""
+        return cls(0, math.log(shift), 1, math.log(shift))
+
     def shift(self, latent_shape: Sequence[int]) -> float:
         """For a latent [C, H, W] or [C, T, H, W]."""
         tokens = math.prod(latent_shape[1:]) / self.cells**2
@@ -44,32 +49,51 @@ class ShiftLaw:
 
 @dataclass(frozen=True)
 class FamilyLevels:
-    """sampling: what its trainers use. law: how its sampler shifts by size, None for one number. source: of both."""
+    """sampling: what its trainers use. law: how its sampler shifts by size, None for one number. trainers: the shift
+    that its trainers use, where it is another number than that of its schedule. source: of all of it."""
 
     sampling: str
     law: ShiftLaw | None
     source: str
+    trainers: float | None = None
 
 
-# By how the family's name in a LoRA's header begins (kohya's name, or the host's class).
+# By how the family's name in a LoRA's header begins (kohya's name, or the host's class); the first that fits.
 _FAMILIES = {
     "sd3": FamilyLevels("logit-normal", None, "Esser et al. 2024, Sec. 5.1"),
     "flux1": FamilyLevels(
-        "shifted", ShiftLaw(256, 0.5, 4096, 1.15), "flux/sampling.py of black-forest-labs; flux_shift of sd-scripts"
+        "shifted", ShiftLaw(256, 0.5, 4096, 1.15),
+        "get_schedule in flux/sampling.py of black-forest-labs/flux; flux_shift in library/flux_train_utils.py of "
+        "sd-scripts",
     ),
     "Flux2": FamilyLevels(
-        "shifted", ShiftLaw(256, 0.5, 4096, 1.15, cells=1), "scheduler_config.json of black-forest-labs/FLUX.2-dev"
+        "shifted", ShiftLaw(256, 0.5, 4096, 1.15, cells=1),  # its samplers' shift depends on the number of steps too
+        "flux2_shift, docs/flux_2.md of musubi-tuner",
     ),
     "QwenImage": FamilyLevels(
-        "shifted", ShiftLaw(256, 0.5, 8192, 0.9), "scheduler_config.json of Qwen/Qwen-Image; qwen_shift of musubi-tuner"
+        "shifted", ShiftLaw(256, 0.5, 8192, 0.9),
+        "scheduler_config.json of Qwen/Qwen-Image; qwen_shift, docs/qwen_image.md of musubi-tuner",
     ),
+    "Krea2": FamilyLevels("shifted", ShiftLaw(256, 0.5, 6400, 1.15), "krea2_shift, docs/krea2.md of musubi-tuner"),
     "LTXV": FamilyLevels(
-        "shifted", ShiftLaw(1024, 0.95, 4096, 2.05, cells=1), "scheduler_config.json of Lightricks/LTX-Video"
+        "shifted", ShiftLaw(1024, 0.95, 4096, 2.05, cells=1),
+        "scheduler_config.json of Lightricks/LTX-Video; shifted_logit_normal of its developers' trainer",
     ),
-    "Lumina2": FamilyLevels("shifted", None, "shift 6, scheduler_config.json of Alpha-VLLM/Lumina-Image-2.0"),
-    "ZImage": FamilyLevels("shifted", None, "shift 3, scheduler_config.json of Tongyi-MAI/Z-Image-Turbo"),
-    "WAN2": FamilyLevels("shifted", None, "timestep_sampling shift, docs/wan.md of musubi-tuner"),
-    "HunyuanVideo": FamilyLevels("shifted", None, "timestep_sampling shift, README of musubi-tuner"),
+    "Lumina2": FamilyLevels(
+        "shifted", None,
+        "shift 6: scheduler_config.json of Alpha-VLLM/Lumina-Image-2.0; the defaults in library/lumina_train_util.py "
+        "of sd-scripts",
+    ),
+    "ZImage": FamilyLevels("shifted", None, "shift 2 to begin with, docs/zimage.md of musubi-tuner", 2.0),
+    "WAN2": FamilyLevels("shifted", None, "shift 3, the example in docs/wan.md of musubi-tuner", 3.0),
+    "HunyuanVideo15": FamilyLevels(
+        "shifted", None, "shift 2 to begin with, docs/hunyuan_video_1_5.md of musubi-tuner", 2.0
+    ),
+    "HunyuanVideo": FamilyLevels(
+        "shifted", None,
+        "shift 7: scheduler_config.json of hunyuanvideo-community/HunyuanVideo; docs/hunyuan_video.md of musubi-tuner",
+    ),
+    "Anima": FamilyLevels("sigmoid", None, "docs/anima_train_network.md of sd-scripts"),
     "ToyWorld": FamilyLevels("uniform", None, "tools/train_toy_world.py"),
 }  # fmt: skip
 _OTHER_FLOW = FamilyLevels("logit-normal", None, "Esser et al. 2024, Sec. 5.1")
@@ -118,7 +142,10 @@ def noise_levels(denoiser: Denoiser, config: TrainingConfig) -> NoiseLevels:
             f"timestep_sampling {sampling} is for flow models, and this one predicts {schedule.prediction}: use "
             "uniform, as the paper does, or logit-normal."
         )
-    return NoiseLevels(sampling, len(schedule), schedule.sigma, family.law if sampling == "shifted" else None)
+    law = family.law if sampling == "shifted" else None
+    if sampling == "shifted" and config.timestep_sampling == "family" and family.trainers is not None:
+        law = ShiftLaw.constant(family.trainers)
+    return NoiseLevels(sampling, len(schedule), schedule.sigma, law)
 
 
 def note_of(denoiser: Denoiser, config: TrainingConfig) -> str:

@@ -93,9 +93,9 @@ class Previews:
         noise = torch.randn((1, *self._shape), generator=generator).to(self._device)
         latent = sample(
             self._denoiser,
-            prompt.conditioning,
-            prompt.base_conditioning,
-            prompt.empty_conditioning,
+            [prompt.conditioning],
+            None if prompt.base_conditioning is None else [prompt.base_conditioning],
+            [prompt.empty_conditioning],
             noise,
             w_rg=w_rg,
             w_text=self._w_text,

@@ -54,11 +54,13 @@ class ReferenceCache:
         self._unwritten, self._written = False, time.monotonic()
 
     def open(
-        self, denoiser: Denoiser, examples: Sequence[Example], config: TrainingConfig, share: tuple[int, int] = (0, 1)
-    ) -> None:
+        self, denoiser: Denoiser, examples: Sequence[Example], config: TrainingConfig, share: tuple[int, int] = (0, 1),
+        device: torch.device | None = None,
+    ) -> None:  # fmt: skip
         """Find the errors of this series of draws. config: with numbers for what was automatic. share: which of how
-        many processes takes every so many batches of it."""
-        self._key = reference_key(self._content, denoiser, examples, config, share)
+        many processes takes every so many batches of it. device: that computes, where it is not that of the
+        examples."""
+        self._key = reference_key(self._content, denoiser, examples, config, share, device)
         self._path = self.folder / f"{self._key[:32]}.safetensors"
         self._window = config.look_ahead
         there = self._path.exists()
@@ -118,6 +120,7 @@ def reference_key(
     examples: Sequence[Example],
     config: TrainingConfig,
     share: tuple[int, int] = (0, 1),
+    device: torch.device | None = None,
 ) -> str:
     """SHA-256 (hex) over everything that phi's errors on a series of draws depend on."""
     recipe = {name: value for name, value in config.as_dict().items() if name not in _OF_THETA}
@@ -125,7 +128,7 @@ def reference_key(
     for example in examples:  # repeats are the same object
         known.setdefault(id(example), _example_key(denoiser, example, bool(config.caption_dropout)))
     shown = [known[id(example)] for example in examples]
-    computing = _computing(examples[0].latent.device)
+    computing = _computing(device or examples[0].latent.device)
     levels = noise_levels(denoiser, config)
     return content_key(_FORMAT, content, denoiser.schedule, levels, recipe, shown, computing, share)
 

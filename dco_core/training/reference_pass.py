@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from ..network.denoiser import Denoiser
 from .config import TrainingConfig
@@ -21,6 +22,7 @@ from .examples import Example
 from .holding import Reference, reference_of
 from .memory import estimate, free_memory
 from .objectives import references_of
+from .reference_ahead import ReferenceAhead
 from .reference_cache import ReferenceCache
 
 DEFAULT_ROWS = 8
@@ -69,6 +71,15 @@ def not_cached(examples: Sequence[Example], config: TrainingConfig, recorded: bo
     return ""
 
 
+class _Window(NamedTuple):
+    """Batches that phi looks at in one call. draws: on their references; ends: of each batch among them."""
+
+    number: int
+    batches: list[Sequence[Draw]]
+    draws: list[Draw]
+    ends: list[int]
+
+
 def with_reference(
     denoiser: Denoiser,
     examples: Sequence[Example],
@@ -77,22 +88,49 @@ def with_reference(
     window: int,
     cache: ReferenceCache | None = None,
     first: int = 0,
+    ahead: ReferenceAhead | None = None,
 ) -> Iterator[tuple[Sequence[Draw], Reference]]:
     """Every batch with phi on its references, which is had for `window` batches at once. cache: where errors of earlier
-    runs are; first: the number of the first of these windows in it."""
-    for number in itertools.count(first):
-        ahead = list(itertools.islice(batches, window))
-        if not ahead:
-            return
-        asked = [references_of(examples, batch) for batch in ahead]
-        draws = [d for batch in asked for d in batch]
-        errors = cache.get(number) if cache is not None else None
-        if errors is None:
-            found = reference_of(denoiser, examples, draws, config)
-            if cache is not None:
-                cache.put(number, found.errors)
-        else:
-            found = Reference(errors, [None] * len(draws), [None] * len(draws))
-        ends = list(itertools.accumulate(len(batch) for batch in asked))
-        for batch, start, stop in zip(ahead, [0, *ends], ends, strict=False):
+    runs are; first: the number of the first of these windows in it. ahead: phi on another device, which looks at a
+    window while the caller uses the one before."""
+    windows, asked = itertools.tee(_windows(examples, batches, window, first))
+    looked: Iterator[Reference | None]
+    if ahead is None:
+        looked = (_look(denoiser, examples, w, config, cache) for w in asked)
+    else:
+        known = (None if cache is not None and cache.get(w.number) is not None else w.draws for w in asked)
+        looked = ahead.references(known, examples, config)
+    for w, found in zip(windows, looked, strict=True):
+        if found is None:
+            assert cache is not None
+            errors = cache.get(w.number)
+            assert errors is not None
+            found = Reference(errors, [None] * len(w.draws), [None] * len(w.draws))
+        elif cache is not None:
+            cache.put(w.number, found.errors)
+        for batch, start, stop in zip(w.batches, [0, *w.ends], w.ends, strict=False):
+            if ahead is not None:
+                ahead.check()
             yield batch, found.part(start, stop)
+
+
+def _windows(
+    examples: Sequence[Example], batches: Iterator[Sequence[Draw]], window: int, first: int
+) -> Iterator[_Window]:
+    for number in itertools.count(first):
+        taken = list(itertools.islice(batches, window))
+        if not taken:
+            return
+        asked = [references_of(examples, batch) for batch in taken]
+        ends = list(itertools.accumulate(len(batch) for batch in asked))
+        yield _Window(number, taken, [d for batch in asked for d in batch], ends)
+
+
+def _look(
+    denoiser: Denoiser, examples: Sequence[Example], window: _Window, config: TrainingConfig,
+    cache: ReferenceCache | None,
+) -> Reference | None:  # fmt: skip
+    """None where the cache has it."""
+    if cache is not None and cache.get(window.number) is not None:
+        return None
+    return reference_of(denoiser, examples, window.draws, config)

@@ -32,6 +32,7 @@ from .noise_levels import noise_levels, note_of
 from .objectives import OBJECTIVES, Batch, ObjectiveResult, checked_examples
 from .optimizers import make_optimizer, rate_factor
 from .processes import ALONE, Processes
+from .reference_ahead import ReferenceAhead
 from .reference_cache import ReferenceCache
 from .run_state import RunState, differences, from_checkpoint, to_checkpoint
 from .step_report import StepReport
@@ -69,6 +70,7 @@ class Training:
         configuration is gone on from, bit for bit as if the run had never stopped.
     content: whatever else the run is made of (model, pictures, captions), as `content_key` gives it.
     reference_cache: where phi's errors of earlier runs are, and those of this one go.
+    reference: phi on another device, where it is to look ahead; closed when the run ends.
     callback: called now and then while the automatic beta is sought; whatever it raises ends that.
     watch_speed: stop when steps become many times slower.
     processes: those that make this run together, all with the same arguments. The first alone writes checkpoints.
@@ -88,6 +90,7 @@ class Training:
         checkpoints: Checkpoints | None = None,
         content: str = "",
         reference_cache: ReferenceCache | None = None,
+        reference: ReferenceAhead | None = None,
         callback: Callable[[], None] = lambda: None,
         watch_speed: bool = False,
         processes: Processes = ALONE,
@@ -150,6 +153,7 @@ class Training:
         factor = rate_factor(self.config.lr_scheduler, self.config.lr_warmup_steps, self.config.steps)
         self._rates = torch.optim.lr_scheduler.LambdaLR(self._optimizer, factor, last_epoch=self.step - 1)
         self._validation = Validation(denoiser, self.examples, self.config) if self.config.validation_steps else None
+        self._ahead = self._looking_ahead(reference)
         self._cache = self._opened(reference_cache)
 
     # --- the run
@@ -177,6 +181,8 @@ class Training:
                 self._save_while_stopping()
                 raise
             finally:
+                if self._ahead is not None:
+                    self._ahead.close()
                 if self._cache is not None:
                     self._cache.write()
         if self.checkpoints is not None and self._processes.is_first:
@@ -260,10 +266,13 @@ class Training:
         stream = self._draws or random_draws(examples, self._levels, config, start=first * every)
         if every > 1:
             stream = itertools.islice(stream, self._processes.rank, None, every)
-        if window == 1 and self._cache is None:
+        if self._ahead is not None:  # not beyond the last step
+            last = config.steps * config.gradient_accumulation_steps // every
+            stream = itertools.islice(stream, max(0, -(-last // window) * window - first))
+        if window == 1 and self._cache is None and self._ahead is None:
             return (Batch(self.denoiser, examples, draws, config) for draws in stream)
         pairs = reference_pass.with_reference(
-            self.denoiser, examples, stream, config, window, self._cache, first // window
+            self.denoiser, examples, stream, config, window, self._cache, first // window, self._ahead
         )
         return (
             Batch(self.denoiser, examples, draws, config, reference)
@@ -282,6 +291,18 @@ class Training:
             window = reference_pass.automatic_window(self.denoiser, self.examples, config)
         return dataclasses.replace(config, look_ahead=window)
 
+    def _looking_ahead(self, reference: ReferenceAhead | None) -> ReferenceAhead | None:
+        """phi on another device, where its draws can be looked at ahead, and a note of it."""
+        if reference is None:
+            return None
+        if self.config.reads_phi and reference_pass.possible(self.examples):
+            self.notes.append(f"The base model looks ahead on {reference.device}.")
+            return reference
+        reference.close()
+        why = "it reads tokens in training" if self.config.reads_phi else "this objective asks it for nothing ahead"
+        self.notes.append(f"The base model does not look ahead on {reference.device}: {why}.")
+        return None
+
     def _opened(self, cache: ReferenceCache | None) -> ReferenceCache | None:
         """The cache, where phi's errors can be kept and found, and a note of what was found."""
         if cache is None:
@@ -289,7 +310,8 @@ class Training:
         note = reference_pass.not_cached(self.examples, self.config, self._draws is not None)
         if self.config.is_dco and not note:
             share = (self._processes.rank, self._processes.count)
-            cache.open(self.denoiser, self.examples, self.config, share)
+            device = None if self._ahead is None else self._ahead.device
+            cache.open(self.denoiser, self.examples, self.config, share, device)
             self.notes += [cache.note] * bool(cache.note)
             return cache
         self.notes += [note] * bool(note)
@@ -451,12 +473,3 @@ def _report(
         seconds=seconds,
         skipped=skipped,
     )
-
-
-def evaluate(
-    denoiser: Denoiser, examples: Sequence[Example], config: TrainingConfig, draws: Sequence[Sequence[Draw]]
-) -> float:
-    """The training loss averaged over fixed batches of draws, without gradient."""
-    with torch.no_grad():
-        batches = (Batch(denoiser, examples, batch, config) for batch in draws)
-        return _mean([OBJECTIVES[config.objective](batch).loss.item() for batch in batches])

@@ -16,12 +16,10 @@ Scores = io.Custom("DCO_SCORES")
 
 IMAGES = io.Image.Input("images", tooltip="What to score: a batch, or a list of batches as a sweep gives it.")
 LABELS = io.String.Input(
-    "labels",
-    optional=True,
-    force_input=True,
+    "labels", optional=True, force_input=True,
     tooltip="A label for each image, from a sweep: images of one label become one point of a Pareto plot. Not "
     "connected: all images are one point.",
-)
+)  # fmt: skip
 SCORES = Scores.Input(
     "scores",
     optional=True,

@@ -27,42 +27,36 @@ class DCOImageSimilarity(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DCOImageSimilarity",
-            display_name="DINO / SigLIP Image Similarity (DCO)",
+            node_id="DCOImageSimilarity", display_name="DINO / SigLIP Image Similarity (DCO)",
             category="image/scores",
             description="How much images look like reference images: the mean cosine similarity of their embeddings. "
             "With DINOv2 it is the paper's score of a subject, with SigLIP that of a style (App. D.4).",
-            search_aliases=["image similarity score", "dinov2", "dino score", "likeness", "subject fidelity", "clip-i",
-            "metric", "evaluate", "dco"],
-            is_input_list=True,
-            is_output_node=True,
+            search_aliases=[
+                "image similarity score", "dinov2", "dino score", "likeness", "subject fidelity", "clip-i",
+                "metric", "evaluate", "dco",
+            ],
+            is_input_list=True, is_output_node=True,
             inputs=[
                 shared.IMAGES,
                 io.Image.Input("references", tooltip="The images that the subject or style was learned from."),
                 io.Combo.Input(
-                    "what",
-                    options=list(COLUMNS),
-                    default=SUBJECT,
+                    "what", options=list(COLUMNS), default=SUBJECT,
                     tooltip="What likeness it is: subject goes into the column likeness, style into style_likeness.",
                 ),
                 io.String.Input(
-                    "model",
-                    default="",
+                    "model", default="",
                     tooltip="A vision model of the library transformers: a folder, or a name on the Hugging Face hub, "
                     "which is downloaded once. Empty: facebook/dinov2-base for a subject, "
                     "google/siglip-base-patch16-224 for a style. Not used where clip_vision is connected.",
                 ),
                 io.ClipVision.Input(
-                    "clip_vision",
-                    optional=True,
+                    "clip_vision", optional=True,
                     tooltip="DINOv2 or CLIP from core's Load CLIP Vision, instead of `model`. SigLIP does not work "
                     "here: ComfyUI leaves its pooling out.",
                 ),
-                shared.LABELS,
-                shared.SCORES,
+                shared.LABELS, shared.SCORES,
             ],
-            outputs=shared.outputs(),
-            hidden=[io.Hidden.unique_id],
+            outputs=shared.outputs(), hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -89,34 +83,26 @@ class DCOImageTextScore(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DCOImageTextScore",
-            display_name="Image-Text Score (DCO)",
-            category="image/scores",
+            node_id="DCOImageTextScore", display_name="Image-Text Score (DCO)", category="image/scores",
             description="Does an image show what its prompt says? SigLIP's score in 0 to 1, with its learned scale and "
             "bias, as the paper measures prompt alignment (App. D.4).",
             search_aliases=["siglip", "clip score", "prompt alignment", "text alignment", "metric", "evaluate", "dco"],
-            is_input_list=True,
-            is_output_node=True,
+            is_input_list=True, is_output_node=True,
             inputs=[
                 shared.IMAGES,
                 io.String.Input(
-                    "prompts",
-                    multiline=True,
-                    default="",
+                    "prompts", multiline=True, default="",
                     tooltip="What the images should show, one prompt a line or a list: one for all images, one for "
                     "each batch, or one for each image. <dog> reads as dog.",
                 ),
                 io.String.Input(
-                    "model",
-                    default=SIGLIP,
+                    "model", default=SIGLIP,
                     tooltip="A SigLIP model (image and text) of the library transformers: a folder, or a name on the "
                     "Hugging Face hub, which is downloaded once.",
                 ),
-                shared.LABELS,
-                shared.SCORES,
+                shared.LABELS, shared.SCORES,
             ],
-            outputs=shared.outputs(),
-            hidden=[io.Hidden.unique_id],
+            outputs=shared.outputs(), hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -138,38 +124,29 @@ class DCOToyWorldScore(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DCOToyWorldScore",
-            display_name="Toy World Score (DCO)",
-            category="image/scores",
+            node_id="DCOToyWorldScore", display_name="Toy World Score (DCO)", category="image/scores",
             description="Scores images of the Toy World with its own scorers, which know its renderer: likeness to the "
             "subject or the style in 0 to 1, or whether an image obeys all of its prompt, 0 or 1.",
             search_aliases=["toy", "likeness", "prompt alignment", "metric", "evaluate", "dco"],
-            is_input_list=True,
-            is_output_node=True,
+            is_input_list=True, is_output_node=True,
             inputs=[
                 shared.IMAGES,
                 io.Combo.Input(
-                    "what",
-                    options=list(TOY_SCORES),
-                    default="subject likeness",
+                    "what", options=list(TOY_SCORES), default="subject likeness",
                     tooltip="subject likeness: colours, ears and build. style likeness: a print in these inks, or a "
                     "sketch where the references are sketches. prompt "
                     "alignment: shape, colour, size, position, background and style, 1 where all are as asked.",
                 ),
                 io.String.Input(
-                    "prompts",
-                    multiline=True,
-                    default="",
+                    "prompts", multiline=True, default="",
                     tooltip="For prompt alignment: one prompt a line or a list, one for all images, one for each "
                     "batch, or one for each image.",
                 ),
                 io.Image.Input(
-                    "references",
-                    optional=True,
+                    "references", optional=True,
                     tooltip="What likeness is measured against. Not connected: what Toy World References teaches.",
                 ),
-                shared.LABELS,
-                shared.SCORES,
+                shared.LABELS, shared.SCORES,
             ],
             outputs=shared.outputs(),
         )  # fmt: skip

@@ -29,19 +29,12 @@ class DCORegionalLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DCORegionalLoRA",
-            display_name="Regional LoRA (DCO)",
-            category="advanced/guidance",
+            node_id="DCORegionalLoRA", display_name="Regional LoRA (DCO)", category="advanced/guidance",
             description="One more LoRA for reward guidance, with a mask that says where it acts and a prompt of its "
             "own: two subjects side by side in one sampling. Chain as many as you need; the last one goes into regions "
             "of a guidance node.",
             search_aliases=[
-                "regional lora",
-                "lora mask",
-                "masked lora",
-                "two characters",
-                "attention couple",
-                "dco",
+                "regional lora", "lora mask", "masked lora", "two characters", "attention couple", "dco",
             ],
             inputs=[
                 io.LoraModel.Input(
@@ -49,32 +42,20 @@ class DCORegionalLoRA(io.ComfyNode):
                     tooltip="The LoRA, trained on the guidance node's model: from the trainer, a merge or a file.",
                 ),
                 io.Float.Input(
-                    "w_rg_factor",
-                    default=1.0,
-                    min=0.0,
-                    max=20.0,
-                    step=0.05,
-                    round=0.01,
+                    "w_rg_factor", default=1.0, min=0.0, max=20.0, step=0.05, round=0.01,
                     tooltip="Its w_rg, as a share of the guidance node's: 1 is the same, 0 none.",
                 ),
                 io.Float.Input(
-                    "lora_strength",
-                    default=1.0,
-                    min=-20.0,
-                    max=20.0,
-                    step=0.05,
-                    advanced=True,
+                    "lora_strength", default=1.0, min=-20.0, max=20.0, step=0.05, advanced=True,
                     tooltip="Strength of the LoRA itself, as in LoRA loaders; best left at 1.",
                 ),
                 io.Mask.Input(
-                    "mask",
-                    optional=True,
+                    "mask", optional=True,
                     tooltip="Where it acts: white where it does, black where not, soft edges in between. Not "
                     "connected: everywhere.",
                 ),
                 io.Conditioning.Input(
-                    "personalized",
-                    optional=True,
+                    "personalized", optional=True,
                     tooltip="What it reads, where that is not the positive prompt: the personalized output of Encode "
                     "DCO Prompt with this LoRA, for learned tokens.",
                 ),
@@ -84,9 +65,9 @@ class DCORegionalLoRA(io.ComfyNode):
                 REGIONS_TYPE.Output(
                     display_name="regions",
                     tooltip="For regions of a guidance node, or of the next Regional LoRA.",
-                )
+                ),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(

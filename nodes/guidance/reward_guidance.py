@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .. import options as options_node
 from ..host import sampling
 from ..host.node_choices import check_choices
+from ..options import Face, OptionsNode, dynamic
 from . import inputs as shared
 from .guided import Guided
 
@@ -15,30 +15,23 @@ class DCORewardGuidance(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DCORewardGuidance",
-            display_name="Reward Guidance (DCO)",
-            category="advanced/guidance",
+            node_id="DCORewardGuidance", display_name="Reward Guidance (DCO)", category="advanced/guidance",
             description="Patches a model so that any sampler follows reward guidance (Direct Consistency Optimization, "
             "Sec. 4.2). The sampler's cfg is w_text. Every step evaluates the base model on the prompt and the "
             "negative, and the LoRA on the prompt, in one batch. Weights are never changed.",
             search_aliases=["consistency guidance", "reward guidance", "dco", "w_rg", "lora guidance"],
             inputs=[
-                shared.MODEL,
-                shared.LORA,
-                shared.W_RG,
-                shared.PERSONALIZED,
-                shared.OPTIONS,
-                shared.MASK,
+                shared.MODEL, shared.LORA, shared.W_RG, shared.PERSONALIZED, shared.OPTIONS, shared.MASK,
                 shared.REGIONS,
             ],
             outputs=[
                 io.Model.Output(
-                    display_name="model", tooltip="The model with reward guidance, for any sampler."
+                    display_name="model", tooltip="The model with reward guidance, for any sampler.",
                 ),
                 shared.REPORT,
             ],
             has_intermediate_output=True,
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(
@@ -52,30 +45,19 @@ class DCORewardGuider(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DCORewardGuider",
-            display_name="Reward Guider (DCO)",
-            category="model/sampling/guiders",
+            node_id="DCORewardGuider", display_name="Reward Guider (DCO)", category="model/sampling/guiders",
             description="Reward guidance as a guider for SamplerCustomAdvanced: "
             "phi(0) + w_text (phi(c) - phi(0)) + w_rg (theta(c) - phi(c)).",
             search_aliases=["reward guidance", "dco", "guider", "w_rg", "samplercustomadvanced"],
             inputs=[
-                shared.MODEL,
-                shared.LORA,
-                shared.POSITIVE,
-                shared.NEGATIVE,
-                shared.W_RG,
-                shared.W_TEXT,
-                shared.PERSONALIZED,
-                shared.OPTIONS,
-                shared.MASK,
-                shared.REGIONS,
+                shared.MODEL, shared.LORA, shared.POSITIVE, shared.NEGATIVE, shared.W_RG, shared.W_TEXT,
+                shared.PERSONALIZED, shared.OPTIONS, shared.MASK, shared.REGIONS,
             ],
             outputs=[
-                io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."),
-                shared.REPORT,
+                io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."), shared.REPORT,
             ],
             has_intermediate_output=True,
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(
@@ -90,36 +72,19 @@ class DCORewardGuidanceSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DCORewardGuidanceSampler",
-            display_name="Reward Guidance Sampler (DCO)",
+            node_id="DCORewardGuidanceSampler", display_name="Reward Guidance Sampler (DCO)",
             category="model/sampling",
             description="KSampler with reward guidance: w_rg trades likeness to the subject or style against the "
             "prompt, at sampling time, without training again.",
             search_aliases=["consistency guidance", "reward guidance", "dco", "ksampler", "sampler", "w_rg"],
             inputs=[
-                shared.MODEL,
-                shared.LORA,
-                shared.POSITIVE,
-                shared.NEGATIVE,
-                shared.LATENT,
-                shared.SEED,
-                shared.STEPS,
-                shared.W_RG,
-                shared.W_TEXT,
-                shared.SAMPLER,
-                shared.SCHEDULER,
-                shared.DENOISE,
-                shared.PERSONALIZED,
-                shared.OPTIONS,
-                shared.MASK,
-                shared.REGIONS,
+                shared.MODEL, shared.LORA, shared.POSITIVE, shared.NEGATIVE, shared.LATENT, shared.SEED,
+                shared.STEPS, shared.W_RG, shared.W_TEXT, shared.SAMPLER, shared.SCHEDULER, shared.DENOISE,
+                shared.PERSONALIZED, shared.OPTIONS, shared.MASK, shared.REGIONS,
             ],
-            outputs=[
-                io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
-                shared.REPORT,
-            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="The denoised latent."), shared.REPORT],
             has_intermediate_output=True,
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(
@@ -144,55 +109,38 @@ _METHODS = {
 class DCOLoRAGuidance(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        methods = [
-            io.DynamicCombo.Option("AutoGuidance", [
-                io.Float.Input(
-                    "w_auto", default=2.0, min=0.0, max=100.0, step=0.1,
-                    tooltip="w of AutoGuidance: away from the LoRA, which is the weak model. 1 is off. cfg 1 on the "
-                    "sampler is AutoGuidance alone.",
-                ),
-            ]),
-            io.DynamicCombo.Option("Personalization guidance", [
-                io.Float.Input(
-                    "weak_strength", default=0.5, min=0.0, max=1.0, step=0.05,
-                    tooltip="How much of the LoRA the weak model on the negative prompt has: 0 is the base model, 1 "
-                    "ordinary sampling with the LoRA.",
-                ),
-            ]),
-            io.DynamicCombo.Option("LoRA on the negative only", []),
-        ]  # fmt: skip
+        auto = io.Float.Input(
+            "w_auto", default=2.0, min=0.0, max=100.0, step=0.1,
+            tooltip="w of AutoGuidance: away from the LoRA, which is the weak model. 1 is off. cfg 1 on the sampler is "
+            "AutoGuidance alone.",
+        )  # fmt: skip
+        weak = io.Float.Input(
+            "weak_strength", default=0.5, min=0.0, max=1.0, step=0.05,
+            tooltip="How much of the LoRA the weak model on the negative prompt has: 0 is the base model, 1 ordinary "
+            "sampling with the LoRA.",
+        )  # fmt: skip
+        methods = dict(zip(_METHODS, ([auto], [weak], []), strict=True))
         return io.Schema(
-            node_id="DCOLoRAGuidance",
-            display_name="LoRA Guidance: Other Methods (DCO)",
+            node_id="DCOLoRAGuidance", display_name="LoRA Guidance: Other Methods (DCO)",
             category="advanced/guidance",
             description="Other ways to guide with a LoRA, on the engine of reward guidance, to compare with: "
             "AutoGuidance with the LoRA as the weak model (arXiv 2406.02507), Steering Guidance for personalised "
             "models (arXiv 2508.00319), and the LoRA on the negative prompt only (Diffusion-NPO, arXiv 2505.11245).",
             search_aliases=[
-                "autoguidance",
-                "steering guidance",
-                "personalization guidance",
-                "lora negative",
-                "dco",
+                "autoguidance", "steering guidance", "personalization guidance", "lora negative", "dco",
             ],
             inputs=[
-                shared.MODEL,
-                shared.LORA,
-                io.DynamicCombo.Input(
-                    "method", options=methods, tooltip="How the LoRA takes part in a step."
-                ),
-                shared.PERSONALIZED,
-                shared.OPTIONS,
+                shared.MODEL, shared.LORA, dynamic("method", methods, "How the LoRA takes part in a step."),
+                shared.PERSONALIZED, shared.OPTIONS,
             ],
             outputs=[
                 io.Model.Output(
-                    display_name="model", tooltip="The guided model, for any sampler; cfg is its own."
+                    display_name="model", tooltip="The guided model, for any sampler; cfg is its own.",
                 ),
                 shared.REPORT,
             ],
-            hidden=shared.HIDDEN,
-            has_intermediate_output=True,
-        )
+            hidden=shared.HIDDEN, has_intermediate_output=True,
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, model, lora, method, personalized=None, options=None) -> io.NodeOutput:
@@ -203,17 +151,13 @@ class DCOLoRAGuidance(io.ComfyNode):
         return guided.output(guided.patched(kind, scale), guided.method_report(kind, scale))
 
 
-class DCORewardGuidanceOptions(options_node.OptionsNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return options_node.schema(
-            "DCORewardGuidanceOptions", "Reward Guidance Options (DCO)", shared.OPTIONS_TYPE,
-            shared.guidance_options(), category="advanced/guidance",
-            description="What the guidance nodes can do beside: the LoRA's strength, more LoRAs stacked on it, a part "
-            "of the noise schedule, less memory.",
-            search_aliases=["lora strength", "lora stack", "low memory"], for_node="a guidance node",
-            chained=False,
-        )  # fmt: skip
+class DCORewardGuidanceOptions(OptionsNode):
+    FACE = Face(
+        "DCORewardGuidanceOptions", "Reward Guidance Options (DCO)", shared.OPTIONS_TYPE, shared.guidance_options,
+        "What the guidance nodes can do beside: the LoRA's strength, more LoRAs stacked on it, a part of the noise "
+        "schedule, less memory.",
+        ["lora strength", "lora stack", "low memory"], "advanced/guidance", "a guidance node", chained=False,
+    )  # fmt: skip
 
 
 NODES = [

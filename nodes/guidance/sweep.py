@@ -6,15 +6,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from comfy_api.latest import io
 
+from ...dco_core.data.pixels import as_image, as_uint8
 from ...dco_core.drawing.contact_sheet import contact_sheet
 from ...dco_core.errors import DCOError
 from ..host import sampling
 from ..host.node_choices import check_choices
 from ..host.progress import NodeText, raise_if_interrupted
+from ..options import dynamic
 from . import inputs as shared
 from .guided import Guided
 
@@ -43,61 +44,40 @@ def parse_values(name: str, text: str) -> list[float]:
 class DCORewardGuidanceSweep(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        across = [
-            io.DynamicCombo.Option(ALONE, []),
-            io.DynamicCombo.Option(BY_W_TEXT, [
-                io.String.Input("w_text_values", default="3, 5, 7.5", tooltip="One row of pictures for each."),
-            ]),
-            io.DynamicCombo.Option(BY_STRENGTH, [
-                io.String.Input("strength_values", default="0.6, 0.8, 1", tooltip="One row of pictures for each."),
-            ]),
-        ]  # fmt: skip
+        row = "One row of pictures for each."
+        across = {
+            ALONE: [],
+            BY_W_TEXT: [io.String.Input("w_text_values", default="3, 5, 7.5", tooltip=row)],
+            BY_STRENGTH: [io.String.Input("strength_values", default="0.6, 0.8, 1", tooltip=row)],
+        }
         return io.Schema(
-            node_id="DCORewardGuidanceSweep",
-            display_name="Reward Guidance Sweep (DCO)",
+            node_id="DCORewardGuidanceSweep", display_name="Reward Guidance Sweep (DCO)",
             category="model/sampling",
             description="A grid of pictures over w_rg, from the same noise and prompts, with labels: which scale suits "
             "this subject? (The paper's Fig. 13.)",
             search_aliases=["reward guidance", "dco", "xyz plot", "xy plot", "grid", "sweep", "w_rg", "compare"],
             inputs=[
-                shared.MODEL,
-                shared.LORA,
-                shared.POSITIVE,
-                shared.NEGATIVE,
-                shared.LATENT,
+                shared.MODEL, shared.LORA, shared.POSITIVE, shared.NEGATIVE, shared.LATENT,
                 io.Vae.Input("vae", tooltip="Decodes the pictures."),
                 io.String.Input(
-                    "w_rg_values",
-                    default="0, 1, 2, 3, 4, 5",
+                    "w_rg_values", default="0, 1, 2, 3, 4, 5",
                     tooltip="Reward guidance scales, one column of pictures for each. 0 is the base model.",
                 ),
-                io.DynamicCombo.Input(
-                    "across", options=across, tooltip="What else varies, one row of pictures for each value."
-                ),
-                shared.SEED,
-                shared.STEPS,
-                shared.W_TEXT,
-                shared.SAMPLER,
-                shared.SCHEDULER,
-                shared.DENOISE,
-                shared.PERSONALIZED,
-                shared.OPTIONS,
-                shared.MASK,
-                shared.REGIONS,
+                dynamic("across", across, "What else varies, one row of pictures for each value."),
+                shared.SEED, shared.STEPS, shared.W_TEXT, shared.SAMPLER, shared.SCHEDULER, shared.DENOISE,
+                shared.PERSONALIZED, shared.OPTIONS, shared.MASK, shared.REGIONS,
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="All pictures, row by row; of videos, all frames."),
                 io.Image.Output(display_name="sheet", tooltip="The pictures with their labels; of videos, frame 1."),
                 io.String.Output(
-                    display_name="labels",
-                    is_output_list=True,
+                    display_name="labels", is_output_list=True,
                     tooltip="What each picture was made with, for score nodes and contact sheets.",
                 ),
                 shared.REPORT,
             ],
-            hidden=shared.HIDDEN,
-            has_intermediate_output=True,
-        )
+            hidden=shared.HIDDEN, has_intermediate_output=True,
+        )  # fmt: skip
 
     @classmethod
     def execute(
@@ -170,13 +150,7 @@ def _sheet(pictures, labels: list[str], columns: list[float], batch: int) -> tor
             rows.append([as_uint8(picture[k * frames]) for picture in row])
             numbered = f"image {k + 1}" if batch > 1 else ""
             names.append(", ".join(filter(None, (label, numbered))))
-    sheet = contact_sheet(rows, names, [f"w_rg {value:g}" for value in columns])
-    return torch.from_numpy(sheet.astype(np.float32) / 255)[None]
-
-
-def as_uint8(image: torch.Tensor) -> np.ndarray:
-    """[H, W, C] in 0..1 -> uint8 [H, W, 3]."""
-    return image[..., :3].float().clamp(0, 1).mul(255).round().to("cpu", torch.uint8).numpy()
+    return as_image(contact_sheet(rows, names, [f"w_rg {value:g}" for value in columns]))[None]
 
 
 NODES = [DCORewardGuidanceSweep]

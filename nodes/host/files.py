@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import folder_paths
@@ -118,22 +119,25 @@ def dataset_folder(name: str) -> Path:
             "There is no folder of pictures yet: make one in ComfyUI's input folder, put your pictures into it, press "
             "R and choose it."
         )
-    root = Path(folder_paths.get_input_directory()).resolve()
-    path = (root / name).resolve()
-    if not path.is_relative_to(root) or path == root:
-        raise DCOError(
-            f'The folder "{name}" is not inside the input folder: put your pictures in a folder there.'
-        )
-    return path
+    return _in_input(name, f'The folder "{name}" is not inside the input folder: put your pictures in a folder there.')
 
 
 def input_file(name: str) -> Path:
     """Full path of a file below the input folder; DCOError if it is not inside."""
+    return _in_input(name, f'The file "{name}" is not inside the input folder: drop it on the node again.')
+
+
+def _in_input(name: str, otherwise: str) -> Path:
     root = Path(folder_paths.get_input_directory()).resolve()
     path = (root / name).resolve()
     if not path.is_relative_to(root) or path == root:
-        raise DCOError(f'The file "{name}" is not inside the input folder: drop it on the node again.')
+        raise DCOError(otherwise)
     return path
+
+
+def state_of(paths: Iterable[Path]) -> str:
+    """Changes with the files. Raises OSError for one that is not there."""
+    return " ".join(f"{found.st_mtime_ns} {found.st_size}" for found in (path.stat() for path in paths))
 
 
 def checkpoint_folder(name: str) -> Path:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import comfy.utils
 
 from ...dco_core.errors import DCOError
-from ...dco_core.lora import LoraLayer, LoraWeights, canonical_keys
+from ...dco_core.lora import LoraLayer, LoraWeights, canonical_keys, started
 from ...dco_core.lora.keys import UNET, underscored
 
 _BLOCK = re.compile(r"lora_unet_(down|up)_blocks_")
@@ -102,21 +102,7 @@ def check_block_names(model, paths: Iterable[str], what: str) -> None:
 def started_layers(model, weights: LoraWeights) -> dict[str, LoraLayer]:
     """The layers of a LoRA to go on from, by the dotted names of MODEL's modules. DCOError where it was trained
     for another model or changes the text encoder too."""
-    text = [key for key in weights.layers if not key.startswith(UNET)]
-    if text:
-        raise DCOError(
-            f"The LoRA to start from also changes the text encoder ({text[0]} and {len(text) - 1} more), which is not "
-            "trained here and would be lost: start from a LoRA of the diffusion model alone."
-        )
-    names = modules_of(model, weights, "The LoRA to start from")
-    unknown = [key for key in weights.layers if key not in names]
-    if unknown:
-        raise DCOError(
-            f"The LoRA to start from does not belong to this model ({type(model.model).__name__}): it has no layer "
-            f"{unknown[0]} ({len(unknown)} of {len(weights.layers)} are missing). Load the checkpoint it was trained "
-            "on."
-        )
-    return {names[key]: layer for key, layer in weights.layers.items()}
+    return started.started_layers(weights, modules_of(model, weights, started.WHAT), type(model.model).__name__)
 
 
 def _diffusers_table(model) -> dict[str, str]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nodes import VAEDecode, common_ksampler
 
-from ...dco_core.errors import DCOError
+from .connected import vae_of
 
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
@@ -31,7 +31,5 @@ def cfg_guider(model, positive, negative, cfg: float):
 
 def decode(vae, latent: dict) -> Tensor:
     """LATENT -> IMAGE [B, H, W, 3], as the VAE Decode node does it."""
-    if vae is None:
-        raise DCOError("The VAE input is empty: the checkpoint has no VAE. Load one with a VAE loader.")
-    (images,) = VAEDecode().decode(vae, latent)
+    (images,) = VAEDecode().decode(vae_of(vae), latent)
     return images

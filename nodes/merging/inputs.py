@@ -13,6 +13,7 @@ from ...dco_core.lora import LoraWeights, read_lora
 from ...dco_core.lora.state_dict import DTYPES
 from ...dco_core.merging import PRESETS, Dare, Exact, MergeMethod, NPLora, Size, Ties, parse_file_weight
 from ..host import files
+from ..options import dynamic
 
 OPTIONS = io.Custom("DCO_MERGE_OPTIONS")
 EXACT_SIZE, BY_RANK, BY_ERROR = "exact", "by rank", "by error"
@@ -85,10 +86,9 @@ def read_files(text: str) -> tuple[list[LoraWeights], list[float]]:
 def state_of_files(text: str) -> str:
     """Changes with the files that are named. Mistakes are for read_files to tell."""
     try:
-        stats = [files.named_lora(name).stat() for _, name, _ in parse_files(text)]
+        return files.state_of(files.named_lora(name) for _, name, _ in parse_files(text))
     except (DCOError, OSError):
         return "unknown"
-    return " ".join(f"{stat.st_mtime_ns} {stat.st_size}" for stat in stats)
 
 
 def parse_size(size: Mapping[str, Any] | None) -> Size:
@@ -121,7 +121,7 @@ def parse_method(method: Mapping[str, Any] | None) -> MergeMethod | None:
     raise DCOError(f"method {choice!r} is unknown: choose one of {', '.join((EXACT, ZIP, TIES, DARE, NP))}.")
 
 
-def _sizes() -> list[io.DynamicCombo.Option]:
+def _size() -> io.DynamicCombo.Input:
     rank = io.Int.Input(
         "rank", default=64, min=1, max=4096,
         tooltip="No layer above this rank. The report tells |error| / |dW| by block and in total.",
@@ -130,14 +130,13 @@ def _sizes() -> list[io.DynamicCombo.Option]:
         "max_error", default=0.05, min=0.0, max=0.99, step=0.01, round=0.0001,
         tooltip="|error| / |dW| of no layer above this; each gets the smallest rank that keeps it.",
     )  # fmt: skip
-    return [
-        io.DynamicCombo.Option(EXACT_SIZE, []),
-        io.DynamicCombo.Option(BY_RANK, [rank]),
-        io.DynamicCombo.Option(BY_ERROR, [error]),
-    ]
+    return dynamic(
+        "size", {EXACT_SIZE: [], BY_RANK: [rank], BY_ERROR: [error]}, optional=True,
+        tooltip="exact: the rank is the sum of the ranks. Smaller: the best of that rank, with its error told.",
+    )  # fmt: skip
 
 
-def _methods() -> list[io.DynamicCombo.Option]:
+def _method() -> io.DynamicCombo.Input:
     zip_inputs = [
         io.Model.Input("model", tooltip="The base model of both LoRAs. It is not changed."),
         io.Conditioning.Input("subject_prompt", tooltip="A prompt of the first LoRA, encoded."),
@@ -146,7 +145,8 @@ def _methods() -> list[io.DynamicCombo.Option]:
         io.Latent.Input("style_latent", tooltip="Reference images of the second LoRA, encoded by the VAE."),
         io.Int.Input("steps", default=100, min=1, max=10000, tooltip="Steps of Adam; the paper: 100."),
         io.Float.Input(
-            "learning_rate", default=0.01, min=1e-6, max=1.0, step=0.001, round=1e-6, tooltip="The paper: 0.01."
+            "learning_rate", default=0.01, min=1e-6, max=1.0, step=0.001, round=1e-6,
+            tooltip="The paper: 0.01.",
         ),
         io.Float.Input(
             "similarity", default=0.01, min=0.0, max=10.0, step=0.001, round=1e-6,
@@ -170,13 +170,10 @@ def _methods() -> list[io.DynamicCombo.Option]:
         tooltip="How much of the first LoRA (the subject) along the second's (the style's) directions is taken out: "
         "mu / (1 + mu) of the paper. 0 is the plain sum, 1 the hard projection.",
     )  # fmt: skip
-    return [
-        io.DynamicCombo.Option(EXACT, []),
-        io.DynamicCombo.Option(ZIP, zip_inputs),
-        io.DynamicCombo.Option(TIES, [density]),
-        io.DynamicCombo.Option(DARE, drop),
-        io.DynamicCombo.Option(NP, [projection]),
-    ]
+    return dynamic(
+        "method", {EXACT: [], ZIP: zip_inputs, TIES: [density], DARE: drop, NP: [projection]}, optional=True,
+        tooltip="The exact sum is what DCO's paper uses (Sec. 5.3); the others are methods it is compared with.",
+    )  # fmt: skip
 
 
 def own() -> list[Any]:
@@ -191,74 +188,46 @@ def own() -> list[Any]:
     return [
         io.Autogrow.Input("loras", template=loras, tooltip="LoRAs to add up, in order."),
         io.String.Input(
-            "weights",
-            default="1, 1",
+            "weights", default="1, 1",
             tooltip="One weight per connected LoRA, separated by commas; negative ones subtract.",
         ),
         io.String.Input(
-            "name",
-            default="my_merge",
+            "name", default="my_merge",
             tooltip="Name of the merged LoRA's file in output/loras; a number is added. Empty: it is not saved.",
         ),
-        io.DynamicCombo.Input(
-            "method",
-            options=_methods(),
-            optional=True,
-            tooltip="The exact sum is what DCO's paper uses (Sec. 5.3); the others are methods it is compared with.",
-        ),
+        _method(),
         io.String.Input(
-            "files",
-            default="",
-            multiline=True,
-            optional=True,
+            "files", default="", multiline=True, optional=True,
             tooltip="LoRA files to add up after the connected LoRAs, one a line, by their name in the LoRA lists, each "
             "with its weight: my_style.safetensors=0.8. Without a weight it is 1.",
         ),
-        OPTIONS.Input(
-            "options", optional=True, tooltip="Everything else, from Merge Options (DCO)."
-        ),
-    ]
+        OPTIONS.Input("options", optional=True, tooltip="Everything else, from Merge Options (DCO)."),
+    ]  # fmt: skip
 
 
 def more() -> list[Any]:
     """Those of the options node."""
     return [
-        io.DynamicCombo.Input(
-            "size",
-            options=_sizes(),
-            optional=True,
-            tooltip="exact: the rank is the sum of the ranks. Smaller: the best of that rank, with its error told.",
-        ),
+        _size(),
         io.String.Input(
-            "block_weights",
-            default="",
-            multiline=True,
-            optional=True,
+            "block_weights", default="", multiline=True, optional=True,
             tooltip="Further weights by block, one a line: up = 0.5, or for the first LoRA alone 1: down 4 = 0, or by "
             f"pattern *_attn2_* = 0.8, or a preset: {', '.join(PRESETS)}. The last line that fits counts.",
         ),
         io.Combo.Input(
-            "save_dtype",
-            options=list(DTYPES),
-            default="fp32",
-            optional=True,
+            "save_dtype", options=list(DTYPES), default="fp32", optional=True,
             tooltip="Precision of the merged LoRA. fp32 keeps it exact; fp16 and bf16 are half as large.",
         ),
         io.Combo.Input(
-            "save_keys",
-            options=["kohya", "diffusers"],
-            default="kohya",
-            optional=True,
+            "save_keys", options=["kohya", "diffusers"], default="kohya", optional=True,
             tooltip="Names of the layers in the saved file. kohya's are read by ComfyUI and most tools, diffusers' by "
             "diffusers alone.",
         ),
         io.Boolean.Input(
-            "compare",
-            default=True,
-            optional=True,
+            "compare", default=True, optional=True,
             tooltip="Measure whether the LoRAs get along: compatibility and compatibility_report.",
         ),
-    ]
+    ]  # fmt: skip
 
 
 def outputs() -> list[Any]:

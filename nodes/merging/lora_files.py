@@ -18,23 +18,20 @@ class DCOLoadLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DCOLoadLoRA",
-            display_name="Load LoRA File (DCO)",
-            category="model/loaders",
+            node_id="DCOLoadLoRA", display_name="Load LoRA File (DCO)", category="model/loaders",
             description="Reads a LoRA file as LORA_MODEL, for reward guidance and merging, with what its header tells: "
             "the trigger words and the guidance scales to begin with. It does not touch any model.",
             search_aliases=["lora loader", "load lora", "lora_model", "dco"],
             inputs=[
                 io.Combo.Input(
-                    "lora_name",
-                    options=files.lora_names(),
+                    "lora_name", options=files.lora_names(),
                     tooltip="The file. A LoRA that was trained just now appears after pressing R.",
                 ),
             ],
             has_intermediate_output=True,
             outputs=[
                 io.LoraModel.Output(
-                    display_name="lora", tooltip="The LoRA, with its learned tokens and header."
+                    display_name="lora", tooltip="The LoRA, with its learned tokens and header.",
                 ),
                 io.String.Output(
                     display_name="trigger_words",
@@ -43,12 +40,11 @@ class DCOLoadLoRA(io.ComfyNode):
                 io.Float.Output(display_name="w_rg", tooltip="A reward guidance scale to begin with."),
                 io.Float.Output(display_name="w_text", tooltip="A text guidance scale (cfg) to begin with."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str) -> str:
-        stat = files.lora_path(lora_name).stat()
-        return f"{stat.st_mtime_ns} {stat.st_size}"
+        return files.state_of([files.lora_path(lora_name)])
 
     @classmethod
     def execute(cls, lora_name: str) -> io.NodeOutput:

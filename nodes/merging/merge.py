@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...dco_core.data.pixels import as_image
 from ...dco_core.drawing.compatibility_plot import compatibility_plot
 from ...dco_core.errors import DCOError, printable_lines
 from ...dco_core.lora import LazyLayers, LoraLayer, LoraWeights, from_tensors, to_tensors, write_lora
@@ -25,10 +26,10 @@ from ...dco_core.merging import (
 )
 from ...dco_core.merging.report import carried
 from ...dco_core.training.zip_lora import ZipSettings
-from .. import options as options_node
 from ..host.files import new_lora_path, shown_name
 from ..host.node_choices import check_choices
 from ..host.progress import NodeText, raise_if_interrupted
+from ..options import Face, OptionsNode
 from . import inputs as merge_inputs
 
 
@@ -36,19 +37,16 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DCOLoRAArithmeticMerge",
-            display_name="LoRA Arithmetic Merge (DCO)",
+            node_id="DCOLoRAArithmeticMerge", display_name="LoRA Arithmetic Merge (DCO)",
             category="model/merging",
             description="dW = weight_1 dW_1 + weight_2 dW_2 + ...: the exact weighted sum of any number of LoRAs, "
             "of any rank and alpha, as one LoRA. LoRAs trained with DCO stay close to the base model, so that a "
             "subject and a style merge without further training (Sec. 5.3).",
             search_aliases=[
-                "merge lora", "lora merge", "combine lora", "resize lora", "my subject in my style", "ziplora", "ties",
-                "dare", "dco",
+                "merge lora", "lora merge", "combine lora", "resize lora", "my subject in my style",
+                "ziplora", "ties", "dare", "dco",
             ],
-            is_output_node=True,
-            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
-            inputs=merge_inputs.own(),
+            is_output_node=True, hidden=[io.Hidden.unique_id, io.Hidden.dynprompt], inputs=merge_inputs.own(),
             outputs=merge_inputs.outputs(),
         )  # fmt: skip
 
@@ -99,16 +97,13 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
         return io.NodeOutput(to_tensors(merged, dtype=dtype), text, picture, table, ui={"text": [text]})
 
 
-class DCOMergeOptions(options_node.OptionsNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return options_node.schema(
-            "DCOMergeOptions", "Merge Options (DCO)", merge_inputs.OPTIONS, merge_inputs.more(),
-            category="model/merging", description="How large LoRA Arithmetic Merge makes the sum, weights by block, "
-            "how the file is saved, and whether the LoRAs are compared.",
-            search_aliases=["resize lora", "block weights"], for_node="LoRA Arithmetic Merge",
-            chained=False,
-        )  # fmt: skip
+class DCOMergeOptions(OptionsNode):
+    FACE = Face(
+        "DCOMergeOptions", "Merge Options (DCO)", merge_inputs.OPTIONS, merge_inputs.more,
+        "How large LoRA Arithmetic Merge makes the sum, weights by block, how the file is saved, and whether the LoRAs "
+        "are compared.",
+        ["resize lora", "block weights"], "model/merging", "LoRA Arithmetic Merge", chained=False,
+    )  # fmt: skip
 
 
 def _interruptible(lora: LoraWeights) -> LoraWeights:
@@ -152,7 +147,7 @@ def _compared(inputs: Sequence[LoraWeights], weights: Sequence[float]) -> tuple[
         pictures.append(compatibility_plot(found, title))
     if not pictures:
         return "One LoRA alone: nothing to compare.", _blank()
-    return "\n\n".join(tables), torch.tensor(np.concatenate(pictures)).float()[None] / 255
+    return "\n\n".join(tables), as_image(np.concatenate(pictures))[None]
 
 
 def _blank() -> Tensor:

@@ -20,56 +20,40 @@ class DCOComprehensiveCaption(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DCOComprehensiveCaption",
-            display_name="Comprehensive Caption (DCO)",
+            node_id="DCOComprehensiveCaption", display_name="Comprehensive Caption (DCO)",
             category="model/training",
             description="Drafts comprehensive captions for reference images: subject, background, view and style "
             "(paper, Sec. 4.3). With a vision-language model it looks at the pictures; without one it gives you a form "
             "to fill in. Copy the drafts into `captions` and edit them: what stands there is used.",
             search_aliases=["caption", "captioning", "vlm", "describe image", "dataset", "dco"],
-            is_input_list=True,
-            is_output_node=True,
+            is_input_list=True, is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="Reference images: a batch, or the list of a dataset node."),
                 io.Combo.Input("kind", options=list(CONCEPTS), default="subject", tooltip="What you teach."),
                 io.String.Input(
-                    "name",
-                    default="dog",
+                    "name", default="dog",
                     tooltip="The subject's plain word (dog), or the style in words (flat cartoon illustration).",
                 ),
                 io.String.Input(
-                    "captions",
-                    multiline=True,
-                    default="",
+                    "captions", multiline=True, default="",
                     tooltip="Your own captions, one a line. Empty: the drafts are used as they are.",
                 ),
                 io.Clip.Input(
-                    "clip",
-                    optional=True,
+                    "clip", optional=True,
                     tooltip="A vision-language model, loaded with a CLIP loader (what core's Generate Text takes).",
                 ),
                 io.String.Input(
-                    "instruction",
-                    multiline=True,
-                    default="",
-                    optional=True,
-                    advanced=True,
+                    "instruction", multiline=True, default="", optional=True, advanced=True,
                     tooltip="What to ask the model. Empty: the built-in instruction, which the output shows.",
                 ),
                 io.Int.Input(
-                    "max_length",
-                    default=256,
-                    min=8,
-                    max=4096,
-                    optional=True,
-                    advanced=True,
+                    "max_length", default=256, min=8, max=4096, optional=True, advanced=True,
                     tooltip="Longest answer of the model, in tokens.",
                 ),
             ],
             outputs=[
                 io.String.Output(
-                    display_name="captions",
-                    is_output_list=True,
+                    display_name="captions", is_output_list=True,
                     tooltip="One caption an image, for the trainer.",
                 ),
                 io.String.Output(
@@ -78,7 +62,7 @@ class DCOComprehensiveCaption(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, images, kind, name, captions, clip=None, **optional) -> io.NodeOutput:
@@ -99,36 +83,27 @@ class DCOCheckCaptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DCOCheckCaptions",
-            display_name="Check Captions (DCO)",
-            category="model/training",
+            node_id="DCOCheckCaptions", display_name="Check Captions (DCO)", category="model/training",
             description="Reads captions as the trainer will, and says what to mend: a missing marker, rare-token "
             "identifiers, captions that leave out background, view or style, too long ones, duplicates. Each with a "
             "suggestion.",
-            search_aliases=["caption", "lint", "dataset", "dco"],
-            is_input_list=True,
-            is_output_node=True,
+            search_aliases=["caption", "lint", "dataset", "dco"], is_input_list=True, is_output_node=True,
             inputs=[
                 io.String.Input(
-                    "captions",
-                    multiline=True,
-                    default="",
+                    "captions", multiline=True, default="",
                     tooltip="One caption a line, or the list of a dataset node.",
                 ),
                 io.Combo.Input(
-                    "kind",
-                    options=["auto", *CONCEPTS],
-                    default="auto",
+                    "kind", options=["auto", *CONCEPTS], default="auto",
                     tooltip="What you teach. auto: told from the captions.",
                 ),
                 io.Clip.Input(
-                    "clip",
-                    optional=True,
+                    "clip", optional=True,
                     tooltip="The text encoder, to find captions that are too long for it.",
                 ),
             ],
             outputs=[io.String.Output(display_name="report", tooltip="What to mend, with suggestions.")],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, captions, kind, clip=None) -> io.NodeOutput:

@@ -6,6 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..options import dynamic
+
 OBJECTIVES = {
     "DCO": "dco",
     "DreamBooth": "dreambooth",
@@ -28,17 +30,15 @@ def _prior_weight(maximum: float, tooltip: str) -> io.Float.Input:
 
 def _class_prompt() -> io.String.Input:
     return io.String.Input(
-        "class_prompt",
-        default="",
-        optional=True,
+        "class_prompt", default="", optional=True,
         tooltip="The prompt of the subject's class, such as \"a photo of a dog\". Empty: from the captions' marker.",
-    )
+    )  # fmt: skip
 
 
 def _generation(count: int, what: str) -> list[Any]:
     return [
         io.Int.Input(
-            "generated_images", default=count, min=1, max=1000, optional=True, tooltip=f"How many {what}."
+            "generated_images", default=count, min=1, max=1000, optional=True, tooltip=f"How many {what}.",
         ),
         io.Int.Input(
             "generation_steps", default=30, min=1, max=1000, optional=True,
@@ -52,32 +52,24 @@ def _generation(count: int, what: str) -> list[Any]:
 
 
 def _beta() -> io.DynamicCombo.Input:
-    return io.DynamicCombo.Input(
-        "beta",
-        options=[
-            io.DynamicCombo.Option(BETA_AUTO, []),
-            io.DynamicCombo.Option(BETA_FOUND, [
-                io.Float.Input(
-                    "target_gate", default=0.3, min=0.01, max=0.49, step=0.01,
-                    tooltip="What the beta aims at: how far gates stand open, on average, after a tenth of the run. "
-                    "0.5 is where they begin; lower stays closer to the base model.",
-                ),
-            ]),
-            io.DynamicCombo.Option(BETA_OWN, [
-                io.Float.Input(
-                    "value", default=1.0, min=0.0001, max=1000.0, step=0.01, round=0.0001,
-                    tooltip="The paper's is 1 for SD1.5 and SDXL (beta*T = 1000 on the element mean).",
-                ),
-            ]),
-        ],
-        optional=True,
+    found = io.Float.Input(
+        "target_gate", default=0.3, min=0.01, max=0.49, step=0.01,
+        tooltip="What the beta aims at: how far gates stand open, on average, after a tenth of the run. "
+        "0.5 is where they begin; lower stays closer to the base model.",
+    )  # fmt: skip
+    own = io.Float.Input(
+        "value", default=1.0, min=0.0001, max=1000.0, step=0.01, round=0.0001,
+        tooltip="The paper's is 1 for SD1.5 and SDXL (beta*T = 1000 on the element mean).",
+    )  # fmt: skip
+    return dynamic(
+        "beta", {BETA_AUTO: [], BETA_FOUND: [found], BETA_OWN: [own]}, optional=True,
         tooltip="How strongly to stay close to the base model. auto: the paper's 1 for SD1.5 and SDXL, and for v and "
         "flow models, whose errors are larger, a value found on your images before training. Or found on your images "
         "always, or a value of your own.",
     )  # fmt: skip
 
 
-def objectives() -> list[io.DynamicCombo.Option]:
+def objectives() -> io.DynamicCombo.Input:
     dco = [_beta()]
     prior = [
         _prior_weight(100.0, "lambda, the weight of the class images' loss."),
@@ -114,32 +106,37 @@ def objectives() -> list[io.DynamicCombo.Option]:
             *prior[1:],
         ],
     }
-    return [io.DynamicCombo.Option(name, options[name]) for name in OBJECTIVES]
+    return dynamic(
+        "objective", {name: options[name] for name in OBJECTIVES},
+        "DCO: Direct Consistency Optimization. The others are baselines to compare with.",
+    )  # fmt: skip
 
 
-def preservation() -> list[io.DynamicCombo.Option]:
-    return [
-        io.DynamicCombo.Option(PRESERVE_NONE, []),
-        io.DynamicCombo.Option(PRESERVE_PROMPTS, [
-            io.String.Input(
-                "preservation_prompts", default="bundled", multiline=True,
-                tooltip="One a line: prompts of your own, or blank (the empty prompt), class (of the captions' "
-                "marker), bundled (forty everyday ones).",
-            ),
-            io.Float.Input(
-                "preservation_weight", default=500.0, min=0.001, max=100000.0, step=1.0, round=0.001,
-                tooltip="How strongly. 500 (beta*T/2) holds as strongly as DCO's open gate learns at beta 1; for "
-                "DreamBooth, whose loss is that much smaller, 1.",
-            ),
-            io.Float.Input(
-                "preservation_share", default=1.0, min=0.01, max=1.0, step=0.05,
-                tooltip="In which share of the batches; each of them takes about twice as long.",
-            ),
-        ]),
+def preservation() -> io.DynamicCombo.Input:
+    inputs = [
+        io.String.Input(
+            "preservation_prompts", default="bundled", multiline=True,
+            tooltip="One a line: prompts of your own, or blank (the empty prompt), class (of the captions' marker), "
+            "bundled (forty everyday ones).",
+        ),
+        io.Float.Input(
+            "preservation_weight", default=500.0, min=0.001, max=100000.0, step=1.0, round=0.001,
+            tooltip="How strongly. 500 (beta*T/2) holds as strongly as DCO's open gate learns at beta 1; for "
+            "DreamBooth, whose loss is that much smaller, 1.",
+        ),
+        io.Float.Input(
+            "preservation_share", default=1.0, min=0.01, max=1.0, step=0.05,
+            tooltip="In which share of the batches; each of them takes about twice as long.",
+        ),
     ]  # fmt: skip
+    return dynamic(
+        "preservation", {PRESERVE_NONE: [], PRESERVE_PROMPTS: inputs}, optional=True,
+        tooltip="Prompts on which the LoRA is held to the base model, so that words that are not the subject keep "
+        "their meaning. Beside any objective.",
+    )  # fmt: skip
 
 
-def tokens() -> list[io.DynamicCombo.Option]:
+def tokens() -> io.DynamicCombo.Input:
     inputs = [
         io.Float.Input(
             "token_learning_rate", default=5e-4, min=1e-7, max=1.0, step=1e-6, round=1e-7,
@@ -155,21 +152,21 @@ def tokens() -> list[io.DynamicCombo.Option]:
             tooltip="Vectors per token. 0: as many as the initialiser has.",
         ),
     ]  # fmt: skip
-    return [
-        io.DynamicCombo.Option(TOKENS_OFF, []),
-        io.DynamicCombo.Option(TOKENS_WITH_LORA, inputs),
-        io.DynamicCombo.Option(TOKENS_ALONE, inputs),
-    ]
+    return dynamic(
+        "learned_tokens", {TOKENS_OFF: [], TOKENS_WITH_LORA: inputs, TOKENS_ALONE: inputs}, optional=True,
+        tooltip="Learn what <dog> means as a new token of the text encoder, from the word dog: with the LoRA (the "
+        "paper, for subjects), or alone. Needs CLIP text encoders (SD1.5, SDXL) or the Toy World.",
+    )  # fmt: skip
 
 
-def previews() -> list[io.DynamicCombo.Option]:
+def previews() -> io.DynamicCombo.Input:
     every = io.Int.Input(
         "preview_every", default=250, min=1, max=100000,
         tooltip="Steps between previews; there is one in the end too. Each costs about 100 evaluations of the model a "
         "prompt.",
     )  # fmt: skip
-    return [
-        io.DynamicCombo.Option(PREVIEWS_AUTO, []),
-        io.DynamicCombo.Option(PREVIEWS_EVERY, [every]),
-        io.DynamicCombo.Option(PREVIEWS_OFF, []),
-    ]
+    return dynamic(
+        "previews", {PREVIEWS_AUTO: [], PREVIEWS_EVERY: [every], PREVIEWS_OFF: []}, optional=True,
+        tooltip="Show what the model makes while it trains: base model, trained, and reward guidance, from the same "
+        "noise each time. Training is not changed by it. auto: about four times in a run.",
+    )  # fmt: skip

@@ -17,37 +17,32 @@ class DCOLoadDataset(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DCOLoadDataset",
-            display_name="Load Dataset Folder (DCO)",
-            category="model/training",
+            node_id="DCOLoadDataset", display_name="Load Dataset Folder (DCO)", category="model/training",
             description="Reference images from a folder of the input folder, with captions from .txt files of the same "
             "name or a captions.json. Phone pictures come upright, transparency becomes white and a mask, and a "
             "subfolder such as 10_dog counts ten times.",
             search_aliases=["training images", "load folder", "dataset", "load images", "caption files", "dco"],
             inputs=[
                 io.Combo.Input(
-                    "folder",
-                    options=files.dataset_folders(),
+                    "folder", options=files.dataset_folders(),
                     tooltip="A folder inside ComfyUI's input folder. New ones appear after pressing R.",
                 ),
             ],
             outputs=[
                 io.Image.Output(
-                    display_name="images", is_output_list=True, tooltip="The images, in order of name."
+                    display_name="images", is_output_list=True, tooltip="The images, in order of name.",
                 ),
                 io.String.Output(
-                    display_name="captions",
-                    is_output_list=True,
+                    display_name="captions", is_output_list=True,
                     tooltip='One caption an image; "" where there is none.',
                 ),
                 io.Mask.Output(
-                    display_name="masks",
-                    is_output_list=True,
+                    display_name="masks", is_output_list=True,
                     tooltip="From the folder `masks`, else what is not transparent, for `masks` of the trainer.",
                 ),
             ],
             has_intermediate_output=True,
-        )
+        )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, folder: str) -> str:

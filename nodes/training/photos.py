@@ -64,10 +64,9 @@ class DCOPhotos(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, photos: str, **_) -> str:
         try:
-            stats = [files.input_file(name).stat() for name, _ in _rows(photos)]
+            return files.state_of(files.input_file(name) for name, _ in _rows(photos))
         except (DCOError, OSError):  # for execute to tell
             return "unknown"
-        return " ".join(f"{stat.st_mtime_ns} {stat.st_size}" for stat in stats)
 
     @classmethod
     def execute(cls, photos: str, kind: str, name: str, clip=None) -> io.NodeOutput:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
+from ...dco_core.data.pixels import as_image, as_uint8
 from ...dco_core.drawing.preview_sheet import preview_sheet
 from ...dco_core.pipeline.examples import PreparedPictures
-from ...dco_core.pipeline.previews import TrainingPreviews, as_pixels
+from ...dco_core.pipeline.previews import TrainingPreviews
 from ...dco_core.training.previews import Preview
 from ...dco_core.training.step_report import StepReport
 from ...dco_core.training.trainer import Training
@@ -56,6 +56,6 @@ class NodePreviews:
         what is connected to it from running."""
         if not self._taken:
             return previews.NOTHING
-        pictures = as_pixels(model.decode_latents([p.latent for p in self._taken]))
+        pictures = [as_uint8(image) for image in model.decode_latents([p.latent for p in self._taken])]
         self._sheets[-1:] = [preview_sheet(self._taken, pictures, f"step {self._step}")]
-        return torch.from_numpy(np.stack(self._sheets)).float() / 255
+        return as_image(np.stack(self._sheets))

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ...dco_core.errors import DCOError, shortened
 from ...dco_core.training.recipes import CUSTOM, RECIPES, Recipe
+from ..options import dynamic
 
 DEFAULT = "subject"
 # `web/dco_recipes.js` writes these into the widgets below when a recipe is chosen
@@ -21,21 +22,19 @@ def recipe() -> io.DynamicCombo.Input:
         for name, values in RECIPES.items()
         if name != CUSTOM
     }
-    return io.DynamicCombo.Input(
-        "recipe",
-        options=[io.DynamicCombo.Option(name, _own(values)) for name, values in RECIPES.items()],
+    return dynamic(
+        "recipe", {name: _own(values) for name, values in RECIPES.items()},
         tooltip="The paper's settings: subject (a few photos of one thing), style, or one image of either. Choosing "
         "one fills in steps, rank, learning rate and offset noise; change them as you like. custom fills in nothing.",
         extra_dict={"dco_fills": fills},
-    )
+    )  # fmt: skip
 
 
 def _own(values: Recipe) -> list[Any]:
     return [
         io.Float.Input(
             "learning_rate", default=values.learning_rate, min=1e-7, max=1.0, step=1e-6, round=1e-7,
-            optional=True,
-            tooltip="Learning rate of the LoRA; the paper uses 5e-5.",
+            optional=True, tooltip="Learning rate of the LoRA; the paper uses 5e-5.",
         ),
         io.Float.Input(
             "offset_noise", default=values.offset_noise, min=0.0, max=1.0, step=0.01, round=0.001,

@@ -7,28 +7,15 @@ from typing import Any
 
 from ...dco_core.errors import DCOError
 from ...dco_core.lora import LoraWeights
+from ...dco_core.lora.started import check_start
 from ...dco_core.network.lora_layers import AdapterConfig
 from ...dco_core.pipeline.examples import SIZES, Preparation
 from ...dco_core.pipeline.generation import GenerationConfig
 from ...dco_core.pipeline.vocabulary import Vocabulary, kept_vocabulary, learned_vocabulary
 from ...dco_core.training.config import TrainingConfig
-from ..host.layer_names import started_layers
 from ..host.training.image_model import HostImageModel
+from . import choices, option_groups, recipes
 from . import inputs as trainer_inputs
-from . import option_groups, recipes
-from .choices import (
-    BETA_AUTO,
-    BETA_FOUND,
-    BETA_OWN,
-    OBJECTIVES,
-    PRESERVE_NONE,
-    PREVIEWS_AUTO,
-    PREVIEWS_EVERY,
-    PREVIEWS_OFF,
-    TOKENS_ALONE,
-    TOKENS_OFF,
-    TOKENS_WITH_LORA,
-)
 
 
 def settled(own: Mapping[str, Any], options: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -58,63 +45,54 @@ def training_config(values: Mapping[str, Any]) -> tuple[TrainingConfig, dict[str
     """The TrainingConfig, and the values of the chosen objective. DCOError for choices that are none."""
     objective, options = chosen(values["objective"], "objective")
     if objective is None:
-        raise DCOError(f"There is no objective: choose one of {', '.join(OBJECTIVES)}.")
-    choice, token_options = chosen(values["learned_tokens"], "learned_tokens", TOKENS_OFF)
-    if choice not in (TOKENS_OFF, TOKENS_WITH_LORA, TOKENS_ALONE):
-        raise DCOError(
-            f"learned_tokens {choice!r} is unknown: choose {TOKENS_OFF}, {TOKENS_WITH_LORA} or {TOKENS_ALONE}."
-        )
+        raise DCOError(f"There is no objective: choose one of {', '.join(choices.OBJECTIVES)}.")
+    choice, token_options = chosen(values["learned_tokens"], "learned_tokens", choices.TOKENS_OFF)
+    if choice not in (offered := (choices.TOKENS_OFF, choices.TOKENS_WITH_LORA, choices.TOKENS_ALONE)):
+        raise DCOError(f"learned_tokens {choice!r} is unknown: choose {' or '.join(offered).replace(' or ', ', ', 1)}.")
     fields = TrainingConfig.__dataclass_fields__
     taken = {name: value for name, value in options.items() if name in fields} | _beta(options.pop("beta", None))
     taken |= {name: values[name] for name in fields if name in values and name not in ("objective", "beta")}
-    _, preserved = chosen(values["preservation"], "preservation", PRESERVE_NONE)
+    _, preserved = chosen(values["preservation"], "preservation", choices.PRESERVE_NONE)
     taken |= {name: value for name, value in preserved.items() if name in fields}
     if "token_learning_rate" in token_options:
         taken["token_learning_rate"] = token_options["token_learning_rate"]
-    config = TrainingConfig(objective=OBJECTIVES[objective], **taken)
+    config = TrainingConfig(objective=choices.OBJECTIVES[objective], **taken)
     config.check()
     return config, options
 
 
 def _beta(dynamic: Mapping[str, Any] | None) -> dict[str, Any]:
     """The fields of TrainingConfig for the choice of beta."""
-    choice, given = chosen(dynamic, "beta", BETA_AUTO)
-    if choice == BETA_OWN:
+    choice, given = chosen(dynamic, "beta", choices.BETA_AUTO)
+    if choice == choices.BETA_OWN:
         return {"beta": given["value"]}
-    if choice == BETA_FOUND:
+    if choice == choices.BETA_FOUND:
         return {"beta": None, "automatic_beta": "images", "target_gate": given["target_gate"]}
     return {"beta": None}
 
 
 def steps_between_previews(values: Mapping[str, Any]) -> int:
     """0 for a run without previews. auto: about four in a run, and never so many that they cost more than training."""
-    choice, given = chosen(values["previews"], "previews", PREVIEWS_AUTO)
-    if choice == PREVIEWS_OFF:
+    choice, given = chosen(values["previews"], "previews", choices.PREVIEWS_AUTO)
+    if choice == choices.PREVIEWS_OFF:
         return 0
-    return given["preview_every"] if choice == PREVIEWS_EVERY else max(100, -(-values["steps"] // 4))
+    return given["preview_every"] if choice == choices.PREVIEWS_EVERY else max(100, -(-values["steps"] // 4))
 
 
 def token_choice(values: Mapping[str, Any]) -> str:
-    return chosen(values["learned_tokens"], "learned_tokens", TOKENS_OFF)[0]
+    return chosen(values["learned_tokens"], "learned_tokens", choices.TOKENS_OFF)[0]
 
 
 def adapter_config(
-    values: Mapping[str, Any], model, start: LoraWeights | None
+    values: Mapping[str, Any], model: HostImageModel, start: LoraWeights | None
 ) -> AdapterConfig | None:
     """The AdapterConfig; None where tokens are learned alone. DCOError for a LoRA to start from that does not fit."""
-    if start is not None and start.vectors:
-        raise DCOError(
-            f"start_from also changes biases or norms ({next(iter(start.vectors))} and {len(start.vectors) - 1} more), "
-            "which are not trained here and would be lost: start from a LoRA of weights alone."
-        )
-    if token_choice(values) == TOKENS_ALONE:
-        if start is not None and start.layers:
-            raise DCOError(
-                "start_from has LoRA layers, but tokens are to be learned alone: disconnect it, or learn tokens "
-                "with the LoRA."
-            )
+    alone = token_choice(values) == choices.TOKENS_ALONE
+    if start is not None:
+        check_start(start, alone)
+    if alone:
         return None
-    layers = started_layers(model, start) if start is not None and start.layers else None
+    layers = model.started_layers(start) if start is not None and start.layers else None
     return AdapterConfig(
         values["rank"], values["alpha"] or None, values["layers"], values["seed"], values["layer_filter"],
         values["dropout"], layers,
@@ -146,8 +124,8 @@ def vocabulary(
     model: HostImageModel, captions: Sequence[str], values: Mapping[str, Any], start: LoraWeights | None, seed: int
 ) -> Vocabulary:
     """The Vocabulary for the `learned_tokens` choice with its options."""
-    choice, options = chosen(values["learned_tokens"], "learned_tokens", TOKENS_OFF)
-    if choice == TOKENS_OFF:
+    choice, options = chosen(values["learned_tokens"], "learned_tokens", choices.TOKENS_OFF)
+    if choice == choices.TOKENS_OFF:
         return kept_vocabulary(captions, start)
     return learned_vocabulary(
         model, captions, seed, options.get("initializers", ""), options.get("vectors", 0), start

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
+from ...dco_core.data.pixels import as_image
 from ...dco_core.drawing import figure as charts
 from ...dco_core.drawing.training_plot import loss_plot
 from ...dco_core.errors import printable_lines
@@ -21,7 +22,8 @@ from ...dco_core.pipeline.pictures import TrainingPictures
 from ...dco_core.training import validation
 from ...dco_core.training.checkpoints import Checkpoints
 from ...dco_core.training.config import TrainingConfig
-from ...dco_core.training.memory import PeakMemory, estimate, megabytes
+from ...dco_core.training.memory import PeakMemory, estimate, megabytes, streaming
+from ...dco_core.training.reference_ahead import reference_ahead
 from ...dco_core.training.reference_cache import ReferenceCache
 from ...dco_core.training.step_report import StepReport
 from ...dco_core.training.tensorboard import EventLog
@@ -53,32 +55,18 @@ class DCOLoRATrainer(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DCOLoRATrainer",
-            display_name="DCO LoRA Trainer",
-            category="model/training",
+            node_id="DCOLoRATrainer", display_name="DCO LoRA Trainer", category="model/training",
             description="Teaches a model your subject or your style from 1 to 20 images with Direct Consistency "
             "Optimization: it learns what the images show and stops where it would drift from the base model. The "
             "LoRA is saved when training ends; when you cancel it, what was learned is, under a name that says so.",
             search_aliases=[
-                "train lora",
-                "lora training",
-                "lora trainer",
-                "dreambooth",
-                "prior preservation",
-                "textual inversion",
-                "direct consistency optimization",
-                "dco",
-                "personalization",
-                "fine-tune",
-                "train a style",
-                "train a subject",
+                "train lora", "lora training", "lora trainer", "dreambooth", "prior preservation",
+                "textual inversion", "direct consistency optimization", "dco", "personalization", "fine-tune",
+                "train a style", "train a subject",
             ],
-            is_input_list=True,
-            is_output_node=True,
-            inputs=inputs.own(),
-            outputs=inputs.outputs(),
+            is_input_list=True, is_output_node=True, inputs=inputs.own(), outputs=inputs.outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
-        )
+        )  # fmt: skip
 
     @classmethod
     def execute(cls, images, captions, options=None, **single) -> io.NodeOutput:
@@ -94,7 +82,7 @@ class DCOLoRATrainer(io.ComfyNode):
         references = gather(images, captions, values["masks"])
         texts = [r.caption for r in references]
         path = files.new_lora_path(values["name"])
-        adapter = adapter_config(values, model, start)
+        adapter = adapter_config(values, image_model, start)
 
         words = vocabulary(image_model, texts, values, start, config.seed)
         caption_notes = check(
@@ -120,13 +108,14 @@ class DCOLoRATrainer(io.ComfyNode):
             examples = prepared.examples(denoiser)
             if values["compile"]:
                 denoiser.compile_blocks()
-            needed = _make_room(denoiser, examples, config, values["gradient_checkpointing"])
+            needed = _make_room(denoiser, examples, config, values)
             text.message(needed)
             content = _content(image_model, prepared, values, adapter)
             run = Training(
                 denoiser, examples, config, words.tokens, checkpoints=_checkpoints(values), content=content,
-                reference_cache=_reference_cache(image_model, values), callback=progress.on_trial_step,
-                watch_speed=True,
+                reference_cache=_reference_cache(image_model, values),
+                reference=reference_ahead(denoiser, values["reference_device"], denoiser.device),
+                callback=progress.on_trial_step, watch_speed=True,
             )  # fmt: skip
             target = _target(path, run, adapter, image_model, prepared, values, content)
             carried = start.other if start else {}
@@ -169,7 +158,7 @@ class DCOLoRATrainer(io.ComfyNode):
             used = f"{needed} Peak: {memory}."
         saved = save(target, lora)
         report = printable_lines("\n".join([_summary(run), settings, used, *run.notes, *saved, caption_notes]))
-        plot = torch.tensor(loss_plot([r for r in run.history if not r.skipped], run.scores)).float()[None] / 255
+        plot = as_image(loss_plot([r for r in run.history if not r.skipped], run.scores))[None]
         loss_map = {"loss": [r.loss for r in run.history if not r.skipped]}
         sheets = previews.images(image_model)
         shown = [*([sheets[-1:]] if torch.is_tensor(sheets) else []), plot]  # on the node: web/dco_report.js
@@ -188,15 +177,11 @@ def _resolution(values: dict[str, Any], model: HostImageModel) -> str:
     return f" Resolution {model.default_resolution}, the model's own."
 
 
-def _make_room(denoiser: HostDenoiser, examples, config: TrainingConfig, checkpointing: str) -> str:
+def _make_room(denoiser: HostDenoiser, examples, config: TrainingConfig, values: Mapping[str, Any]) -> str:
     """Switch gradient checkpointing on where it is wanted or needed, and report what a step will take."""
-    stream = denoiser.weight_stream
-    streamed = (
-        f" {megabytes(stream.nbytes)} of the weights stay in main memory and are streamed, at most "
-        f"{megabytes(stream.resident_bytes)} at once."
-        if stream is not None
-        else ""
-    )
+    checkpointing = values["gradient_checkpointing"]
+    told = streaming(denoiser.weight_stream, values["stream_weights"], denoiser.device)
+    streamed = f" {told}" if told else ""
     needed = estimate(denoiser, examples, config)
     free = denoiser.free_memory()
     if checkpointing in ("on", OFFLOADED) or (checkpointing == "auto" and needed.total > 0.9 * free):
@@ -249,10 +234,7 @@ def _target(
     path: Path, run: Training, adapter: AdapterConfig | None, model: HostImageModel, prepared: PreparedPictures,
     values: Mapping[str, Any], content: str,
 ) -> trained_lora.Target:  # fmt: skip
-    layers = adapter.start if adapter else None
-    first = next(iter(layers.values()), None) if layers else None
-    rank = first.rank if first else (adapter.rank if adapter else 0)
-    alpha = first.rank * first.scale if first else (adapter.effective_alpha if adapter else 0.0)
+    rank, alpha = adapter.size if adapter else (0, 0.0)
     names = ("resolution", "crop", "size_conditioning", "dropout", "layer_filter")
     header = TrainedHeader(
         config=run.config, rank=rank, alpha=alpha, layers=values["layers"], family=model.family,

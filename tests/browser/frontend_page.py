@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 
+from devtools import browser
+
 SHOWN = "return n.dcoReport?.element.isConnected ? n.dcoReport.element.innerText : null;"
 
 
 def open_prompt(page, prompt):
     page.evaluate("async (p) => await window.app.loadApiJson(p, 'test')", prompt)
     page.evaluate("() => { window.app.canvas.ds.scale = 1; window.app.canvas.ds.offset = [400, 150]; }")
-    page.wait_for_timeout(1000)
+    browser.wait_until_at_rest(page)
 
 
 def run(page, until: str, timeout=120_000):

@@ -23,6 +23,7 @@ START_UP = {
     "Failed to load resource: the server responded with a status of 404 (Not Found)",  # user.css and the like
     "ComfyApp graph accessed before initialization",
 }
+COMPLAINTS_COME_WITHIN = 1500  # ms after the page has come to rest
 
 
 def problems(page) -> list[str]:
@@ -90,6 +91,7 @@ def test_a_template_opens_without_a_complaint_and_sends_the_prompt_it_should(nod
     page = nodes
     page.problems.clear()
     browser.load_workflow(page, template(name))
+    page.wait_for_timeout(COMPLAINTS_COME_WITHIN)
     assert problems(page) == []
     shown = page.inner_text("body")
     assert "errors found" not in shown
@@ -178,6 +180,7 @@ def test_a_blueprint_is_in_the_library_of_nodes_and_sends_its_nodes(host, page, 
     blueprint = json.loads((ROOT / "subgraphs" / f"{name}.json").read_text(encoding="utf-8"))
     page.problems.clear()
     browser.load_workflow(page, blueprint)
+    page.wait_for_timeout(COMPLAINTS_COME_WITHIN)
     assert problems(page) == []
     shown = page.evaluate("() => window.app.graph._nodes[0].widgets.map(w => w.label ?? w.name)")
     made = BLUEPRINTS[name]()

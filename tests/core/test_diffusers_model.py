@@ -228,16 +228,22 @@ def test_a_unet_that_does_not_fit_is_streamed_and_learns_the_same(written):
     size = sum(p.nbytes for p in model._pipeline.unet.parameters())
     x, t = draws()
     found = []
-    for free in (None, 100 * size, size):
+    cases = (
+        (None, "auto"), (None, "on"), (100 * size, "auto"), (size, "off"), (size, "auto"), (100 * size, "on"),
+    )  # fmt: skip
+    for number, (free, choice) in enumerate(cases):
         denoiser, copies = model.denoiser(AdapterConfig(rank=2)), CountedCopies()
-        denoiser.place(torch.device("cpu"), free, copies)
-        assert (denoiser.weight_stream is not None) == (free == size)
+        denoiser.place(torch.device("cpu"), free, choice, copies)
+        assert (denoiser.weight_stream is not None) == (number > 3)
         out = denoiser.predict(x, t, [conditioning(model)] * 2, adapter=True)
         parameters = denoiser.trainable().values()
         found.append([out.detach(), *torch.autograd.grad(out.square().mean(), parameters, allow_unused=True)])
-        assert (copies.waits > 0) == (free == size)
+        assert (copies.waits > 0) == (number > 3)
     for other in found[1:]:
         assert all(a is b is None or torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
-    assert 0 < copies.most <= denoiser.weight_stream.resident_bytes
+        if number > 3:
+            assert 0 < copies.most <= denoiser.weight_stream.resident_bytes
+    with pytest.raises(DCOError, match="stream_weights is 'yes': use auto, on, off"):
+        model.denoiser(None, stream_weights="yes")
     with pytest.raises(DCOError, match="compile and streamed weights do not go together"):
         denoiser.compile_blocks()

@@ -11,18 +11,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_vision import write_dinov2, write_siglip
+from small_vision import write_dinov2, write_judge, write_siglip
 from tiny_pipelines import sd15, sdxl
 
 from dco_core.data.folders import load_folder
 from dco_core.errors import DCOError
 from dco_core.evidence.jobs import Job, jobs_of
+from dco_core.evidence.pictures import draw, encoded_prompts, with_lora
 from dco_core.evidence.runner import run
 from dco_core.evidence.setting import setting_for
-from dco_core.evidence.study import Study
+from dco_core.evidence.study import PLAIN, Study
 from dco_core.evidence.tables import read_table
 from dco_core.evidence.workspace import Workspace
-from dco_core.metrics import image_similarity, load_image_encoder, load_siglip
+from dco_core.lora import from_bundle, initializers_in, read_lora
+from dco_core.metrics import image_similarity, load_image_encoder, load_judge, load_siglip
 
 
 def write_pictures(folder, caption, seed):
@@ -33,6 +35,11 @@ def write_pictures(folder, caption, seed):
         Image.fromarray(pixels).save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(caption, encoding="utf-8")
     return str(folder)
+
+
+def write_prompts(path):
+    path.write_text("\ufeffa red star, in ink style\n\n  a cat, in ink style \na toy, in ink style\n", encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="module", params=["sd15", "sdxl"])
@@ -61,6 +68,8 @@ def study(request, tmp_path_factory):
         resolution=32,
         likeness_model=str(write_dinov2(room / "dinov2")),
         text_model=str(write_siglip(room / "siglip")),
+        judge_model=str(write_judge(room / "judge")),
+        prompt_files={str(room / "ink"): str(write_prompts(room / "ink.txt"))},
     )
 
 
@@ -83,6 +92,7 @@ def test_a_study_of_folders(study, finished):
     )
     for row in merged:
         assert all(-1 <= row[name] <= 1 for name in ("likeness", "style_likeness"))
+        assert all(0 <= row[name] <= 1 for name in ("judged_subject", "judged_style", "judged_alignment"))
         assert 0 <= row["alignment"] <= 1 and "dog" in row["prompt"] and "ink" in row["prompt"]
 
 
@@ -94,6 +104,7 @@ def test_changed_captions_and_changed_models_open_the_jobs_they_concern_again(st
     study = dataclasses.replace(
         study, model=f"diffusers:{room / 'model' / 'pipeline'}", subjects=(dog,), styles=(ink,),
         categories={dog: "live subject"}, likeness_model=str(room / "dinov2"), text_model=str(room / "siglip"),
+        judge_model=str(room / "judge"), prompt_files={ink: str(room / "ink.txt")},
     )  # fmt: skip
     workspace = Workspace(study, setting_for(study, output / "references", "cpu"), output, "cpu")
     jobs = [job for jobs in jobs_of(study) for job in jobs]
@@ -122,11 +133,16 @@ def test_scores_are_those_of_the_metrics(study, tmp_path):
     found = setting.scores(images, prompts, study.subjects[0], study.styles[0])
     subject, style = ([p.image for p in load_folder(f)] for f in (study.subjects[0], study.styles[0]))
     encoder, siglip = load_image_encoder(study.likeness_model), load_siglip(study.text_model)
+    judge = load_judge(study.judge_model)
     expected = {
         "likeness": image_similarity(encoder, list(images), subject),
         "style_likeness": image_similarity(siglip, list(images), style),
         "alignment": siglip.score(list(images), prompts),
+        "judged_alignment": judge.follows(list(images), prompts),
+        "judged_subject": judge.resemblance(list(images), subject),
+        "judged_style": judge.resemblance(list(images), style, "style"),
     }
+    assert found.keys() == expected.keys()
     for name, values in expected.items():
         assert found[name] == pytest.approx(values.tolist(), abs=1e-5)
 
@@ -135,6 +151,51 @@ def test_prompts_are_those_of_the_category(study, tmp_path):
     live = setting_for(study, tmp_path, "cpu").prompts(study.subjects[0], None)
     plain = setting_for(dataclasses.replace(study, categories={}), tmp_path, "cpu").prompts(study.subjects[0], None)
     assert set(live).isdisjoint(plain) and all("dog" in text for text in live + plain)
+
+
+def test_prompts_of_ones_own_are_taken_in_their_order(study, tmp_path):
+    setting = setting_for(study, tmp_path, "cpu")
+    assert setting.prompts(None, study.styles[0]) == ["a red star, in ink style", "a cat, in ink style"]
+    assert all("ink" in text and "dog" in text for text in setting.prompts(study.subjects[0], study.styles[0]))
+    empty = tmp_path / "none.txt"
+    empty.write_text("\n \n")
+    own = dataclasses.replace(study, prompt_files={study.subjects[0]: str(empty)})
+    with pytest.raises(DCOError, match="none.txt has no prompts"):
+        setting_for(own, tmp_path, "cpu").prompts(study.subjects[0], None)
+    with pytest.raises(DCOError, match='prompt_files has "cat"'):
+        dataclasses.replace(study, prompt_files={"cat": str(empty)}).check()
+
+
+def test_subjects_learn_tokens_where_the_study_says_so(study, tmp_path):
+    training = {**study.training, "token_learning_rate": 0.5}
+    merges = ("DreamBooth merge",)
+    study = dataclasses.replace(study, learned_tokens=True, training=training, merges=merges, methods=("DreamBooth",))
+    assert run(study, tmp_path, ["cpu"], lambda text: None) == []
+    setting = setting_for(study, tmp_path / "references", "cpu")
+    workspace = Workspace(study, setting, tmp_path, "cpu")
+    dog, ink = study.subjects[0], study.styles[0]
+    files = {
+        "dog": Job("DreamBooth", dog, None, 3), "ink": Job("DreamBooth", None, ink, 3),
+        "both": Job("DreamBooth merge", dog, ink, 3),
+    }  # fmt: skip
+    loras = {name: read_lora(workspace.path(job) / "lora.safetensors") for name, job in files.items()}
+    assert {name: list(from_bundle(lora.other)) for name, lora in loras.items()} == {
+        "dog": ["dog"], "ink": [], "both": ["dog"]
+    }  # fmt: skip
+    assert initializers_in(loras["dog"].metadata, ["dog"]) == {"dog": "dog"}
+    model = setting.model("cpu")
+    prompts = ["A photo of dog on the beach", "a tree, in ink style"]
+    own, base = encoded_prompts(model, prompts, loras["dog"])
+    rows = from_bundle(loras["dog"].other)
+    by_hand = model.learned_tokens.encode(["A photo of <dog> on the beach", prompts[1]], rows, {"dog": "dog"})
+    texts = [[c["text"].tolist() for c in each] for each in (own, by_hand, base)]
+    assert texts[0] == texts[1] and texts[0][0] != texts[2][0] and texts[0][1] == texts[2][1]
+    settings = {"w_text": 7.5, "steps": 2, "pictures": 1, "seed": 3, "resolution": 32}
+    trained = with_lora(model, loras["dog"].layers)
+    with_rows, without = (draw(model, trained, prompts, PLAIN, **settings, lora=one) for one in (loras["dog"], None))
+    assert not torch.equal(with_rows[0], without[0]) and torch.equal(with_rows[1], without[1])
+    phi = (draw(model, trained, prompts, 0.0, **settings, lora=one) for one in (loras["dog"], None))
+    assert torch.equal(*phi)
 
 
 def test_references_without_a_marker_are_refused(study, tmp_path):

@@ -5,6 +5,7 @@ from distributed import Client, LocalCluster
 
 from dco_core.cli.commands import main
 from dco_core.errors import DCOError
+from dco_core.evidence import runner
 from dco_core.evidence.jobs import jobs_of
 from dco_core.evidence.runner import run
 from dco_core.evidence.setting import setting_for
@@ -24,7 +25,8 @@ def test_two_workers_do_every_job_of_a_study(tmp_path):
     assert len(done) >= 4 and all(workspace.done(job) for job in done)
 
 
-def test_a_scheduler_that_does_not_answer_is_named(tmp_path, capsys):
+def test_a_scheduler_that_does_not_answer_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runner, "_SCHEDULER_ANSWERS_IN", 1)
     with pytest.raises(DCOError, match="tcp://127.0.0.1:1 does not answer"):
         run(small(), tmp_path, ["cpu"], lambda line: None, "tcp://127.0.0.1:1")
     assert main(["evidence", "--output", str(tmp_path / "o"), "--scheduler", "nonsense", "--device", "cpu"]) == 1

@@ -77,11 +77,6 @@ def test_np_lora_takes_the_style_directions_out_and_nothing_else():
     # closed form: the gradient of |D - C|^2 + mu |D V V^T|^2 is 0 there
     gradient = (soft.delta() - content.delta()) + 1.0 * soft.delta() @ v @ v.T
     assert gradient.norm() < 1e-4 * content.delta().norm()
-    one = np_lora(content, style, energy=0.01)
-    first = v[:, :1]
-    torch.testing.assert_close(
-        one.delta(), content.delta() @ (torch.eye(10) - first @ first.T), rtol=1e-4, atol=1e-5
-    )
 
 
 def test_a_dense_change_is_factorised_with_the_error_it_tells():
@@ -131,7 +126,7 @@ def test_methods_refuse_what_they_cannot():
     for method in (NPLora(), ZipLora({})):
         with pytest.raises(DCOError, match="there are 3"):
             merge_with(method, [*both(), both()[0]], [1, 1, 1])
-    for make in (lambda: Ties(0), lambda: Dare(1.0), lambda: NPLora(-1), lambda: NPLora(energy=0)):
+    for make in (lambda: Ties(0), lambda: Dare(1.0), lambda: NPLora(-1)):
         with pytest.raises(DCOError):
             make()
 

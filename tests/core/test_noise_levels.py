@@ -69,6 +69,7 @@ MU = {
     "flux1": (LATENT, 0.5 + (48 * 64 - 256) * 0.65 / 3840),
     "Flux2": ((128, 48, 64), 0.5 + (48 * 64 - 256) * 0.65 / 3840),
     "QwenImage": ((16, 1, 96, 128), 0.5 + (48 * 64 - 256) * 0.4 / 7936),
+    "Krea2": (LATENT, 0.5 + (48 * 64 - 256) * 0.65 / 6144),
     "LTXV": ((128, 3, 24, 32), 0.95 + (3 * 24 * 32 - 1024) * 1.1 / 3072),
 }
 
@@ -97,6 +98,16 @@ def test_the_line_and_the_shift_are_those_of_diffusers():
     torch.testing.assert_close(FlowMatchEulerDiscreteScheduler().time_shift(mu, 1.0, t), ours)
 
 
+@pytest.mark.parametrize(
+    ("family", "trainers"), [("WAN21_I2V", 3.0), ("HunyuanVideo15", 2.0), ("ZImage", 2.0), ("HunyuanVideoI2V", 8.0)]
+)
+def test_family_takes_its_trainers_shift_and_shifted_that_of_its_sampler(family, trainers):
+    """WAN's schedule has 8 in the host, and musubi-tuner trains it at 3."""
+    schedule = Schedule.flow(shift=8.0)
+    assert_logit_normal(schedule.sigma[drawn(levels_of("family", family, schedule))], math.log(trainers))
+    assert_logit_normal(schedule.sigma[drawn(levels_of("shifted", family, schedule))], math.log(8.0))
+
+
 def test_a_family_with_one_shift_has_it_in_its_schedule():
     schedule = Schedule.flow(shift=6.0)
     levels = levels_of("shifted", "Lumina2", schedule)
@@ -110,7 +121,8 @@ def test_a_family_with_one_shift_has_it_in_its_schedule():
         ("sd_v1", Schedule.stable_diffusion(), "uniform"), ("sdxl_base_v1-0", Schedule.stable_diffusion(), "uniform"),
         ("sd_v2", Schedule.stable_diffusion("v"), "uniform"), ("sd3", Schedule.flow(), "logit-normal"),
         ("flux1", Schedule.flow(), "shifted"), ("WAN21_T2V", Schedule.flow(), "shifted"),
-        ("AuraFlow", Schedule.flow(), "logit-normal"), ("ToyWorld", Schedule.flow(), "uniform"),
+        ("AuraFlow", Schedule.flow(), "logit-normal"), ("Anima", Schedule.flow(), "sigmoid"),
+        ("ToyWorld", Schedule.flow(), "uniform"),
     ],
 )  # fmt: skip
 def test_family_takes_the_tables_choice_and_says_so(family, schedule, sampling):

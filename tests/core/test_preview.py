@@ -10,7 +10,7 @@ import torch
 from dco_core.drawing.preview_sheet import preview_sheet
 from dco_core.errors import DCOError
 from dco_core.network.lora_layers import ADAPTER, AdapterConfig, lora_layers
-from dco_core.sampling import sample
+from dco_core.sampling import sample as sample_each
 from dco_core.schedules import Schedule
 from dco_core.toy_world.model import ToyDenoiser, encode, load_text_encoder
 from dco_core.training.config import TrainingConfig
@@ -53,6 +53,12 @@ def texts(n=3):
 
 def noise(n=2, shape=(6, 2, 2)):
     return torch.randn((n, *shape), generator=torch.Generator().manual_seed(5))
+
+
+def sample(denoiser, own, base, empty, noise, **settings):
+    """With one conditioning of each kind for all samples."""
+    rows = (None if one is None else [one] * len(noise) for one in (own, base, empty))
+    return sample_each(denoiser, *rows, noise, **settings)
 
 
 def theta_of(denoiser):

@@ -20,19 +20,26 @@ def test_samples_with_texts_of_their_own_are_those_sampled_alone(w_rg, w_text):
     start = noise(3)
     together = sample(denoiser, [one, two, one], [two, one, other], [empty, other, empty], start, **scales)
     for i, (own, base, nothing) in enumerate(((one, two, empty), (two, one, other), (one, other, empty))):
-        alone = sample(denoiser, own, base, nothing, start[i : i + 1], **scales)
+        alone = sample(denoiser, [own], [base], [nothing], start[i : i + 1], **scales)
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_one_conditioning_for_all_is_a_list_of_it():
+def test_phi_reads_what_theta_reads_where_it_has_nothing_of_its_own():
     denoiser, (own, base, empty) = small(), texts()
-    one = sample(denoiser, own, base, empty, noise(), **SCALE)
-    assert torch.equal(one, sample(denoiser, [own] * 2, [base] * 2, [empty] * 2, noise(), **SCALE))
-    assert torch.equal(one, sample(denoiser, [own] * 2, base, empty, noise(), **SCALE))
     assert torch.equal(
-        sample(denoiser, [own, base], None, empty, noise(), **SCALE),
-        sample(denoiser, [own, base], [own, base], empty, noise(), **SCALE),
+        sample(denoiser, [own, base], None, [empty] * 2, noise(), **SCALE),
+        sample(denoiser, [own, base], [own, base], [empty] * 2, noise(), **SCALE),
     )
+
+
+def test_a_conditioning_that_is_a_list_itself_is_one_samples():
+    """As the host's are: [[tensor, options]]."""
+    denoiser, (own, base, empty) = small(), texts()
+    expected = sample(denoiser, [own] * 3, [base] * 3, [empty] * 3, noise(3), **SCALE)
+    predict = denoiser.predict
+    denoiser.predict = lambda x, t, rows, *, adapter: predict(x, t, [row[0][0] for row in rows], adapter=adapter)
+    as_list = ([[[one, {}]]] * 3 for one in (own, base, empty))
+    assert torch.equal(sample(denoiser, *as_list, noise(3), **SCALE), expected)
 
 
 def test_a_function_of_several_samples_is_called_once():
@@ -43,9 +50,9 @@ def test_a_function_of_several_samples_is_called_once():
         called.append(1)
         return own
 
-    made = sample(denoiser, [tokens, base, tokens], None, empty, noise(3), **(SCALE | {"w_rg": 7.5}))
+    made = sample(denoiser, [tokens, base, tokens], None, [empty] * 3, noise(3), **(SCALE | {"w_rg": 7.5}))
     assert called == [1]
-    assert torch.equal(made, sample(denoiser, [own, base, own], None, empty, noise(3), **(SCALE | {"w_rg": 7.5})))
+    assert torch.equal(made, sample(denoiser, [own, base, own], None, [empty] * 3, noise(3), **(SCALE | {"w_rg": 7.5})))
 
 
 @pytest.mark.parametrize("w_rg, w_text, steps", [(0.0, 2.0, 20), (2.0, 2.0, 8), (1.4, 2.0, 10), (1.0, 1.0, 4)])
@@ -55,7 +62,7 @@ def test_a_batch_of_toy_world_prompts_is_what_its_own_sampler_draws(w_rg, w_text
         p.data *= 0.3
     *prompts, empty = encode(load_text_encoder(), ["a photo of a <dog> on grass", "a red toy in snow", "x", ""])
     start = noise(3, (3, 32, 32))
-    made = sample(denoiser, prompts, None, empty, start, w_rg=w_rg, w_text=w_text, steps=steps)
+    made = sample(denoiser, prompts, None, [empty] * 3, start, w_rg=w_rg, w_text=w_text, steps=steps)
     expected = toy_sample(denoiser.network, torch.stack(prompts), empty[None], start, w_rg, w_text, steps=steps)
     torch.testing.assert_close(made, expected, rtol=1e-3, atol=1e-3)
 
@@ -73,4 +80,4 @@ def test_a_batch_of_toy_world_prompts_is_what_its_own_sampler_draws(w_rg, w_text
 def test_conditionings_that_do_not_fit_are_told(own, message):
     denoiser, (one, base, empty) = small(), texts()
     with pytest.raises(DCOError, match=message):
-        sample(denoiser, own(one), base, empty, noise(), **SCALE)
+        sample(denoiser, own(one), [base] * 2, [empty] * 2, noise(), **SCALE)

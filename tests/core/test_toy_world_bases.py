@@ -96,7 +96,7 @@ def test_both_draw_the_same_pictures_along_the_same_noise_levels(w_rg):
     start = torch.randn(2, 3, 32, 32, generator=generator(4))
     alpha, sigma = epsilon.schedule.alpha[-1], epsilon.schedule.sigma[-1]
     pictures = [
-        any_sample(d, list(read[:2]), None, read[2], x, w_rg=w_rg, w_text=2.0, steps=7)
+        any_sample(d, list(read[:2]), None, [read[2]] * 2, x, w_rg=w_rg, w_text=2.0, steps=7)
         for d, x in ((epsilon, start), (flow, start / (alpha + sigma)))
     ]
     torch.testing.assert_close(*pictures, atol=2e-3, rtol=1e-3)

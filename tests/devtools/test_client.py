@@ -54,8 +54,10 @@ class StubHost(BaseHTTPRequestHandler):
         for byte in range(0, len(self.frames), 7):  # in crumbs, as a network may deliver them
             self.wfile.write(self.frames[byte : byte + 7])
             self.wfile.flush()
-        while self.rfile.read(1):  # until the client goes
+        while self.rfile.read(1) not in (b"", b"\x88"):  # until the client goes, or says that it will
             pass
+        self.wfile.write(b"\x88\x00")  # whose farewell is answered: it waits for that
+        self.wfile.flush()
         self.close_connection = True
 
     def log_message(self, format: str, *arguments: object) -> None:
@@ -71,7 +73,7 @@ def stub() -> Iterator[type[StubHost]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     Handler.client = Client(f"127.0.0.1:{server.server_port}")  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield Handler
     server.shutdown()

@@ -81,6 +81,8 @@ FAMILIES = {
     "sd15-inpaint": Family("SD15", _SD15 | {"in_channels": 9}, (4, 8, 8), 24),
     "sd2-v": Family("SD20", _UNET, (4, 8, 8), 24, weights=_v_prediction),
     "sdxl": Family("SDXL", _UNET | {"adm_in_channels": 6 * 256 + 8, "num_classes": "sequential"}, (4, 8, 8), 24),
+    "sdxl-edm": Family("SDXL", _UNET | {"adm_in_channels": 6 * 256 + 8, "num_classes": "sequential"}, (4, 8, 8), 24,
+                       weights=lambda: {"edm_mean": torch.zeros(4), "edm_std": torch.ones(4)}),
     "sd3": Family("SD3", {"input_size": None, "in_channels": 16, "patch_size": 2, "depth": 2, "adm_in_channels": 8,
                           "pos_embed_max_size": 8, "num_patches": 64, "qk_norm": "rms",
                           "pos_embed_scaling_factor": None,
@@ -104,6 +106,13 @@ FAMILIES = {
                                    "rope_axes_dim": (4, 4, 4)}, (128, 4, 4), 24),
     "hunyuan-video": Family("HunyuanVideo", _HUNYUAN, (16, 2, 8, 8), 24),
     "hunyuan-video-i2v": Family("HunyuanVideoI2V", _HUNYUAN | {"in_channels": 33}, (16, 2, 8, 8), 24),
+    "cosmos-predict2": Family("CosmosT2IPredict2", {"image_model": "cosmos_predict2", "max_img_h": 16, "max_img_w": 16,
+                                                    "max_frames": 4, "in_channels": 16, "out_channels": 16,
+                                                    "patch_spatial": 2, "patch_temporal": 1, "model_channels": 48,
+                                                    "num_blocks": 2, "num_heads": 2, "crossattn_emb_channels": 24,
+                                                    "pos_emb_cls": "rope3d", "pos_emb_learnable": True,
+                                                    "min_fps": 1, "max_fps": 30, "use_adaln_lora": True,
+                                                    "adaln_lora_dim": 8}, (16, 1, 8, 8), 24),
     "wan-i2v": Family("WAN21_I2V", _WAN | {"model_type": "i2v", "in_dim": 36}, (16, 3, 8, 8), 24),
 }  # fmt: skip
 

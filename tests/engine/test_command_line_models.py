@@ -1,5 +1,6 @@
 """`python -m dco_core train --model checkpoint:... | unet:...`: the host's loaders and families without its server."""
 
+import gc
 import hashlib
 import importlib
 from pathlib import Path
@@ -10,11 +11,19 @@ import torch
 from prepared import OneText, PictureVAE
 from safetensors.torch import load_file
 from small_models import FAMILIES, small_model, text
+from small_vision import write_dinov2, write_siglip
 
 from dco_core.cli import commands
 from dco_core.cli import train as train_command
 from dco_core.data.folders import load_folder
+from dco_core.evidence.jobs import Job
+from dco_core.evidence.runner import run
+from dco_core.evidence.setting import setting_for
+from dco_core.evidence.study import Study
+from dco_core.evidence.tables import read_table
+from dco_core.evidence.workspace import Workspace
 from dco_core.models import host_model
+from dco_core.models.loading import load_model
 from dco_core.network.lora_layers import AdapterConfig
 from dco_core.pipeline.pictures import FolderPictures
 from dco_core.pipeline.run import FolderTraining
@@ -29,6 +38,9 @@ def named():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMFYUI_PATH", str(comfyui_path()))
         yield
+    import comfy.model_management
+
+    comfy.model_management.in_training = False  # which the command line leaves on, as its program ends with it
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +142,32 @@ def test_its_parts_in_files_of_their_own_are_the_same_model(data, files, whole, 
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
 
 
+def test_it_goes_on_from_a_lora_and_asks_for_streamed_weights(data, files, whole, tmp_path, monkeypatch, capsys):
+    """On the CPU nothing is streamed, and the LoRA is the same."""
+    host_model._pack_module("nodes.host", Path(comfyui_path()))
+    module = importlib.import_module("dco_pack.nodes.host.training.command_line_model")
+    asked, real = [], module.load_for_training
+
+    def load(*arguments, stream_weights, **options):
+        asked.append(stream_weights)
+        return real(*arguments, stream_weights=stream_weights, **options)
+
+    monkeypatch.setattr(module, "load_for_training", load)
+    model = ["--model", f"checkpoint:{files / 'whole.ckpt'}", "--start-from", str(whole), "--rank", "7"]
+    for name, choice in (("a", "on"), ("b", "off")):
+        assert train(data, tmp_path / f"{name}.safetensors", *model, "--stream-weights", choice) == 0
+    assert asked == ["on", "off"]
+    assert capsys.readouterr().out.count("No weights are streamed: the model trains in main memory.") == 1
+    started, one, other = (load_file(p) for p in (whole, tmp_path / "a.safetensors", tmp_path / "b.safetensors"))
+    assert one.keys() == other.keys() == started.keys()
+    assert all(torch.equal(one[key], other[key]) and one[key].shape == started[key].shape for key in one)
+    assert torch.equal(one["bundle_emb.toy.clip_l"], started["bundle_emb.toy.clip_l"])
+    ups = [key for key in one if key.endswith("up.weight")]
+    assert any(not torch.equal(one[key], started[key]) for key in ups)
+    moved = sum(((one[key] - started[key]) ** 2).sum() for key in ups)
+    assert moved < 4 * sum((started[key] ** 2).sum() for key in ups)  # two steps on, and not from nothing
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -188,3 +226,47 @@ def test_families_train_as_folders_do_and_again_with_kept_errors(name, data, tmp
     assert any("are there from an earlier run" in note for note in again.notes)
     assert all(torch.equal(second[key], tensor) for key, tensor in first.items())
     assert again.training.denoiser.family == again._model.family != ""
+
+
+def test_a_model_that_goes_away_changes_no_mode_of_those_that_stay(data, files):
+    """Inference mode and the host's in_training are the program's, not a model's: a study has one after the other."""
+    import comfy.model_management
+
+    def model():
+        found = load_model(f"checkpoint:{files / 'whole.ckpt'}", "cpu")
+        found.denoiser(None)
+        return found
+
+    before = comfy.model_management.in_training
+    first = model()
+    try:
+        with torch.inference_mode(), torch.no_grad():
+            del first
+            gc.collect()
+            assert torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
+        second = model()
+        third = model()
+        del second
+        gc.collect()
+        assert comfy.model_management.in_training and third is not None
+    finally:
+        comfy.model_management.in_training = before
+
+
+def test_a_study_runs_on_a_checkpoint(data, files, tmp_path):
+    """What FolderSetting does with a diffusers folder: tests/core/test_evidence_folders.py."""
+    study = Study(
+        model=f"checkpoint:{files / 'whole.ckpt'}", subjects=(str(data),), methods=("DreamBooth", "DCO"), seeds=(2,),
+        training={"steps": 1, "learning_rate": 0.01}, adapter={"rank": 2}, w_text=7.5, w_rg=(3.0,), sampling_steps=1,
+        prompts=2, pictures=1, others=1, distance_timesteps=1, distance_draws=1, resolution=64,
+        likeness_model=str(write_dinov2(tmp_path / "dinov2")), text_model=str(write_siglip(tmp_path / "siglip")),
+    )  # fmt: skip
+    study.check()
+    assert run(study, tmp_path / "done", ["cpu"], lambda text: None) == []
+    workspace = Workspace(study, setting_for(study, tmp_path / "done" / "references", "cpu"), tmp_path / "done", "cpu")
+    likeness = {}
+    for method in ("base model", "DreamBooth", "DCO"):
+        rows = read_table(workspace.path(Job(method, str(data), None, 2)) / "scores.csv")
+        likeness[method] = [row["likeness"] for row in rows if row["prompts"] != "others"]
+        assert any(row["prompts"] == "others" and row["rmse"] is not None for row in rows)
+    assert len(likeness["DCO"]) == 2 * 2 and likeness["DCO"][:2] != likeness["base model"][:2]

@@ -11,7 +11,7 @@ IN_THE_RUN = {
     *(f"learned_tokens={choice}.{name}" for choice in TOKENS for name in ("initializers", "vectors")),
     "checkpoint_every", "checkpoint_minutes", "resume",  # test_resume.py
     "compile", "gradient_checkpointing", "precision", "stream_weights", "tensorboard",  # test_recipe_options.py
-    "reference_cache",  # test_command_line.py
+    "reference_cache", "reference_device",  # test_command_line.py, test_reference_ahead.py
 }  # fmt: skip
 
 

@@ -78,3 +78,33 @@ def test_weights_in_half_precision_are_copied_before_they_are_cast():
     equal(plain, streamed)
     fp32 = sum(4 * p.numel() for p in model.model.diffusion_model.parameters())
     assert stream.nbytes < 0.6 * fp32
+
+
+@pytest.mark.parametrize("choice", ["auto", "on", "off"])
+def test_on_streams_every_block_where_all_would_fit(choice):
+    """Through the trainer's own session and the host's own loader; the CPU stands in for the device."""
+    network = host.pack("nodes.host.training.network")
+    config = host.pack("dco_core.network.lora_layers").AdapterConfig(rank=2)
+    model, shape = small_model("sd15-whole"), FAMILIES["sd15-whole"].latent
+    before = bits(model)
+    copies = CountedCopies()
+    session = network.training_session(
+        model, config, stream_weights=choice, step_shape=(1, *shape), copies=copies
+    )
+    with session as denoiser:
+        stream, loaded = denoiser.weight_stream, model.loaded_size()
+        conds = [denoiser.model_conditions(text("sd15-whole", 7, 1), torch.zeros(shape))]
+        x, t = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1)), torch.tensor([300])
+        for _ in range(2):
+            denoiser.predict(x, t, conds, adapter=True).square().mean().backward()
+    if choice == "on":
+        sizes = sorted((sum(w.nbytes for w in unit) for unit in stream._units), reverse=True)
+        assert len(sizes) > 8 and stream.resident_bytes == sum(sizes[:3])
+        assert 0 < copies.most <= stream.resident_bytes < 0.5 * stream.nbytes
+        assert loaded < 0.05 * model.model_size()  # the host knows that they are gone
+    else:
+        assert stream is None and copies.waits == 0 and loaded == model.model_size()
+    network.comfy.model_management.load_models_gpu([model], force_full_load=True)
+    assert model.loaded_size() == model.model_size()  # and brings them back
+    after = bits(model)
+    assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in after)

@@ -15,6 +15,21 @@ from PIL import Image
 from devtools.host_server import HostServer
 
 EXTRA_NODES = Path(__file__).parent / "custom_nodes"
+CHECKPOINTS = ("sd15", "sdxl")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Within a file, tests of the same checkpoint one after the other: the host keeps what it has loaded and trained
+    for one prompt until the next has done without it."""
+    files = {path: i for i, path in enumerate(dict.fromkeys(item.path for item in items))}
+    items.sort(key=lambda item: (files[item.path], checkpoint(item) if item.path.parent == EXTRA_NODES.parent else 0))
+
+
+def checkpoint(item: pytest.Item) -> int:
+    """Which one a test loads: 0 for none, else its place among CHECKPOINTS, from 1."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    names = {*getattr(item, "fixturenames", ()), *(value for value in parameters if isinstance(value, str))}
+    return max((i for i, name in enumerate(CHECKPOINTS, 1) if name in names), default=0)
 
 
 @pytest.fixture(scope="session")

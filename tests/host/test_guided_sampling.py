@@ -6,6 +6,7 @@ import pytest
 from host_graph import Graph, facts
 
 TOLERANCE = 1e-5
+STEPS = 3  # the first of which checks itself
 
 
 class Setup(Graph):
@@ -20,8 +21,9 @@ class Setup(Graph):
         else:
             references = self.add("DCOToyWorldReferences", what="subject")
             trainer = self.trainer(
-                self.phi, [references, 0], [references, 1], resolution=64, objective__beta=0.001
-            )
+                self.phi, [references, 0], [references, 1], resolution=64, objective__beta=0.001, steps=4,
+                learning_rate=3e-3,
+            )  # fmt: skip
         self.lora = [trainer, 0]
         merged = self.add(
             "LoraModelLoader", model=[second, 0], lora=self.lora, strength_model=1.0, bypass=False
@@ -32,22 +34,23 @@ class Setup(Graph):
 
     def ours(self, w_rg, w_text, model=None, **changes):
         return self.guided(
-            model or self.phi["model"], self.lora, self.c, self.empty, self.start, w_rg, w_text, **changes
-        )
+            model or self.phi["model"], self.lora, self.c, self.empty, self.start, w_rg, w_text,
+            **{"steps": STEPS} | changes,
+        )  # fmt: skip
 
     def patched(self, w_rg, w_text, **changes):
         patch = self.guidance(
             "DCORewardGuidance", model=self.phi["model"], lora=self.lora, w_rg=w_rg, lora_strength=1.0
         )
-        return self.ksample([patch, 0], self.c, self.empty, self.start, w_text, **changes)
+        return self.ksample([patch, 0], self.c, self.empty, self.start, w_text, **{"steps": STEPS} | changes)
 
     def plain(self, model, w_text, **changes):
-        return self.ksample(model, self.c, self.empty, self.start, w_text, **changes)
+        return self.ksample(model, self.c, self.empty, self.start, w_text, **{"steps": STEPS} | changes)
 
     def oracle(self, w_rg, w_text, **more):
         node = self.add(
             "DCOTestOracleSampler", phi=self.phi["model"], theta=self.theta, positive=self.c, negative=self.empty,
-            latent=self.start, seed=3, steps=4, w_rg=w_rg, w_text=w_text, **more,
+            latent=self.start, seed=3, steps=STEPS, w_rg=w_rg, w_text=w_text, **more,
         )  # fmt: skip
         return [node, 0]
 
@@ -140,7 +143,7 @@ def test_regional_prompts_keep_their_regions(host, sd15):
 
 def test_a_lora_on_the_model_becomes_part_of_the_base(host):
     g = Setup("toy", TOY)
-    style = g.toy_trainer(g.phi, "style", name="style")
+    style = g.toy_trainer(g.phi, "style", name="style_below")
     load = {"lora": [style, 0], "strength_model": 1.0, "bypass": False}
     g.phi["model"] = [g.add("LoraModelLoader", model=g.phi["model"], **load), 0]
     g.theta = [g.add("LoraModelLoader", model=g.theta, **load), 0]
@@ -183,7 +186,7 @@ def test_theta_reads_a_prompt_of_its_own(host, family, w_rg, w_text):
     patch = g.guidance(
         "DCORewardGuidance", model=g.phi["model"], lora=g.lora, w_rg=w_rg, lora_strength=1.0, personalized=own
     )
-    patched = g.ksample([patch, 0], g.c, g.empty, g.start, w_text)
+    patched = g.ksample([patch, 0], g.c, g.empty, g.start, w_text, steps=STEPS)
     oracle = g.oracle(w_rg, w_text, personalized=own)
     without = g.compare(ours, g.ours(w_rg, w_text))
     outputs = check(host, g, [(ours, oracle), (patched, oracle)])

@@ -69,9 +69,9 @@ def test_training_moves_only_the_new_rows_and_the_image_from_files_is_the_fresh_
     encoded = g.add("DCOEncodePrompt", clip=base["clip"], lora=[trainer, 0], text=prompt)
     empty, latent = g.text(base["clip"], ""), g.latent(size)
     fresh = g.guided(
-        base["model"], [trainer, 0], [encoded, 1], empty, latent, 2.0, 3.0, personalized=[encoded, 0]
+        base["model"], [trainer, 0], [encoded, 1], empty, latent, 2.0, 3.0, personalized=[encoded, 0], steps=2
     )
-    plain = g.guided(base["model"], [trainer, 0], [encoded, 1], empty, latent, 2.0, 3.0)
+    plain = g.guided(base["model"], [trainer, 0], [encoded, 1], empty, latent, 2.0, 3.0, steps=2)
     with_tokens = g.compare(fresh, plain)
     hashed = g.compare(fresh, fresh)
     clip_hash = g.add("DCOTestClipHash", clip=base["clip"], after=[trainer, 0])
@@ -106,9 +106,11 @@ def test_training_moves_only_the_new_rows_and_the_image_from_files_is_the_fresh_
         g.latent(size),
     )
     from_bundle = g.guided(
-        base["model"], [loaded, 0], [again, 1], empty, latent, 2.0, 3.0, personalized=[again, 0]
+        base["model"], [loaded, 0], [again, 1], empty, latent, 2.0, 3.0, personalized=[again, 0], steps=2
     )
-    from_file = g.guided(base["model"], [loaded, 0], positive, empty, latent, 2.0, 3.0, personalized=by_name)
+    from_file = g.guided(
+        base["model"], [loaded, 0], positive, empty, latent, 2.0, 3.0, personalized=by_name, steps=2
+    )
     same = g.compare(from_bundle, from_file)
     bundle = g.compare(from_bundle, from_bundle)
     after = g.add("DCOTestClipHash", clip=base["clip"], after=[again, 0])
@@ -122,7 +124,7 @@ def test_tokens_alone_leave_an_embedding_and_a_lora_without_layers(host):
     g = Graph()
     base = g.toy()
     trainer = token_trainer(
-        g, base, "toy", name="alone", learned_tokens="alone (Textual Inversion)", steps=4
+        g, base, "toy", name="tokens_alone", learned_tokens="alone (Textual Inversion)", steps=4
     )
     encoded = g.add("DCOEncodePrompt", clip=base["clip"], lora=[trainer, 0], text="a <toy>")
     empty, latent = g.text(base["clip"], ""), g.latent(256)
@@ -133,8 +135,8 @@ def test_tokens_alone_leave_an_embedding_and_a_lora_without_layers(host):
     compared = g.compare(guided, plain)
     outputs = host.client.run(g.prompt)
     assert facts(outputs, compared)["relative"] < 1e-5  # w_rg = w_text: the base model on the learned token
-    assert not list((host.base_dir / "output" / "loras").glob("alone*"))
-    assert len(embeddings(host, "alone")) == 1
+    assert not list((host.base_dir / "output" / "loras").glob("tokens_alone*"))
+    assert len(embeddings(host, "tokens_alone")) == 1
     assert "Saved" not in outputs[trainer]["text"][0]
 
 

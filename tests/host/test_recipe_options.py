@@ -172,7 +172,7 @@ def test_looking_ahead_learns_the_same(host, baselines):
 
 
 def test_the_same_options_train_the_same_lora(host, baselines):
-    assert same(baselines(**DCO)[0], run(host, **DCO, name="again")[0])
+    assert same(baselines(**DCO)[0], run(host, **DCO, name="option_again")[0])
 
 
 @pytest.mark.parametrize(

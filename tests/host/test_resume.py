@@ -64,8 +64,11 @@ def test_checkpoints_come_by_the_clock(host):
 
 @pytest.fixture(autouse=True)
 def no_checkpoints(host):
+    """Neither those of other files, as the host is theirs too, nor this one's afterwards."""
+    folder = host.base_dir / "output" / "dco_checkpoints"
+    shutil.rmtree(folder, ignore_errors=True)
     yield
-    shutil.rmtree(host.base_dir / "output" / "dco_checkpoints", ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.parametrize(
@@ -101,14 +104,14 @@ def test_cancelled_and_run_again_it_ends_as_if_it_had_never_stopped(host, change
 
 
 def test_a_run_that_was_finished_is_not_trained_again_but_goes_on_to_more_steps(host):
-    g, trainer = toy(name="again", steps=10, validation_steps=0)
+    g, trainer = toy(name="finished", steps=10, validation_steps=0)
     first = tensors(host, host.client.run(g.prompt), trainer)
-    g, trainer = toy(name="again", steps=10, validation_steps=0, look_ahead=0)  # what it is anyway
+    g, trainer = toy(name="finished", steps=10, validation_steps=0, look_ahead=0)  # what it is anyway
     outputs = host.client.run(g.prompt)
     assert "Found the checkpoint of step 10: finished" in outputs[trainer]["text"][0]
     again = tensors(host, outputs, trainer)
     assert all(torch.equal(first[key], again[key]) for key in first)
-    g, trainer = toy(name="again", steps=14, validation_steps=0)
+    g, trainer = toy(name="finished", steps=14, validation_steps=0)
     outputs = host.client.run(g.prompt)
     assert "Found the checkpoint of step 10: going on" in outputs[trainer]["text"][0]
     g, trainer = toy(name="straight", steps=14, validation_steps=0, resume=False)
@@ -171,7 +174,7 @@ def test_what_hangs_on_the_models_tells_runs_apart_and_is_found_again(host, lora
 
 
 def test_without_resume_no_checkpoint_is_written(host):
-    g, _ = toy(name="alone", steps=4, resume=False, checkpoint_every=1)
+    g, _ = toy(name="no_checkpoints", steps=4, resume=False, checkpoint_every=1)
     host.client.run(g.prompt)
     assert not (host.base_dir / "output" / "dco_checkpoints").exists()
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ....dco_core.data.buckets import BucketedImage
-from ....dco_core.errors import DCOError
 from ....dco_core.files.content_key import content_keys
+from ..connected import clip_of, vae_of
 from ..progress import raise_if_interrupted
 
 Conditioning = list  # the host's CONDITIONING: [[tensor, options], ...]
@@ -20,10 +20,7 @@ Conditioning = list  # the host's CONDITIONING: [[tensor, options], ...]
 def encode_captions(clip, captions: Sequence[str]) -> list[Conditioning]:
     """One CONDITIONING a caption; equal captions share one. Captions are read literally: parentheses are no
     weights."""
-    if clip is None:
-        raise DCOError(
-            "The CLIP input is empty: the checkpoint has no text encoder. Load one with a CLIP loader."
-        )
+    clip = clip_of(clip)
     encoded: dict[str, Conditioning] = {}
     for text in captions:
         raise_if_interrupted()
@@ -55,8 +52,7 @@ def encode_images(
 ) -> list[tuple[Tensor, Tensor | None]]:
     """(mean, std) of the VAE's posterior [C, h, w] for each image [H, W, 3], in the VAE's scale; std None for a
     VAE without one. Equal pictures are encoded once. told: called with a line before each of them."""
-    if vae is None:
-        raise DCOError("The VAE input is empty: the checkpoint has no VAE. Load one with a VAE loader.")
+    vae = vae_of(vae)
     encoded: dict[str, tuple[Tensor, Tensor | None]] = {}
     keys = content_keys(images)
     count = len(set(keys))

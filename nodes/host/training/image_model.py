@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from ....dco_core.data.buckets import BucketedImage
-from ....dco_core.errors import DCOError
+from ....dco_core.lora import LoraLayer, LoraWeights
 from ....dco_core.models.image_model import TokenReader, TokenRows
 from ....dco_core.network.lora_layers import AdapterConfig
 from ....dco_core.suggested_scales import suggested_scales
 from ....dco_core.training.learned_tokens import LearnedTokens, TokenSpec
 from .. import layer_names, sampling, toy_world
+from ..connected import vae_of
 from . import conditioning, inpainting, learned_tokens, network
 from .model_fingerprint import model_fingerprint, prompt_tokens
+from .noise import noise_of
 from .resolution import own_resolution
 
 
@@ -33,12 +35,12 @@ class HostImageModel:
         self._model, self._clip, self._vae = model, clip, vae
         self._denoiser: network.HostDenoiser | None = None
         self.family = layer_names.family(model)
-        self.prediction = network.schedule_of(model.get_model_object("model_sampling")).prediction
+        self.prediction = noise_of(model.get_model_object("model_sampling")).schedule.prediction
         self.default_resolution = own_resolution(model)
         self.square = self.family == "ToyWorld"
         self.reads_sizes = isinstance(model.model, comfy.model_base.SDXL)
         scales = suggested_scales(self.family, self.prediction)
-        assert scales is not None  # schedule_of knows no other predictions
+        assert scales is not None  # noise_of knows no other predictions
         self.w_text = scales.w_text
         self.learned_tokens: TokenReader | None = _Tokens(clip)
         self.sampler = self._sample
@@ -54,7 +56,12 @@ class HostImageModel:
         with session as self._denoiser:
             yield self._denoiser
 
-    def denoiser(self, config: AdapterConfig | None, step_shape: Sequence[int] = ()) -> network.HostDenoiser:
+    def started_layers(self, start: LoraWeights) -> dict[str, LoraLayer]:
+        return layer_names.started_layers(self._model, start)
+
+    def denoiser(
+        self, config: AdapterConfig | None, step_shape: Sequence[int] = (), stream_weights: str = "auto"
+    ) -> network.HostDenoiser:
         self._denoiser = network.HostDenoiser(self._model, config)
         return self._denoiser
 
@@ -65,11 +72,9 @@ class HostImageModel:
 
     def decode_latents(self, latents: Sequence[Tensor]) -> list[Tensor]:
         """Call it after the training session: the host may move its models."""
-        if self._vae is None:
-            raise DCOError("The VAE input is empty: the checkpoint has no VAE. Load one with a VAE loader.")
-        pictures = []
+        vae, pictures = vae_of(self._vae), []
         for latent in latents:
-            pixels = self._vae.decode(self._model.model.process_latent_out(latent[None].float()))
+            pixels = vae.decode(network.host_latent(self._model, latent[None]))
             first = pixels.reshape(-1, *pixels.shape[-3:])[0]  # of the frames, where it is a video VAE
             pictures.append(first[..., :3].float().clamp(0, 1).cpu())
         return pictures

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from ....dco_core.captions.markers import base_caption, split_at_markers
 from ....dco_core.errors import DCOError
 from ....dco_core.training.learned_tokens import LearnedTokens, TokenSpec, known_rows, started
+from ..connected import clip_of
 from .shared_weights import network_on_same_storage
 
 # The encoders whose rows mean the same wherever the token stands: CLIP's, and the Toy World's.
@@ -54,12 +55,7 @@ class _Rows:
 
 def _tokenizers(clip) -> dict[str, comfy.sd1_clip.SDTokenizer]:
     """The tokenizers of a CLIP by the name of their embeddings. DCOError for encoders that cannot learn."""
-    if clip is None:
-        raise DCOError(
-            "The CLIP input is empty: the checkpoint has no text encoder. Load one with a CLIP loader."
-        )
-    parts = vars(clip.tokenizer).values() if hasattr(clip, "tokenizer") else ()
-    found = {t.embedding_key: t for t in parts if isinstance(t, comfy.sd1_clip.SDTokenizer)}
+    found = {t.embedding_key: t for t in _plain_tokenizers(clip_of(clip))}
     other = [name for name in found if name not in _ENCODERS]
     if not found or other:
         names = f"has {', '.join(other)}" if other else "is of another kind"

@@ -14,12 +14,14 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 from torch import Tensor
 
+from .noise import latent_scale
+
 Pixels = np.ndarray  # uint8 [H, W, 3]
 NOTHING = ExecutionBlocker(None)  # an output that what follows it quietly waits for
 
 
 def live(model) -> Callable[[Tensor], Pixels] | None:
-    """What turns a latent [C, ...] in MODEL's own scale into a picture while it trains, without a VAE in memory: the
+    """What turns an x0 [C, ...] of MODEL's noise into a picture while it trains, without a VAE in memory: the
     TAESD decoder if it lies in models/vae_approx, otherwise the latent format's linear estimate, enlarged to the size
     in pixels. None for a latent format that has neither.
 
@@ -38,7 +40,8 @@ def live(model) -> Callable[[Tensor], Pixels] | None:
 
     def picture(latent: Tensor) -> Pixels:
         with torch.no_grad():
-            image = previewer.decode_latent_to_preview(latent[None].float().to(model.load_device))
+            own = latent_scale(model) * latent[None].float()
+            image = previewer.decode_latent_to_preview(own.to(model.load_device))
         ratio = latent_format.spacial_downscale_ratio
         height, width = latent.shape[-2] * ratio, latent.shape[-1] * ratio
         return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))

@@ -40,7 +40,8 @@ class Pictures:
         ((latent, _),) = conditioning.encode_images(vae, [image[0]])
         x0, _ = pack("nodes.host.training.network").native_latent(model, latent)
         ours = pack("nodes.host.training.image_model").HostImageModel(model, None, vae)
-        (decoded,) = pack("dco_core.pipeline.previews").as_pixels(ours.decode_latents([x0.cpu()]))
+        (image,) = ours.decode_latents([x0.cpu()])
+        decoded = pack("dco_core.data.pixels").as_uint8(image)
         expected = vae.decode(latent[None]).reshape(-1, *decoded.shape)[0].float().cpu().numpy() * 255
         scales = pack("dco_core.suggested_scales").suggested_scales(ours.family, ours.prediction)
         asked, pictures, kept = args.preview_method, [], []
