@@ -10,8 +10,8 @@ kind of ears, and only a little its build. Where one of them alone is wrong, thi
     body 0     accent 0.3     kind of ears 0.4     build 0.85
 
 Colours are compared in OKLab (Ottosson 2020), where distances are about those that people see. A print hides them in
-its two inks: there only ears and build can be told, and other toys have them too. A sketch shows them; it is read by its
-pixels, and its object by the network on white (sketches.py).
+its two inks: there only ears and build can be told, and other toys have them too. A sketch shows them; it is read by
+its pixels, and its object by the network on white (sketches.py).
 
 Measured with: python tools/train_toy_scorer.py --evaluate (1536 new scenes; 400k training images, seed 0). "Degraded"
 renders are blurred, tinted and grainy. "Same" is the subject (the style) in random scenes, against its true attributes;
