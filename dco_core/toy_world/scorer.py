@@ -53,7 +53,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import DCOError
-from .references import toy_attributes
+from .references import kind_of, toy_attributes
 from .scorer_network import ATTRIBUTES, readings
 from .sketches import Sketches, read_sketches
 from .world import EAR_SHAPES, FACTORS, PATTERNS, PRINT, SHAPES, SKETCH_WORD, STYLES, TOY, WORDS
@@ -213,12 +213,16 @@ def _truth(what: str | Tensor, categories: dict[str, int]) -> dict[str, Tensor]:
     return truth
 
 
-def subject_likeness(images: Tensor, subject: str | Tensor) -> Tensor:
+def subject_likeness(images: Tensor, subject: str | Tensor, style: str | None = None) -> Tensor:
     """How much images [B, 3, 32, 32] show the subject, [B] in 0..1. In prints it is a likeness of form alone.
 
-    subject: its name, such as "toy" or "toy-101", for the true attributes; or reference pictures [R, 3, 32, 32]."""
+    subject: its name, such as "toy" or "toy-101", for the true attributes; or reference pictures [R, 3, 32, 32]. style:
+    the name of the style that was asked for; with a sketch colours count in every picture, also in one that has come
+    out as a print."""
     out, truth = _readings(images)[0], _truth(subject, {"ears": len(EAR_SHAPES)})
     printed = out["style"][:, PRINT]
+    if style is not None and kind_of(style) == SKETCH_WORD:
+        printed = torch.zeros_like(printed)
     body, accent = (
         torch.lerp(_same_toy_colour(out, truth, name), torch.ones(len(images)), printed)
         for name in ("body_rgb", "accent_rgb")
