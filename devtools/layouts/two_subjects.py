@@ -42,7 +42,7 @@ def _sides(w: Layout, x: int, y: int, width: int, size: int, prompts: tuple[str,
     right = row("InvertMask", "Mask of the right", mask=left)
     parts = [
         row(
-            "ConditioningSetMask", f"{side} prompt, in its mask", conditioning=[prompt, 1], mask=mask, strength=1.0,
+            "ConditioningSetMask", f"{side} prompt", conditioning=[prompt, 1], mask=mask, strength=1.0,
             set_cond_area="default",
         )
         for side, prompt, mask in zip(("Left", "Right"), prompts, (left, right), strict=True)
@@ -68,17 +68,17 @@ sampling does both. Where the soft edges of the masks meet, both act a little.
 def two_toys() -> Layout:
     """Workflow 6: two subjects of the Toy World side by side."""
     w = Layout()
-    world = w.add("DCOToyWorldLoader", (0, 40), (250, 100))
+    world = w.add("DCOToyWorldLoader", (0, 40), (310, 100))
     subjects = [
         w.add(
-            "DCOToyWorldReferences", (0, 195 + 165 * i), (250, 110), f"The {side} toy: 4 pictures", what=what
+            "DCOToyWorldReferences", (0, 195 + 165 * i), (310, 110), f"The {side} toy: 4 pictures", what=what
         )
         for i, (side, what) in enumerate((("left", "subject"), ("right", "another subject")))
     ]
-    options = w.add("DCOLoRAOptions", (0, 530), (250, 330), "Of both: a token each", **TOY_LORA, **_TOKENS)
+    options = w.add("DCOLoRAOptions", (0, 530), (310, 330), "Of both: a token each", **TOY_LORA, **_TOKENS)
     trainers = [
         w.add(
-            "DCOLoRATrainer", (290 + 330 * i, 40), (300, 900), f"Train the {side} toy", model=[world, 0],
+            "DCOLoRATrainer", (345 + 305 * i, 40), (290, 900), f"Train the {side} toy", model=[world, 0],
             clip=[world, 1], vae=[world, 2], images=[subject, 0], captions=[subject, 1], options=[options, 0],
             **trainer_settings("custom", f"toy_{side}", **TOY_TRAINING),
         )
@@ -86,14 +86,14 @@ def two_toys() -> Layout:
     ]  # fmt: skip
     left, right = (
         w.add(
-            "DCOEncodePrompt", (960, 40 + 220 * i), (250, 170), f"The {side} toy's prompt", clip=[world, 1],
+            "DCOEncodePrompt", (975, 40 + 220 * i), (240, 170), f"The {side} toy's prompt", clip=[world, 1],
             lora=[trainer, 0], text=f"a large <toy> on the {side}, on grass, in flat style",
         )
         for i, (side, trainer) in enumerate(zip(("left", "right"), trainers, strict=True))
     )  # fmt: skip
-    sides = _sides(w, 960, 500, 250, 256, (left, right))
-    empty = w.add("CLIPTextEncode", (960, 850), (250, 80), "Empty prompt", clip=[world, 1], text="")
-    latent = w.add("EmptyLatentImage", (960, 890), (250, 110), width=256, height=256, batch_size=1)
+    sides = _sides(w, 975, 500, 240, 256, (left, right))
+    empty = w.add("CLIPTextEncode", (975, 850), (240, 80), "Empty prompt", clip=[world, 1], text="")
+    latent = w.add("EmptyLatentImage", (975, 890), (240, 110), width=256, height=256, batch_size=1)
     w.collapsed |= {empty, latent}
     region = w.add(
         "DCORegionalLoRA", (1250, 40), (280, 190), "The right toy, on the right", lora=[trainers[1], 0],
@@ -112,9 +112,9 @@ def two_toys() -> Layout:
     )  # fmt: skip
     w.notes += [(1560, 430, 390, 510, _TOYS)]
     w.groups += [
-        ("1. Model and pictures", -20, -40, 290, 1060, _BLUE),
-        ("2. Train: a LoRA each", 280, -40, 650, 1060, _GREEN),
-        ("3. What, where", 940, -40, 290, 1060, _PURPLE),
+        ("1. Model and pictures", -20, -40, 345, 1060, _BLUE),
+        ("2. Train: a LoRA each", 335, -40, 615, 1060, _GREEN),
+        ("3. What, where", 960, -40, 270, 1060, _PURPLE),
         ("4. Look", 1240, -40, 720, 1060, _YELLOW),
     ]
     w.app_inputs += [(left, "text"), (right, "text"), (sweep, "w_rg_values"), (sweep, "seed")]
