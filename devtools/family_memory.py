@@ -30,7 +30,8 @@ class _Living(TorchDispatchMode):
 
     def __init__(self, known: set[int]):
         super().__init__()
-        self._known, self._living, self._now, self.most = known, set(), 0, 0
+        self._known, self._now, self.most = known, 0, 0
+        self._living: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

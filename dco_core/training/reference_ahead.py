@@ -68,9 +68,9 @@ class ReferenceAhead:
 
     def _here(self, example: Example) -> Example:
         if id(example) not in self._moved:
-            tensors = {name: getattr(example, name) for name in ("latent", "std", "mask")}
-            there = {name: None if t is None else t.to(self.device) for name, t in tensors.items()}
-            self._moved[id(example)] = example, dataclasses.replace(example, **there)
+            std, mask = (None if t is None else t.to(self.device) for t in (example.std, example.mask))
+            there = dataclasses.replace(example, latent=example.latent.to(self.device), std=std, mask=mask)
+            self._moved[id(example)] = example, there
         return self._moved[id(example)][1]
 
     def _look(self, examples: Sequence[Example], draws: Sequence[Draw], config: TrainingConfig) -> Reference:

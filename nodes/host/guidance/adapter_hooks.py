@@ -40,17 +40,31 @@ def separable(p: Patch, modules: Mapping[str, nn.Module]) -> bool:
 
 
 class Reserve:
-    """Takes a ControlNet's place where the host asks how much memory a run needs besides the network."""
+    """Takes a ControlNet's place where the host asks how much memory a run needs besides the network, on each of its
+    devices."""
+
+    previous_controlnet = None
 
     def __init__(self, patches: Sequence[Patch], dtype: torch.dtype | None):
         size = (dtype or torch.float32).itemsize
         self.nbytes = sum(t.numel() * size for t in {id(t): t for p in patches for t in p.tensors()}.values())
+        self.multigpu_clones: dict[torch.device, Reserve] = {}
 
     def get_models(self) -> list:
         return []
 
     def inference_memory_requirements(self, dtype: torch.dtype) -> int:
         return self.nbytes
+
+    def deepclone_multigpu(self, device: torch.device, autoregister: bool = False) -> Reserve:
+        self.multigpu_clones[device] = self
+        return self
+
+    def get_instance_for_device(self, device: torch.device) -> Reserve:
+        return self
+
+    def set_previous_controlnet(self, control: None) -> None:
+        pass
 
     def cleanup(self) -> None:
         pass

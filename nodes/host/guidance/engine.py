@@ -17,6 +17,7 @@ becomes phi(c) + sum_k (w_rg_k / w_text) M_k (theta_k(c_k) - phi(c)).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import comfy.patcher_extension
@@ -110,9 +111,17 @@ class _Guidance:
         loras, method = [region.patches for region in self.regions], self.method
         # before the host gives every kind of conditioning copies of the entries of others that have an area
         entries = {kind: {entry["uuid"] for entry in conds or ()} for kind, conds in guider.conds.items()}
-        with attached(guider.model_patcher, loras) as rows:
+        with ExitStack() as hooked:
+            rows = hooked.enter_context(attached(guider.model_patcher, loras))
+            others = {  # the host's copies of MODEL on further GPUs, among which it splits the rows
+                clone.load_device: hooked.enter_context(attached(clone, loras))
+                for clone in guider.model_patcher.get_additional_models_with_key("multigpu")
+            }
             self.runs.append(
-                Run(guider, rows, loras, method.low_memory, method.self_check, noise.shape, masks, entries)
+                Run(
+                    guider, rows, loras, method.low_memory, method.self_check, noise.shape, masks, entries,
+                    others=others,
+                )  # fmt: skip
             )
             try:
                 return executor(noise, *args, **kwargs)

@@ -21,6 +21,7 @@ from .self_check import base_rows_leak, prediction_differs
 # (conds, options) -> predictions: the host's evaluation with everything else given
 Host = Callable[[list, dict[str, Any]], list[Tensor]]
 _NAME = "dco_told_apart"
+_DEVICE = "multigpu_thread_device"  # the host's key for the device that a batch runs on
 _NONE = Dose(0.0)
 
 
@@ -55,6 +56,7 @@ class Run:
     lora_rows: dict[int, Dose] = field(default_factory=dict)
     visible: Callable[[list[int]], list[int]] | None = None
     counted: set[int] = field(default_factory=set)  # rows in which the LoRA has made a difference
+    others: Mapping[torch.device, BatchRows] = field(default_factory=dict)  # of the host's copies on further devices
 
     def __post_init__(self) -> None:
         if not self.rows.whole:
@@ -68,7 +70,8 @@ class Run:
         apart, else in two, or one by one to save memory; and in pairs, as the host alone would make them, where
         third-party code relates rows to each other. shown: for conditions that were added, the index under which
         third parties know what they are. x: the latent that the predictions are of."""
-        options = {k: v for k, v in options.items() if k != "multigpu_clones"}  # their modules have no hooks
+        if self.unchecked or not self.splits:  # the host then has all rows on one device
+            options = {k: v for k, v in options.items() if k != "multigpu_clones"}
         doses = {i: dose for i, dose in doses.items() if dose.strength != 0 and conds[i] is not None}
         if not doses:
             return host(conds, options)
@@ -86,18 +89,29 @@ class Run:
         evaluation.check_caches(outputs)
         return outputs
 
+    @property
+    def splits(self) -> bool:
+        """Whether the host may share the rows out among its devices: each tells its own apart."""
+        return self.one_call and not self.low_memory and not self.in_pairs
+
+    def rows_at(self, transformer_options: Mapping[str, Any]) -> BatchRows:
+        """Of the device that a batch is for: each has a thread of its own."""
+        device: Any = transformer_options.get(_DEVICE)
+        return self.others.get(device, self.rows)
+
     def enter_network(self, transformer_options: dict) -> dict:
         """Set the rows of the batch that is about to enter the network; the options it should see."""
         if not self.lora_rows and self.visible is None:
             return transformer_options
         indices = host_indices(transformer_options)
         doses = [self.lora_rows[i] for i in indices if i in self.lora_rows]
+        rows = self.rows_at(transformer_options)
         if len(doses) == len(indices) and len(set(doses)) == 1:  # all alike: nothing to tell apart
-            self.rows.chunks, self.rows.chosen, self.rows.doses = 1, (0,), (doses[0],)
+            rows.chunks, rows.chosen, rows.doses = 1, (0,), (doses[0],)
         else:
-            self.rows.chunks = len(indices)
-            self.rows.chosen = tuple(row for row, i in enumerate(indices) if i in self.lora_rows)
-            self.rows.doses = tuple(doses)
+            rows.chunks = len(indices)
+            rows.chosen = tuple(row for row, i in enumerate(indices) if i in self.lora_rows)
+            rows.doses = tuple(doses)
         if self.visible is None:
             return transformer_options
         return {**transformer_options, "cond_or_uncond": self.visible(indices)}
@@ -212,6 +226,7 @@ class _Evaluation:
                 return self._call(self.conds, everything, on)
             except RowsNotSeparable:
                 run.one_call = False
+                self.options = {k: v for k, v in self.options.items() if k != "multigpu_clones"}
                 say_two_calls("a layer mixes the rows of a batch")
         outputs = [torch.zeros_like(self.x) for _ in self.conds]
         base = [i for i in everything if i not in on and self.conds[i] is not None]
@@ -244,7 +259,8 @@ class _Evaluation:
             return self.host([cond if i in wanted else None for i, cond in enumerate(conds)], options)
         finally:
             run.lora_rows, run.visible = {}, None
-            run.rows.clear()
+            for rows in (run.rows, *run.others.values()):
+                rows.clear()
 
     def _visible(self, wanted: Sequence[int]) -> Callable[[list[int]], list[int]]:
         """What the host's indices look like to third parties in a call of `wanted`: they know 0 (positive) and 1
