@@ -92,9 +92,9 @@ def open_frontend(address: str) -> Iterator[Any]:
         page: Any = chromium.new_page(viewport={"width": 1800, "height": 1000})
         page.problems = []
         page.under_way = set()
-        page.on("request", page.under_way.add)
-        page.on("requestfinished", page.under_way.discard)
-        page.on("requestfailed", page.under_way.discard)
+        page.on("request", lambda request: page.under_way.add(request))
+        page.on("requestfinished", lambda request: page.under_way.discard(request))
+        page.on("requestfailed", lambda request: page.under_way.discard(request))
         page.on("pageerror", lambda error: page.problems.append(str(error)))
         page.on("console", lambda m: page.problems.append(m.text) if m.type in ("error", "warning") else None)
         for setting, value in _SETTINGS.items():
@@ -107,13 +107,14 @@ def open_frontend(address: str) -> Iterator[Any]:
             chromium.close()
 
 
-_STARTED = """() => window.app?.graph && window.LiteGraph && window.app.extensionManager?.workflow?.activeWorkflow
-  && !document.querySelector('.p-blockui-mask')"""
-_SEEN = """() => { const {scale, offset} = window.app.canvas.ds;
+# `spinner` is on until the frontend has set up its extensions and opened its first workflow
+_STARTED = "() => window.app?.graph && window.LiteGraph && !window.app.extensionManager?.spinner"
+_SEEN = """async () => { await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+  const {scale, offset} = window.app.canvas.ds;
   const boxes = [...document.querySelectorAll('[data-node-id]')].map(e => e.getBoundingClientRect());
   return JSON.stringify([scale, ...offset, window.app.graph._nodes.map(n => [n.id, ...n.pos, ...n.size]),
     boxes.map(b => [b.x, b.y, b.width, b.height])]); }"""
-_AT_REST_S, _REST_LIMIT_S = 0.4, 20.0
+_AT_REST_S, _REST_LIMIT_S = 0.4, 3.0
 
 
 def wait_until_ready(page: Any) -> None:
@@ -123,8 +124,8 @@ def wait_until_ready(page: Any) -> None:
 
 
 def wait_until_at_rest(page: Any, rest: float = _AT_REST_S) -> None:
-    """Wait until no request has been under way, and view and nodes have stood still, for `rest` seconds; go on after
-    20 s."""
+    """Wait until no request has been under way, and view and nodes have stood still, for `rest` seconds; 3 s at
+    most."""
     before, since = None, time.monotonic()
     deadline = since + _REST_LIMIT_S
     while time.monotonic() < min(since + rest, deadline):

@@ -3,10 +3,10 @@
     python dev.py demo
     .dev/venv/bin/python -m devtools.make_thumbnails [NUMBER ...]
 
-All templates but 4 show cells of the demo's contact sheet, which also becomes docs/contact_sheet.jpg; docs/row.png,
-the picture at the top of the README, is made of it too. Template 4 is run, which takes some minutes, and shows its
-plot above pictures of both methods; it needs no demo. NUMBER: the templates to make one for; all of them where none
-is given.
+Most templates show cells of the demo's contact sheet, which also becomes docs/contact_sheet.jpg; docs/row.png, the
+picture at the top of the README, is made of it too. Template 4 is run, which takes some minutes, and shows its plot
+above pictures of both methods. Templates 6 and 7 show what the settings of template 6 draw (make_help_pictures). Those
+need no demo. NUMBER: the templates to make one for; all of them where none is given. --folder: keeps their LoRAs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import io
 import json
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image
 
@@ -23,6 +24,7 @@ from .demo_graph import find
 from .environment import ROOT
 from .host_server import HostServer
 from .layouts import WORKFLOWS
+from .make_help_pictures import Maker, reference, two_toys
 from .workflow_prompt import to_prompt
 
 SIDE, GUTTER = 400, 4  # pixels
@@ -35,11 +37,14 @@ CELLS = {
     5: ((0, 0, 2), (0, 0, 3), (1, 2, 2), (1, 2, 3)),
 }
 COMPARE = 4
+TWO_TOYS = (6, 7)
 ROW = ((0, 0, 0), (0, 0, 3), *((2, 0, column) for column in range(6)))  # two references, then w_rg from 0 up
 
 
 def from_sheet(
-    sheet: Image.Image, boxes: Sequence[Sequence[Sequence[Sequence[int]]]], cells: Sequence[tuple[int, int, int]]
+    sheet: Image.Image,
+    boxes: Sequence[Sequence[Sequence[Sequence[int]]]],
+    cells: Sequence[tuple[int, int, int]],
 ) -> Image.Image:
     """Four cells of the demo's contact sheet. boxes: left, top, right and bottom of each section, row and column."""
     thumbnail, side = Image.new("RGB", (SIDE, SIDE), "white"), (SIDE - GUTTER) // 2
@@ -91,17 +96,35 @@ def from_comparison(name: str) -> Image.Image:
     return thumbnail
 
 
+def from_two_toys(folder: Path, number: int) -> Image.Image:
+    """The first: a reference of each, the base model's picture and the guided one. The second: that one alone."""
+    maker = Maker(folder)
+    _, base, mine = two_toys(maker)
+    references = [reference(what) for what in ("toy", "toy-4")]
+    if number != TWO_TOYS[0]:
+        return Image.fromarray(mine).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    thumbnail, side = Image.new("RGB", (SIDE, SIDE), "white"), (SIDE - GUTTER) // 2
+    for i, picture in enumerate((*references, base, mine)):
+        cell = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
+        thumbnail.paste(cell, ((side + GUTTER) * (i % 2), (side + GUTTER) * (i // 2)))
+    return thumbnail
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("numbers", nargs="*", type=int, choices=range(len(WORKFLOWS)), metavar="NUMBER")
-    numbers = parser.parse_args().numbers or range(len(WORKFLOWS))
+    parser.add_argument("--folder", type=Path, default=ROOT / "demo_output" / "two_toys")
+    args = parser.parse_args()
+    numbers = args.numbers or range(len(WORKFLOWS))
     for number, name in enumerate(WORKFLOWS):
         if number not in numbers:
             continue
         if number == COMPARE:
             thumbnail = from_comparison(name)
+        elif number in TWO_TOYS:
+            thumbnail = from_two_toys(args.folder, number)
         else:
             sheet = Image.open(ROOT / "demo_output" / "contact_sheet.png").convert("RGB")
             sheet.save(ROOT / "docs" / "contact_sheet.jpg", quality=88)

@@ -23,6 +23,15 @@ def base_caption(caption: str, initializers: Mapping[str, str] | None = None) ->
     return re.sub(r" {2,}", " ", text).strip() if "" in words.values() else text
 
 
+def mark_words(text: str, names: Sequence[str]) -> str:
+    """The first mention of each name as a marker, whatever its capitals: ("a dog on grass", ["dog"]) -> "a <dog> on
+    grass". A name that is marked already, or not mentioned, changes nothing."""
+    for name in names:
+        if name not in markers(text):
+            text = re.sub(rf"(?<![\w<]){re.escape(name)}(?![\w>])", f"<{name}>", text, count=1, flags=re.IGNORECASE)
+    return text
+
+
 def split_at_markers(caption: str) -> list[tuple[str, bool]]:
     """The caption in pieces, (text, is a marker): `a <dog> runs` -> [("a ", False), ("dog", True),
     (" runs", False)]."""

@@ -20,8 +20,8 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--study",
         default="toy-world",
-        help="protocol or protocol-merges (docs/evidence/protocol.md), toy-world, toy-world-frontier, -defaults, "
-        "-quick, sdxl (docs/real-models.md), or a JSON file",
+        help="protocol, protocol-merges or protocol-merges-sketch (docs/evidence/protocol.md), toy-world, "
+        "toy-world-frontier, -defaults, -quick, sdxl (docs/real-models.md), or a JSON file",
     )
     parser.add_argument("--model", default=None, help="in place of the study's, as for train")
     parser.add_argument(

@@ -14,6 +14,7 @@ from ..errors import DCOError
 
 # Enlarging anything smaller to a bucket teaches the model blur.
 MIN_SIDE = 16
+MAX_RATIO = 4  # of the edges of a bucket
 
 
 @dataclass(frozen=True)
@@ -42,42 +43,34 @@ def bucket_step(resolution: int) -> int:
     return 64 if resolution >= 512 else max(8, resolution // 8 // 8 * 8)
 
 
-def bucket_size(
-    width: int, height: int, resolution: int, step: int | None = None, max_ratio: float = 4.0
-) -> tuple[int, int]:
+def bucket_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     """(width, height) in pixels of the bucket for a picture of width x height.
 
-    Among the sizes whose edges are multiples of `step` (default: bucket_step), whose area is at most
-    resolution**2 but would not be with one more step on either edge, and whose edges differ by at most the factor
-    `max_ratio`: the one whose aspect ratio is nearest to the picture's in log space; of several, the largest. The
-    largest square is always among them. (1920 x 1080 becomes 1344 x 768 at 1024, as in SDXL's own buckets.)
+    Among the sizes whose edges are multiples of bucket_step, whose area is at most resolution**2 but would not be with
+    one more step on either edge, and whose edges differ by at most the factor MAX_RATIO: the one whose aspect ratio is
+    nearest to the picture's in log space; of several, the largest. The largest square is always among them. (1920 x
+    1080 becomes 1344 x 768 at 1024, as in SDXL's own buckets.)
 
-    Raises DCOError for edges below 1, a step below 1 or above the resolution, and a max_ratio below 1.
+    Raises DCOError for edges below 1 and a resolution below a step.
     """
     if width < 1 or height < 1:
         raise DCOError(f"A picture of {width} x {height} px has no aspect ratio: use edges of 1 px or more.")
-    step = bucket_step(resolution) if step is None else step
-    if not 1 <= step <= resolution:
-        raise DCOError(
-            f"No bucket of resolution {resolution} has edges of whole steps of {step} px: "
-            f"use a step of 1 or more and a resolution of at least one step."
-        )
-    if not 1 <= max_ratio < math.inf:
-        raise DCOError(f"max_ratio is {max_ratio}: use a finite number of 1 or more, such as 4.")
+    step = bucket_step(resolution)
+    if step > resolution:
+        raise DCOError(f"No bucket of resolution {resolution} has edges of whole steps of {step} px: use a higher one.")
 
     # Only landscape is searched, so that a picture and its rotation always get the same bucket rotated; and in
     # fractions, because rounding would decide ties.
-    limit = Fraction(max_ratio)
-    ratio = min(Fraction(max(width, height), min(width, height)), limit)
+    ratio = min(Fraction(max(width, height), min(width, height)), Fraction(MAX_RATIO))
     area = resolution**2 // step**2
     best: tuple[Fraction, int] | None = None
     long, short = 1, 1
     side = math.isqrt(area)
-    for columns in range(side, min(area, math.isqrt(math.floor(limit * area))) + 1):
+    for columns in range(side, min(area, math.isqrt(MAX_RATIO * area)) + 1):
         # only the shapes that cannot grow on either edge, and the square: a handful for each number of columns
         most = min(columns, area // columns)
         for rows in range(min(most, area // (columns + 1) + 1), most + 1):
-            if columns > limit * rows:
+            if columns > MAX_RATIO * rows:
                 continue
             found = Fraction(columns, rows)
             distance = max(found / ratio, ratio / found)
@@ -86,14 +79,13 @@ def bucket_size(
     return (long * step, short * step) if width >= height else (short * step, long * step)
 
 
-def fit(image: Tensor, size: tuple[int, int], mask: Tensor | None = None, crop: str = "center") -> BucketedImage:
-    """Resize the picture until it just covers `size`, and crop what sticks out; a picture that already has the
-    size comes back bit for bit.
+def fit(image: Tensor, size: tuple[int, int], mask: Tensor | None = None) -> BucketedImage:
+    """Resize the picture until it just covers `size`, and crop what sticks out, alike on both sides; a picture that
+    already has the size comes back bit for bit.
 
     image: [H, W, C], floating point in 0..1. C is 1 (grey), 3 (RGB) or 4 (RGBA, which is put on white).
     size: (width, height) in pixels.
     mask: [h, w] of any resolution, stretched over the whole picture and cropped with it.
-    crop: "center" is the only way so far.
 
     Raises DCOError for other shapes, for integer pixels, for a shorter edge below MIN_SIDE, and for NaN or
     infinity.
@@ -101,8 +93,6 @@ def fit(image: Tensor, size: tuple[int, int], mask: Tensor | None = None, crop: 
     width, height = size
     if width < 1 or height < 1:
         raise DCOError(f"The size to fit is {width} x {height} px: use edges of 1 px or more.")
-    if crop != "center":
-        raise DCOError(f"There is no crop {crop!r}: use 'center'.")
     image = _rgb(image)
     rows, columns = image.shape[:2]
 

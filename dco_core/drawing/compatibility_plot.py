@@ -9,35 +9,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..merging.compatibility import Compatibility
-from .figure import (
-    COLOURS,
-    INK,
-    SMALL,
-    SOFT,
-    TEXT,
-    WIDTH,
-    colour,
-    frozen,
-    new_figure,
-    style,
-    text_style,
-    text_width,
-    to_array,
-)  # fmt: skip
+from . import figure as charts
 from .text import wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_BAR, _BELOW = colour(COLOURS[0]), colour(COLOURS[1])
+_BAR, _BELOW = charts.colour(charts.COLOURS[0]), charts.colour(charts.COLOURS[1])
 _ROW, _HEAD = 0.21, 0.95  # inches: a bar, and the title, axis and gaps of a panel
 _RATIO = 4.0  # log2 of the norm ratio at both ends
 
 
 def compatibility_plot(found: Compatibility, title: str = "") -> np.ndarray:
     """`compatibility_figure` as pixels, uint8 [H, W, 3]."""
-    return to_array(compatibility_figure(found, title))
+    return charts.to_array(compatibility_figure(found, title))
 
 
 def compatibility_figure(found: Compatibility, title: str = "") -> Figure:
@@ -50,16 +36,16 @@ def compatibility_figure(found: Compatibility, title: str = "") -> Figure:
         for block, fit in blocks.items()
     }
     heights = [max(1, len(values)) * _ROW + _HEAD for values in (layer_types, blocks)]
-    figure = new_figure(sum(heights))
-    lines = wrapped(title, text_width(figure, TEXT + 1), WIDTH - 0.2) if title.strip() else []
-    figure.set_size_inches(WIDTH, sum(heights) + len(lines) * 0.22 + 0.1)
+    figure = charts.new_figure(sum(heights))
+    lines = wrapped(title, charts.text_width(figure, charts.TEXT + 1), charts.WIDTH - 0.2) if title.strip() else []
+    figure.set_size_inches(charts.WIDTH, sum(heights) + len(lines) * 0.22 + 0.1)
     if lines:
-        figure.suptitle("\n".join(lines), x=0.015, ha="left", **text_style(TEXT + 1))
+        figure.suptitle("\n".join(lines), x=0.015, ha="left", **charts.text_style(charts.TEXT + 1))
     panels = figure.subplot_mosaic([["layers", "layers"], ["talk", "ratio"]], height_ratios=heights)
     _bars(panels["layers"], "column cosine by layer type", layer_types, (-1.0, 1.0))
     _bars(panels["talk"], "cross-talk by block", cross_talk, (0.0, 1.0))
     _bars(panels["ratio"], "norm ratio |first| / |second|", ratio, (-_RATIO, _RATIO), ratios=True)
-    return frozen(figure)
+    return charts.frozen(figure)
 
 
 def _bars(
@@ -67,9 +53,9 @@ def _bars(
 ) -> None:
     """Horizontal bars from 0, the first on top, each with its number. ratios: values are log2 of what is written, and
     labels are those of the panel to the left."""
-    style(axes)
+    charts.style(axes)
     axes.grid(axis="y", visible=False)
-    axes.set_title(heading, loc="left", **text_style(TEXT))
+    axes.set_title(heading, loc="left", **charts.text_style(charts.TEXT))
     room = 0.0 if ends[0] < 0 else 0.22  # for the number at the end of a long bar
     axes.set_xlim(ends[0], ends[1] + room * (ends[1] - ends[0]))
     if ratios:
@@ -82,20 +68,12 @@ def _bars(
     axes.set_ylim(n - 0.4, -0.6)
     axes.spines["left"].set_visible(False)
     if values:
-        axes.axvline(0, color=SOFT, linewidth=0.9, zorder=3)
+        axes.axvline(0, color=charts.SOFT, linewidth=0.9, zorder=3)
     names = [] if ratios else list(values)
     axes.set_yticks(range(len(names)), names)
-    axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=SMALL, labelleft=not ratios)
+    axes.tick_params(axis="y", length=0, labelcolor=charts.INK, labelsize=charts.SMALL, labelleft=not ratios)
     if not values:
-        axes.text(
-            0.5,
-            0.5,
-            "no layer in common",
-            transform=axes.transAxes,
-            ha="center",
-            va="center",
-            **text_style(ink=SOFT),
-        )
+        charts.nothing(axes, "no layer in common")
     for row, value in enumerate(values.values()):
         shown = min(max(value, ends[0]), ends[1]) if math.isfinite(value) else 0.0
         axes.barh(row, shown, height=0.72, color=_BAR if shown >= 0 else _BELOW, zorder=2)
@@ -104,8 +82,8 @@ def _bars(
         right = (shown >= 0) != full
         text = f"{value:.3f}" if not ratios else _ratio(value)
         axes.annotate(
-            text, (0.0 if full else shown, row), (4 if right else -4, 0), textcoords="offset points",
-            ha="left" if right else "right", va="center", annotation_clip=False, zorder=4, **text_style(SMALL),
+            text, (0.0 if full else shown, row), (4 if right else -4, 0), textcoords="offset points", va="center",
+            ha="left" if right else "right", annotation_clip=False, zorder=4, **charts.text_style(charts.SMALL),
         )  # fmt: skip
 
 

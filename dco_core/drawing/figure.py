@@ -99,6 +99,11 @@ def text_width(figure: Figure, size: float) -> Callable[[str], float]:
     return width
 
 
+def nothing(axes: Axes, text: str) -> None:
+    """What an empty panel says."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", **text_style(ink=SOFT))
+
+
 def halo() -> Any:
     """A path effect: white around a text that stands on lines."""
     from matplotlib.patheffects import withStroke

@@ -10,22 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DCOError
-from .figure import (
-    COLOURS,
-    SMALL,
-    TEXT,
-    TITLE,
-    WIDTH,
-    colour,
-    frozen,
-    halo,
-    new_figure,
-    span,
-    style,
-    text_style,
-    text_width,
-    to_array,
-)  # fmt: skip
+from . import figure as charts
 from .point_labels import Box, Point, place_labels
 from .text import wrapped
 
@@ -36,7 +21,7 @@ if TYPE_CHECKING:
 # Seven against eight colours: 56 curves differ. Size in points: so that all look as large.
 SHAPES = (("o", 7.0), ("D", 6.2), ("^", 7.8), ("s", 6.6), ("v", 7.8), ("p", 8.2), ("h", 8.2))
 _PLOT = 4.6  # height of the plotting area with its axis, in inches
-_LINE = TEXT * 1.3 / 72  # of the legend, in inches
+_LINE = charts.TEXT * 1.3 / 72  # of the legend, in inches
 
 
 @dataclass(frozen=True)
@@ -54,7 +39,7 @@ class Curve:
 
 def pareto_plot(curves: Sequence[Curve], title: str, x_label: str, y_label: str) -> np.ndarray:
     """`pareto_figure` as pixels, uint8 [H, W, 3]."""
-    return to_array(pareto_figure(curves, title, x_label, y_label))
+    return charts.to_array(pareto_figure(curves, title, x_label, y_label))
 
 
 def pareto_figure(curves: Sequence[Curve], title: str, x_label: str, y_label: str) -> Figure:
@@ -62,19 +47,19 @@ def pareto_figure(curves: Sequence[Curve], title: str, x_label: str, y_label: st
     DCOError for no curve, for a curve without points, for a number that is not finite and for lists whose lengths
     differ."""
     _check(curves)
-    figure = new_figure(_PLOT)
+    figure = charts.new_figure(_PLOT)
     legend, columns = _legend_labels(figure, curves)
     lines = sum(
         max(label.count("\n") + 1 for label in legend[i::rows])
         for rows in [math.ceil(len(legend) / columns)]
         for i in range(rows)
     )
-    heading = wrapped(title, text_width(figure, TITLE), WIDTH - 0.2) if title.strip() else []
-    figure.set_size_inches(WIDTH, _PLOT + lines * _LINE + len(heading) * TITLE * 1.3 / 72 + 0.2)
+    heading = wrapped(title, charts.text_width(figure, charts.TITLE), charts.WIDTH - 0.2) if title.strip() else []
+    figure.set_size_inches(charts.WIDTH, _PLOT + lines * _LINE + len(heading) * charts.TITLE * 1.3 / 72 + 0.2)
     if heading:
-        figure.suptitle("\n".join(heading), x=0.015, ha="left", **text_style(TITLE))
+        figure.suptitle("\n".join(heading), x=0.015, ha="left", **charts.text_style(charts.TITLE))
     axes = figure.subplots()
-    style(axes, x_label, y_label)
+    charts.style(axes, x_label, y_label)
     axes.set_xlim(*_span(curves, 0))
     axes.set_ylim(*_span(curves, 1))
     axes.locator_params(nbins=9, steps=[1, 2, 2.5, 5, 10])
@@ -85,8 +70,8 @@ def pareto_figure(curves: Sequence[Curve], title: str, x_label: str, y_label: st
         handlelength=2.2, borderaxespad=0.5, labelspacing=0.35, columnspacing=1.4,
     )  # fmt: skip
     for text, label in zip(drawn.get_texts(), legend, strict=True):
-        text.set(text=label, **text_style())
-    frozen(figure)
+        text.set(text=label, **charts.text_style())
+    charts.frozen(figure)
     _draw_point_labels(figure, axes, curves)
     return figure
 
@@ -113,10 +98,10 @@ def _check(curves: Sequence[Curve]) -> None:
 
 def _legend_labels(figure: Figure, curves: Sequence[Curve]) -> tuple[list[str], int]:
     """The curves' names in lines, and in how many columns they stand."""
-    width, handle = text_width(figure, TEXT), 0.62  # inches of the symbol and the gaps of a column
+    width, handle = charts.text_width(figure, charts.TEXT), 0.62  # inches of the symbol and the gaps of a column
     widest = max(width(curve.label) for curve in curves)
-    columns = max(1, min(3, len(curves), int((WIDTH - 0.2) / (widest + handle)) or 2))
-    room = (WIDTH - 0.2) / columns - handle
+    columns = max(1, min(3, len(curves), int((charts.WIDTH - 0.2) / (widest + handle)) or 2))
+    room = (charts.WIDTH - 0.2) / columns - handle
     return ["\n".join(wrapped(curve.label, width, room)) for curve in curves], columns
 
 
@@ -127,12 +112,12 @@ def _span(curves: Sequence[Curve], i: int) -> tuple[float, float]:
         for point, half in zip(curve.points, spread, strict=True):
             ends += [point[i] - abs(half[i]), point[i] + abs(half[i])]
         ends += [point[i] for point in curve.apart]
-    return span(ends)
+    return charts.span(ends)
 
 
 def _look(i: int) -> tuple[tuple[float, float, float], str, float]:
     """Colour, shape and size of the symbols of a curve."""
-    return (colour(COLOURS[i % len(COLOURS)]), *SHAPES[i % len(SHAPES)])
+    return (charts.colour(charts.COLOURS[i % len(charts.COLOURS)]), *SHAPES[i % len(SHAPES)])
 
 
 def _draw_curve(axes: Axes, i: int, curve: Curve) -> Any:
@@ -180,8 +165,8 @@ def _draw_point_labels(figure: Figure, axes: Axes, curves: Sequence[Curve]) -> N
         for point, text in zip(curve.points, curve.markers or (), strict=False)
         if text
     ]
-    width = text_width(figure, SMALL)
-    sizes = [(72 * width(text) + 1, SMALL) for _, text, _ in wanted]
+    width = charts.text_width(figure, charts.SMALL)
+    sizes = [(72 * width(text) + 1, charts.SMALL) for _, text, _ in wanted]
     symbols = [at(point) for curve in curves for point in (*curve.points, *curve.apart)]
     box = axes.get_window_extent()
     area = Box(
@@ -196,9 +181,9 @@ def _draw_point_labels(figure: Figure, axes: Axes, curves: Sequence[Curve]) -> N
         far = math.dist(point, edge) > 11  # too far to be seen as this point's
         axes.annotate(
             text, data, (middle[0] - point[0], point[1] - middle[1]), textcoords="offset points", ha="center",
-            va="center_baseline", zorder=6, annotation_clip=False, path_effects=[halo()],
+            va="center_baseline", zorder=6, annotation_clip=False, path_effects=[charts.halo()],
             arrowprops={"arrowstyle": "-", "color": ink, "alpha": 0.5, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
-            if far else None, **(text_style(SMALL) | {"color": ink}),
+            if far else None, **(charts.text_style(charts.SMALL) | {"color": ink}),
         )  # fmt: skip
 
 

@@ -11,27 +11,13 @@ import numpy as np
 from ..errors import DCOError
 from ..training.step_report import StepReport
 from ..training.validation import Score
-from .figure import (
-    COLOURS,
-    SMALL,
-    SOFT,
-    TEXT,
-    colour,
-    finite,
-    frozen,
-    halo,
-    new_figure,
-    span,
-    style,
-    text_style,
-    to_array,
-)
+from . import figure as charts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LINE, _VALIDATION = colour(COLOURS[0]), colour(COLOURS[1])
+_LINE, _VALIDATION = charts.colour(charts.COLOURS[0]), charts.colour(charts.COLOURS[1])
 _PANEL, _REST = 1.9, 0.8  # height of a panel and of all the rest, in inches
 _LABELS = {"loss": "loss", "margin": "margin", "gate": "gate"}
 _LOG = 50  # a loss that spans more than this factor is drawn on a log axis
@@ -51,7 +37,7 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
 
 def loss_plot(reports: Sequence[StepReport], scores: Sequence[Score] = ()) -> np.ndarray:
     """`loss_figure` as pixels, uint8 [H, W, 3]."""
-    return to_array(loss_figure(reports, scores))
+    return charts.to_array(loss_figure(reports, scores))
 
 
 def loss_figure(reports: Sequence[StepReport], scores: Sequence[Score] = ()) -> Figure:
@@ -64,25 +50,25 @@ def loss_figure(reports: Sequence[StepReport], scores: Sequence[Score] = ()) -> 
         raise DCOError("There is no step to plot: train at least one whose loss is finite.")
     own = any(report.has_margin for report in reports)
     names = ["loss", *(["margin"] if own or scores else []), *(["gate"] if own else [])]
-    figure = new_figure(_PANEL * len(names) + _REST)
+    figure = charts.new_figure(_PANEL * len(names) + _REST)
     panels = dict(zip(names, figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0], strict=True))
     steps = [report.step for report in reports]
     window = max(1, len(reports) // 20)
     for name, axes in panels.items():
-        style(axes, y_label=_LABELS[name])
+        charts.style(axes, y_label=_LABELS[name])
         if name == "loss" or own:
             _draw_steps(axes, name, steps, [getattr(report, name) for report in reports], window)
     if "margin" in panels:
         _draw_margin(panels["margin"], scores, own)
     last = panels[names[-1]]
-    last.set_xlabel("step", **text_style())
+    last.set_xlabel("step", **charts.text_style())
     last.set_xlim(*_steps_span([*steps, *(score.step for score in scores)]))
     if len(set(steps)) > 1:
         last.xaxis.get_major_locator().set_params(integer=True, nbins=8)
     else:
         last.set_xticks(steps[:1])
     _legend(figure, panels, window)
-    return frozen(figure)
+    return charts.frozen(figure)
 
 
 def _steps_span(steps: Sequence[int]) -> tuple[float, float]:
@@ -120,7 +106,7 @@ def _scale(axes: Axes, name: str, values: np.ndarray, smooth: np.ndarray) -> Non
         axes.set_ylim(low / 1.2, high * 1.2)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     else:
-        axes.set_ylim(*span([low, high]))
+        axes.set_ylim(*charts.span([low, high]))
         axes.locator_params(axis="y", nbins=5)
 
 
@@ -134,11 +120,11 @@ def _draw_margin(axes: Axes, scores: Sequence[Score], own: bool) -> None:
         )  # fmt: skip
         best = max(shown, key=lambda score: score.margin)
         ends = axes.get_ylim() if own and axes.has_data() else (min(margins), max(margins))
-        axes.set_ylim(*span([*(finite(ends) if own else []), *margins, 0.0], 0.07))
+        axes.set_ylim(*charts.span([*(charts.finite(ends) if own else []), *margins, 0.0], 0.07))
         axes.annotate(
             f"best {best.margin:.3g}, step {best.step}", (best.step, best.margin), (0, 9), textcoords="offset points",
-            ha=_side(axes, best.step), va="bottom", zorder=6, annotation_clip=False, path_effects=[halo()],
-            **(text_style(SMALL) | {"color": _VALIDATION, "fontweight": "bold"}),
+            ha=_side(axes, best.step), va="bottom", zorder=6, annotation_clip=False, path_effects=[charts.halo()],
+            **(charts.text_style(charts.SMALL) | {"color": _VALIDATION, "fontweight": "bold"}),
         )  # fmt: skip
         low, high = axes.get_ylim()
         axes.set_ylim(low, high + 0.2 * (high - low))  # for that text
@@ -147,15 +133,14 @@ def _draw_margin(axes: Axes, scores: Sequence[Score], own: bool) -> None:
     low, high = axes.get_ylim()
     if low < 0 < high:
         axes.axhline(
-            0, color=SOFT, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1, label="0: as good as the base"
+            0, color=charts.SOFT, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1, label="0: as good as the base"
         )
 
 
 def _nothing(axes: Axes) -> None:
     axes.set_yticks([])
     if not axes.texts:
-        place: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center"}
-        axes.text(0.5, 0.5, "no finite value", **place, **text_style(ink=SOFT))
+        charts.nothing(axes, "no finite value")
 
 
 def _side(axes: Axes, step: int) -> str:
@@ -168,7 +153,7 @@ def _side(axes: Axes, step: int) -> str:
 def _value(axes: Axes, x: float, y: float, text: str, ink: tuple[float, ...]) -> None:
     axes.annotate(
         text, (x, y), (7, 0), textcoords="offset points", ha="left", va="center_baseline", annotation_clip=False,
-        **(text_style(TEXT - 1) | {"color": ink, "fontweight": "bold"}),
+        **(charts.text_style(charts.TEXT - 1) | {"color": ink, "fontweight": "bold"}),
     )  # fmt: skip
 
 
@@ -185,4 +170,4 @@ def _legend(figure: Figure, panels: dict[str, Axes], window: int) -> None:
             columnspacing=1.3, borderaxespad=0.2,
         )  # fmt: skip
         for text in drawn.get_texts():
-            text.set(**text_style(TEXT - 1))
+            text.set(**charts.text_style(charts.TEXT - 1))

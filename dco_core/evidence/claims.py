@@ -5,17 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .analysis import (
-    Unit,
-    frontier_areas,
-    gaps,
-    guidances,
-    mean_distance,
-    mean_over_w_rg,
-    paired,
-    score_at,
-    unit_of,
-)
+from . import analysis
 from .intervals import FEWEST, Interval, interval
 from .study import PLAIN
 from .tables import Row
@@ -86,13 +76,13 @@ def claims_of(evidence: Evidence) -> list[Claim]:
     return [claim for claim in made if claim.comparisons]
 
 
-Values = Mapping[str, Mapping[Unit, float]]
+Values = Mapping[str, Mapping[analysis.Unit, float]]
 
 
 def _compare(values: Values, what: str, pairs: Sequence[tuple[str, str, int]]) -> Iterator[Comparison]:
     """A comparison for each (a, b, predicted sign of a - b) that both methods have units for."""
     for a, b, predicted in pairs:
-        differences = paired(values.get(a, {}), values.get(b, {}))
+        differences = analysis.paired(values.get(a, {}), values.get(b, {}))
         if differences:
             margin = 0.0 if predicted else EQUAL_COSINE
             yield Comparison(f"{what}: {a} - {b}", interval(differences), predicted, margin)
@@ -112,7 +102,7 @@ def _higher(
 
     def compared(e: Evidence) -> Iterator[Comparison]:
         for a, b in pairs:
-            differences, without = gaps((of or _subjects)(e), a, b, x)
+            differences, without = analysis.gaps((of or _subjects)(e), a, b, x)
             if differences:
                 margin = 0.0 if predicted else EQUAL_ALIGNMENT
                 text = f"alignment at equal likeness: {a} - {b}"
@@ -132,35 +122,36 @@ def _styles(e: Evidence) -> list[Row]:
 def _plain(e: Evidence, score: str, merged: bool = False) -> Values:
     """The score of every method with plain guidance, on subjects or on merges."""
     rows = [r for r in e.means if r.get("subject") and bool(r.get("style")) == merged]
-    return {method: score_at(rows, method, PLAIN, score) for method in dict.fromkeys(r["method"] for r in rows)}
+    methods = dict.fromkeys(r["method"] for r in rows)
+    return {method: analysis.score_at(rows, method, PLAIN, score) for method in methods}
 
 
 def _reach(e: Evidence) -> Iterator[Comparison]:
-    areas = frontier_areas(_subjects(e), "likeness")
+    areas = analysis.frontier_areas(_subjects(e), "likeness")
     yield from _compare(areas, "area under the frontier", [("DCO", other, 1) for other in _BASELINES])
 
 
 def _beta(e: Evidence) -> Iterator[Comparison]:
     """The whole curve moves, so scores are means over w_rg."""
     for score, predicted in (("likeness", -1), ("alignment", 1)):
-        values = {method: mean_over_w_rg(_subjects(e), method, score) for method in BETAS}
+        values = {method: analysis.mean_over_w_rg(_subjects(e), method, score) for method in BETAS}
         pairs = [("DCO, double beta", "DCO, half beta", predicted)]
         yield from _compare(values, f"{score}, mean over w_rg", pairs)
 
 
 def _noise(e: Evidence) -> Iterator[Comparison]:
     pairs = [("DCO", "DreamBooth", -1), ("DCO", "DCO, half beta", -1), ("DCO, double beta", "DCO", -1)]
-    yield from _compare(mean_distance([r for r in e.distances if r.get("subject")]), "noise distance", pairs)
+    yield from _compare(analysis.mean_distance([r for r in e.distances if r.get("subject")]), "noise distance", pairs)
 
 
 def _guidance(e: Evidence) -> Iterator[Comparison]:
     rows = _subjects(e)
-    scales = guidances(rows)
+    scales = analysis.guidances(rows)
     if len(scales) < 2:
         return
     for score, predicted in (("likeness", 1), ("alignment", -1)):
-        most, least = (score_at(rows, "DCO", w, score) for w in (scales[-1], scales[0]))
-        if differences := paired(most, least):
+        most, least = (analysis.score_at(rows, "DCO", w, score) for w in (scales[-1], scales[0]))
+        if differences := analysis.paired(most, least):
             text = f"{score} of DCO: w_rg {scales[-1]:g} - {scales[0]:g}"
             yield Comparison(text, interval(differences), predicted)
 
@@ -175,9 +166,9 @@ def _merged_against(other: str) -> Comparisons:
 
 
 def _cosine(e: Evidence) -> Iterator[Comparison]:
-    found: dict[str, dict[Unit, float]] = {}
+    found: dict[str, dict[analysis.Unit, float]] = {}
     for row in e.cosines:
-        found.setdefault(row["method"], {})[unit_of(row)] = abs(row["all"])
+        found.setdefault(row["method"], {})[analysis.unit_of(row)] = abs(row["all"])
     yield from _compare(found, "absolute column cosine", [("DCO merge", "DreamBooth merge", 0)])
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.pixels import as_uint8
-from ..lora import read_lora
+from ..lora import LoraWeights, read_lora
 from ..metrics import collateral_rmse, noise_distance
 from ..models.image_model import ImageModel
 from .jobs import DISTANCES, PICTURES, SCORES, Job, checkpoint_file, checkpoints_of, main_checkpoint
@@ -60,19 +60,20 @@ class Scorer:
     ) -> list[Row]:  # fmt: skip
         study, rows = self._study, list[Row]()
         self._base_pictures(job, model, callback)  # a model may have one denoiser at a time
-        denoiser = with_lora(model, read_lora(file).layers)
+        lora = read_lora(file)
+        denoiser = with_lora(model, lora.layers)
         swept = checkpoint in study.w_rg_at if study.w_rg_at else file.name == LORA
         swept &= not study.w_rg_methods or job.method in study.w_rg_methods
         main = "merged" if not job.trains else main_checkpoint(study, job)
         guidances: list[float | str] = [PLAIN, *(study.w_rg if swept else ())]
         for guidance in guidances:
-            pictures = self._draw(model, denoiser, self._prompts(job), guidance, job, callback)
+            pictures = self._draw(model, denoiser, self._prompts(job), guidance, job, callback, lora)
             rows += self._scored(job, pictures, checkpoint, guidance)
             if checkpoint == main:
                 self._keep_pictures(job, pictures, folder, str(guidance))
         rows += self._others(job, model, denoiser, checkpoint, PLAIN, callback)
         if job.trains and checkpoint == main:
-            self._measure_distances(job, folder, model, denoiser, checkpoint)
+            self._measure_distances(job, folder, model, denoiser, checkpoint, lora)
         return rows
 
     def _prompts(self, job: Job) -> list[str]:
@@ -80,13 +81,13 @@ class Scorer:
 
     def _draw(
         self, model: ImageModel, denoiser: Any, prompts: list[str], guidance: float | str, job: Job,
-        callback: Callable[[], None],
+        callback: Callable[[], None], lora: LoraWeights | None = None,
     ) -> Tensor:  # fmt: skip
         study = self._study
         return draw(
             model, denoiser, prompts, guidance, w_text=study.w_text, steps=study.sampling_steps,
             pictures=study.pictures, seed=job.seed, resolution=study.resolution, at_once=study.pictures_at_once,
-            callback=callback,
+            lora=lora, callback=callback,
         )  # fmt: skip
 
     def _scored(self, job: Job, pictures: Tensor, checkpoint: int | str | None, guidance: Any) -> list[Row]:
@@ -136,7 +137,7 @@ class Scorer:
         return self._base_others[known]
 
     def _measure_distances(
-        self, job: Job, folder: Path, model: ImageModel, denoiser: Any, checkpoint: Any
+        self, job: Job, folder: Path, model: ImageModel, denoiser: Any, checkpoint: Any, lora: LoraWeights
     ) -> None:
         study = self._study
         # the plain objective on whole pictures: what others make or hold beside the references is not looked at
@@ -144,10 +145,10 @@ class Scorer:
             study.config(*job.training), objective="dreambooth", mask_prior=0.0, preservation_prompts=""
         )
         references = self._setting.references(job.shown[0], study.method(job.method).captions)
-        sets = {"references": examples_of(model, references, config, study, denoiser)}
+        sets = {"references": examples_of(model, references, config, study, denoiser, lora)}
         if study.distance_prompts:
             prompts = self._prompts(job)[-study.distance_prompts :]
-            sets["prompts"] = prompt_examples(model, denoiser, prompts, study, job.seed)
+            sets["prompts"] = prompt_examples(model, denoiser, prompts, study, job.seed, lora)
         rows: list[Row] = []
         for on, examples in sets.items():
             found = noise_distance(

@@ -90,7 +90,8 @@ def groups_of(study: Study) -> list[Group]:
         return []
     trainings: dict[tuple, list[Job]] = {}
     for job in jobs_of(study)[0]:
-        if job.trains and possible(study.config(*job.training), study.adapter_config(*job.training)):
+        alone = not job.trains or study.tokens(job.subject is None).on
+        if not alone and possible(study.config(*job.training), study.adapter_config(*job.training)):
             trainings.setdefault((job.base, job.method, job.subject is None), []).append(job)
     size = study.side_by_side
     return [Group(tuple(jobs[i : i + size])) for jobs in trainings.values() for i in range(0, len(jobs), size)]

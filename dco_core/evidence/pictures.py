@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..captions.markers import base_caption, mark_words
 from ..data.buckets import BucketedImage
 from ..errors import DCOError
-from ..lora import LoraLayer
+from ..lora import LoraLayer, LoraWeights, from_bundle
 from ..models.image_model import ImageModel
 from ..network.denoiser import Denoiser, NetworkDenoiser
 from ..network.lora_layers import AdapterConfig
+from ..pipeline.vocabulary import kept_vocabulary
 from ..sampling import sample
 from .study import PLAIN
 
@@ -53,6 +55,21 @@ class _Personalized(Denoiser):
         return {}
 
 
+def encoded_prompts(
+    model: ImageModel, prompts: Sequence[str], lora: LoraWeights | None = None
+) -> tuple[list[Any], list[Any]]:
+    """What theta and phi read of prompts. lora: whose learned tokens theta reads where a prompt names one of them; phi
+    reads the words they started from."""
+    known = list(from_bundle(lora.other)) if lora else []
+    marked = [mark_words(prompt, known) for prompt in prompts]
+    words = kept_vocabulary(marked, lora)
+    base = model.encode_captions([base_caption(text, words.initializers) for text in marked])
+    if not words.fixed:
+        return base, base
+    assert model.learned_tokens is not None  # which the rows are from
+    return model.learned_tokens.encode(marked, words.fixed, words.initializers), base
+
+
 @torch.no_grad()
 def draw_latents(
     model: ImageModel,
@@ -66,27 +83,29 @@ def draw_latents(
     seed: int,
     resolution: int | None = None,
     at_once: int = 4,
+    lora: LoraWeights | None = None,
     callback: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
     """`pictures` latents of each prompt, prompt by prompt. guidance: w_rg, or "plain" for classifier-free guidance of
-    theta at w_text. resolution: None for the model's own. at_once: samples in one call of the network."""
+    theta at w_text. resolution: None for the model's own. at_once: samples in one call of the network. lora: whose
+    learned tokens theta reads."""
     side = resolution or model.default_resolution
     grey = torch.full((side, side, 3), 0.5)
     ((blank, _),) = model.encode_images([grey])
     bucketed = BucketedImage(grey, None, (side, side), (0, 0))
-    read = model.encode_captions([*prompts, ""])
-    *texts, empty = (model.network_input(model.with_size(c, bucketed), blank) for c in read)
-    rows = [text for text in texts for _ in range(pictures)]
+    read = (*encoded_prompts(model, prompts, lora), model.encode_captions([""]))
+    theta, phi, (empty,) = ([model.network_input(model.with_size(c, bucketed), blank) for c in texts] for texts in read)
     noise = torch.cat([noise_for(blank.shape, seed, i, pictures) for i in range(len(prompts))]).to(blank)
     plain = guidance == PLAIN
     chosen: Denoiser = _Personalized(denoiser) if plain else denoiser
     w_rg = 0.0 if plain else float(guidance)
+    own, base = ([c for c in texts for _ in range(pictures)] for texts in (theta, theta if plain else phi))
     latents: list[Tensor] = []
-    for first in range(0, len(rows), at_once):
-        mine = rows[first : first + at_once]
+    for first in range(0, len(own), at_once):
+        few = slice(first, first + at_once)
         latents += sample(
-            chosen, mine, mine, [empty] * len(mine), noise[first : first + at_once], w_rg=w_rg, w_text=w_text,
-            steps=steps, callback=callback,
+            chosen, own[few], base[few], [empty] * len(own[few]), noise[few], w_rg=w_rg, w_text=w_text, steps=steps,
+            callback=callback,
         )  # fmt: skip
     return latents
 

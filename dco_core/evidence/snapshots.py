@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,23 @@ import torch
 
 from ..data.buckets import BucketedImage
 from ..errors import DCOError
-from ..lora import LoraLayer, LoraWeights, read_lora, write_lora
+from ..lora import LoraLayer, LoraWeights, bundled, read_lora, write_lora
 from ..models.image_model import ImageModel
 from ..network.denoiser import NetworkDenoiser
 from ..network.lora_layers import AdapterConfig
 from ..pipeline.examples import Preparation, PreparedPictures
 from ..pipeline.generation import GenerationConfig
 from ..pipeline.pictures import FolderPictures
+from ..pipeline.vocabulary import Vocabulary, kept_vocabulary
 from ..training.config import TrainingConfig
 from ..training.examples import Example
-from .pictures import draw_latents
+from .pictures import draw_latents, encoded_prompts
 from .side_by_side import SideBySide
 from .study import STOPPED, Study
 
 LORA = "lora.safetensors"
 _KEY = "dco_job"
+NO_WORDS = Vocabulary()
 
 
 def lora_file(folder: Path, checkpoint: int | str, last: int) -> Path:
@@ -32,10 +35,14 @@ def lora_file(folder: Path, checkpoint: int | str, last: int) -> Path:
     return folder / (LORA if checkpoint == last else f"lora-{checkpoint}.safetensors")
 
 
-def keep(path: Path, model: ImageModel, layers: Mapping[str, LoraLayer], key: str) -> None:
-    """Write a checkpoint of the job of that key."""
+def keep(
+    path: Path, model: ImageModel, layers: Mapping[str, LoraLayer], key: str, words: Vocabulary = NO_WORDS
+) -> None:
+    """Write a checkpoint of the job of that key, with the rows of its tokens."""
     named = {model.canonical(name): layer for name, layer in layers.items()}
-    write_lora(path, LoraWeights(named, {}, {_KEY: key}))
+    rows = words.rows()
+    header = {_KEY: key} | ({"dco.tokens": json.dumps(dict(words.initializers))} if rows else {})
+    write_lora(path, LoraWeights(named, bundled(rows), header))
 
 
 def is_of(path: Path, key: str) -> bool:
@@ -47,26 +54,35 @@ def is_of(path: Path, key: str) -> bool:
 
 
 def examples_of(
-    model: ImageModel, folder: Path, config: TrainingConfig, study: Study, denoiser: NetworkDenoiser
-) -> list[Example]:
-    """The references in a folder as examples, with what the base model makes for the objective."""
+    model: ImageModel, folder: Path, config: TrainingConfig, study: Study, denoiser: NetworkDenoiser,
+    lora: LoraWeights | None = None,
+) -> list[Example]:  # fmt: skip
+    """The references in a folder as examples, with what the base model makes for the objective. lora: whose tokens
+    theta reads."""
     generation = GenerationConfig(class_images=study.class_images, generation_w_text=study.w_text)
     how = Preparation(study.resolution or model.default_resolution, square=True)
-    return PreparedPictures(model, FolderPictures(folder, config, generation), how).examples(denoiser)
+    pictures = FolderPictures(folder, config, generation)
+    words = kept_vocabulary(pictures.captions, lora)
+    return PreparedPictures(model, pictures, how, words).examples(denoiser)
 
 
 def prompt_examples(
-    model: ImageModel, denoiser: NetworkDenoiser, prompts: Sequence[str], study: Study, seed: int
-) -> list[Example]:
-    """Pictures that the base model draws of prompts beyond the references, as examples with these prompts."""
+    model: ImageModel, denoiser: NetworkDenoiser, prompts: Sequence[str], study: Study, seed: int,
+    lora: LoraWeights | None = None,
+) -> list[Example]:  # fmt: skip
+    """Pictures that the base model draws of prompts beyond the references, as examples with these prompts. lora: whose
+    tokens theta reads."""
     latents = draw_latents(
         model, denoiser, prompts, 0.0, w_text=study.w_text, steps=study.sampling_steps, pictures=1, seed=seed,
         resolution=study.resolution, at_once=study.pictures_at_once,
     )  # fmt: skip
     side = study.resolution or model.default_resolution
     bucketed = BucketedImage(torch.zeros(side, side, 3), None, (side, side), (0, 0))
-    read = zip(latents, model.encode_captions(prompts), strict=True)
-    return [Example(latent, model.network_input(model.with_size(text, bucketed), latent)) for latent, text in read]
+    read = zip(latents, *encoded_prompts(model, prompts, lora), strict=True)
+    return [
+        Example(latent, *(model.network_input(model.with_size(text, bucketed), latent) for text in texts))
+        for latent, *texts in read
+    ]
 
 
 def train_together(

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import DCOError
 from ..network.lora_layers import AdapterConfig
+from ..pipeline.vocabulary import TokenConfig
 from ..training.config import TrainingConfig
 from .toy_prompts import eligible_subjects
 
@@ -89,6 +90,9 @@ class Study:
     distance_draws: noises at each of distance_timesteps for the noise distance, which is taken on the references and on
     as many prompts beyond them as `distance_prompts` says.
 
+    learned_tokens: the subjects' markers become tokens of their own, trained beside the LoRA as in Sec. 5.1 of the
+    paper; styles have none.
+
     bases: {name: model} where the same is done on several models; left out: `model` alone. checkpoints: steps at
     which a training is kept and scored too, besides its end; a method that is scored on validation draws
     (validation_steps) also has the checkpoint "stopped". checkpoint: the one that merges are made of and noise
@@ -138,6 +142,7 @@ class Study:
     one_seed_each: bool = False
     pictures_at_once: int = 4
     side_by_side: int = 1
+    learned_tokens: bool = False
     contrasts: tuple[Mapping[str, Any], ...] = ()
 
     def models(self) -> Mapping[str, str]:
@@ -240,6 +245,10 @@ class Study:
         if method.captions not in CAPTIONS:
             raise DCOError(f'The captions of "{name}" are {method.captions!r}: use {" or ".join(CAPTIONS)}.')
         return method
+
+    def tokens(self, style: bool = False) -> TokenConfig:
+        """What the markers of a subject (or a style) become."""
+        return TokenConfig("with-lora") if self.learned_tokens and not style else TokenConfig()
 
     def adapter_config(self, method: str, seed: int, style: bool = False) -> AdapterConfig:
         """The LoRA of a method."""

@@ -118,6 +118,7 @@ class Workspace:
             config = study.config(*job.training)
             parts += [_not_default(config), _not_default(study.adapter_config(*job.training))]
             parts += [study.method(job.method).captions, study.checkpoints_of(*job.training)]
+            parts += ["learned tokens"] if study.tokens(job.subject is None).on else []
             parts += ["masks"] if study.method(job.method).masks else []
             if config.with_prior or config.objective == "mapo":  # the base model makes pictures of its own
                 parts += [study.class_images, study.w_text]
@@ -152,13 +153,14 @@ class Workspace:
             Checkpoints(checkpoint_folder(output), minutes=2),
             study.resolution,
             square=True,
+            tokens=study.tokens(job.subject is None),
             overwrite=True,  # of an earlier form of the study
         )
         training, kept = run.training, study.checkpoints_of(*job.training)
 
         def keep_step(step: int) -> None:
             with training.averaged():
-                keep(self._file(job, step), model, training.denoiser.lora(), key)
+                keep(self._file(job, step), model, training.denoiser.lora(), key, run.words)
 
         def on_step(report: Any) -> None:
             if report.step in kept:
@@ -170,7 +172,7 @@ class Workspace:
         keep_step(training.step)
         if config.validation_steps:
             with training.result():
-                keep(self._file(job, STOPPED), model, training.denoiser.lora(), key)
+                keep(self._file(job, STOPPED), model, training.denoiser.lora(), key, run.words)
         config, last, best = training.config, training.history[-50:], training.best
         write_table(
             path / TRAINING,

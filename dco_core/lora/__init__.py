@@ -8,26 +8,3 @@ from .keys import canonical_keys
 from .metadata import training_metadata
 from .state_dict import from_tensors, to_tensors
 from .tensors import LazyLayers, LoraLayer, LoraTensors, LoraWeights, tensors_sha256
-
-__all__ = [
-    "BUNDLE",
-    "LazyLayers",
-    "LoraLayer",
-    "LoraTensors",
-    "LoraWeights",
-    "bundled",
-    "canonical_keys",
-    "tensors_sha256",
-    "from_bundle",
-    "from_tensors",
-    "initializers_in",
-    "merge",
-    "open_lora",
-    "read_lora",
-    "read_tensors",
-    "to_tensors",
-    "token_header",
-    "training_metadata",
-    "write_embedding",
-    "write_lora",
-]

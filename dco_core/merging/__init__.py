@@ -6,25 +6,3 @@ from .file_weights import parse_file_weight
 from .methods import Dare, Exact, MergeMethod, NPLora, Ties, ZipLora, merge_with
 from .reduce import Size, reduce
 from .report import ErrorReport
-
-__all__ = [
-    "PRESETS",
-    "BlockWeights",
-    "Compatibility",
-    "Dare",
-    "ErrorReport",
-    "Exact",
-    "MergeMethod",
-    "NPLora",
-    "Size",
-    "Ties",
-    "ZipLora",
-    "block_of",
-    "blocks_for",
-    "compare",
-    "layer_type_of",
-    "merge_with",
-    "parse_blocks",
-    "parse_file_weight",
-    "reduce",
-]

@@ -16,18 +16,3 @@ from .image_text import SiglipScorer, load_siglip, siglip_score
 from .judge import Judge, load_judge
 from .noise_distance import NoiseDistance, noise_distance
 from .pretrained import ImageEncoder, load_image_encoder
-
-__all__ = [
-    "ImageEncoder",
-    "Judge",
-    "NoiseDistance",
-    "SiglipScorer",
-    "collateral_rmse",
-    "image_similarity",
-    "load_image_encoder",
-    "load_judge",
-    "load_siglip",
-    "mean_cosine_similarity",
-    "noise_distance",
-    "siglip_score",
-]

@@ -20,14 +20,11 @@ from torch.nn.grad import conv2d_input
 Weight = Tensor | Callable[[torch.dtype, torch.device], Tensor]
 
 
-def frozen_linear(
-    x: Tensor, weight: Weight, bias: Tensor | None = None, dtype: torch.dtype | None = None
-) -> Tensor:
+def frozen_linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """x [..., in], weight [out, in], bias [out] -> [..., out], with a gradient for x alone.
 
-    Computed and returned in `dtype`; None is the autocast precision, or x's own where autocast is off.
-    """
-    return _Linear.apply(x.to(_compute_dtype(x, dtype)), weight, bias)
+    Computed and returned in the autocast precision, or x's own where autocast is off."""
+    return _Linear.apply(x.to(_compute_dtype(x)), weight, bias)
 
 
 def frozen_conv2d(
@@ -38,18 +35,15 @@ def frozen_conv2d(
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
-    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """x [B, in, H, W] or [in, H, W], weight [out, in / groups, h, w], bias [out] -> [B, out, H', W'], with a
-    gradient for x alone; `dtype` as for `frozen_linear`."""
+    gradient for x alone; precision as for `frozen_linear`."""
     if x.dim() == 3:
-        return frozen_conv2d(x[None], weight, bias, stride, padding, dilation, groups, dtype)[0]
-    return _Conv2d.apply(x.to(_compute_dtype(x, dtype)), weight, bias, (stride, padding, dilation, groups))
+        return frozen_conv2d(x[None], weight, bias, stride, padding, dilation, groups)[0]
+    return _Conv2d.apply(x.to(_compute_dtype(x)), weight, bias, (stride, padding, dilation, groups))
 
 
-def _compute_dtype(x: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    if dtype is not None:
-        return dtype
+def _compute_dtype(x: Tensor) -> torch.dtype:
     if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):  # autocast leaves fp64 alone
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype

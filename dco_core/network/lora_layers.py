@@ -138,6 +138,7 @@ def add_adapter(network: nn.Module, config: AdapterConfig) -> dict[str, nn.Param
         lora_dropout=config.dropout,
         target_modules=names,
         bias="none",
+        init_lora_weights=False,  # they are set below
         rank_pattern={f"^{re.escape(name)}": layer.rank for name, layer in start.items()},
         alpha_pattern={f"^{re.escape(name)}": layer.rank * layer.scale for name, layer in start.items()},
     )
@@ -163,7 +164,8 @@ def add_adapter(network: nn.Module, config: AdapterConfig) -> dict[str, nn.Param
 
 def lora_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
     """The injected peft layers as (dotted name of the wrapped module, layer), sorted by name."""
-    found = [(n, m) for n, m in network.named_modules() if ADAPTER in getattr(m, "lora_A", {})]
+    # _modules: a module that has no lora_A is slow to say so, and there are many
+    found = [(n, m) for n, m in network.named_modules() if ADAPTER in (m._modules.get("lora_A") or ())]
     return sorted(found, key=lambda item: item[0])
 
 

@@ -3,7 +3,7 @@ ones for MaPO."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,13 +48,11 @@ def generate(
     w_text: float,
     steps: int = 30,
     device: torch.device | str = "cpu",
-    callback: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
     """One latent [C, H, W] a seed that the base model makes of a prompt, in its own scale: the adapter is switched off,
     and sampling is `sampling.sample`. The same seeds in the same order give the same latents.
 
-    conditioning, empty_conditioning: of the prompt and of the empty one. shape: of a latent. callback: called before
-    every step of the sampler; whatever it raises ends sampling.
+    conditioning, empty_conditioning: of the prompt and of the empty one. shape: of a latent.
     Raises DCOError where the base model gives NaN, and for a number of steps that the schedule does not have.
     """
     made: list[Tensor] = []
@@ -62,9 +60,8 @@ def generate(
         noise = torch.stack([_noise(seed, shape) for seed in seeds[start : start + AT_ONCE]]).to(device)
         n = len(noise)
         latents = sample(
-            denoiser, None, [conditioning] * n, [empty_conditioning] * n, noise, w_rg=0.0, w_text=w_text, steps=steps,
-            callback=callback,
-        )  # fmt: skip
+            denoiser, None, [conditioning] * n, [empty_conditioning] * n, noise, w_rg=0.0, w_text=w_text, steps=steps
+        )
         if not torch.isfinite(latents).all():
             raise DCOError(
                 "The pictures that the base model makes are not finite, as with fp16 weights that overflow: load it "

@@ -54,8 +54,8 @@ class FolderTraining:
     tokens) are carried over. stream_weights: see network/weight_stream.py. reference_device: see
     training/reference_ahead.py. reference_folder: where the base model's errors are kept for further runs, None for
     nowhere. processes: those that make this run together; the first alone writes. on_message: told what takes time
-    before the run. notes: what to tell the user before the run; memory: its peak, after it. Raises DCOError for what
-    cannot be trained, before anything is written.
+    before the run. words: what the captions' markers stand for. notes: what to tell the user before the run; memory:
+    its peak, after it. Raises DCOError for what cannot be trained, before anything is written.
     """
 
     def __init__(
@@ -103,18 +103,18 @@ class FolderTraining:
             raise DCOError(f"preview_every is {preview_every}: use a number of steps, or 0 for no previews.")
         shown = (list(preview_prompts) or folder.captions[:1]) if preview_every else []
         how = Preparation(self._resolution, self._square, size_conditioning, shown)
-        self._words = (
+        self.words = (
             learned_vocabulary(model, folder.captions, config.seed, tokens.initializers, tokens.vectors, start)
             if tokens.on
             else kept_vocabulary(folder.captions, start)
         )
-        self._data = PreparedPictures(model, folder, how, self._words)
+        self._data = PreparedPictures(model, folder, how, self.words)
         content = content_key(model.content(), self._adapter, self._data.content, compiled)
         if self._carried:
             content = content_key(content, self._carried)
         model.offload_encoders(texts=not tokens.on, images=not shown)
         denoiser = model.denoiser(self._adapter, self._data.step_shape, stream_weights)
-        rows = None if self._words.tokens is None else self._words.tokens.tensors()
+        rows = None if self.words.tokens is None else self.words.tokens.tensors()
         self._run = content_key(content, identity(config, denoiser), rows)[:16]
         for path in (output, *self._embeddings().values()):
             check_replaceable(path, overwrite, self._run)
@@ -130,7 +130,7 @@ class FolderTraining:
             denoiser,
             examples,
             config,
-            self._words.tokens,
+            self.words.tokens,
             checkpoints=checkpoints,
             content=content,
             reference_cache=self._reference_cache(reference_folder, compiled),
@@ -147,7 +147,7 @@ class FolderTraining:
             f"{len(self._data)} pictures, {self._resolution} px. A step needs {estimate(denoiser, examples, config)}.",
             report(check_captions(self._data.captions, kind="auto"), self._data.captions),
             *filter(None, [streaming(denoiser.weight_stream, stream_weights, device)]),
-            *([] if tokens.on else _markers_as_words(self._data.captions, self._words.fixed)),
+            *([] if tokens.on else _markers_as_words(self._data.captions, self.words.fixed)),
             *self.training.notes,
         ]
 
@@ -176,7 +176,7 @@ class FolderTraining:
     def save(self) -> list[str]:
         """Write the LoRA as it is now, whole or not at all, and an embedding file for each learned token; the same run
         writes the same bytes. What was written, as sentences. Raises DCOError where it cannot be written."""
-        tokens, adapter = self._words.tokens, self._adapter
+        tokens, adapter = self.words.tokens, self._adapter
         with self.training.result():
             layers = self.training.denoiser.lora()
             rows = {} if tokens is None else tokens.tensors()
@@ -199,7 +199,7 @@ class FolderTraining:
             other=settings,
         )
         entries = header.entries(
-            self._output.stem, self.training.step, self._words.initializers, dated=False, layers=layers.values()
+            self._output.stem, self.training.step, self.words.initializers, dated=False, layers=layers.values()
         )
         entries |= {RUN: self._run}
         weights = LoraWeights(
@@ -217,7 +217,7 @@ class FolderTraining:
         return written
 
     def _embeddings(self) -> dict[str, Path]:
-        tokens = self._words.tokens
+        tokens = self.words.tokens
         return embedding_files(self._output, [] if tokens is None else list(tokens.rows()))
 
 

@@ -52,11 +52,14 @@ class Vocabulary:
     fixed: TokenRows = field(default_factory=dict)
     initializers: Mapping[str, str] = field(default_factory=dict)
 
+    def rows(self) -> TokenRows:
+        """As they are now."""
+        return self.fixed if self.tokens is None else self.tokens.tensors()
+
     @property
     def vectors(self) -> dict[str, int]:
         """Vectors per token."""
-        rows = self.fixed if self.tokens is None else self.tokens.rows()
-        return {name: max(map(len, by_encoder.values())) for name, by_encoder in rows.items()}
+        return {name: max(map(len, by_encoder.values())) for name, by_encoder in self.rows().items()}
 
 
 def kept_vocabulary(captions: Sequence[str], start: LoraWeights | None) -> Vocabulary:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,20 +29,23 @@ def _shipped_weights() -> dict[str, Tensor]:
     return load_file(WEIGHTS)
 
 
-def _load(module: _Module, prefix: str) -> _Module:
-    weights = {k[len(prefix) :]: v.float() for k, v in _shipped_weights().items() if k.startswith(prefix)}
-    module.load_state_dict(weights)
+def _load(make: Callable[[], _Module], prefix: str) -> _Module:
+    with torch.device("meta"):  # random values that are replaced at once would take most of the time
+        module = make()
+    shipped = _shipped_weights().items()
+    weights = {k[len(prefix) :]: v.to(torch.float32, copy=True) for k, v in shipped if k.startswith(prefix)}
+    module.load_state_dict(weights, assign=True)
     return module.eval().requires_grad_(False)
 
 
 def load_unet(base: str = DEFAULT_BASE) -> UNet:
     """The UNet of a base ("epsilon" or "flow") in fp32, frozen; a new copy each time. DCOError for another name."""
-    return _load(network_class(base)(), "unet.")
+    return _load(network_class(base), "unet.")
 
 
 def load_text_encoder() -> TextEncoder:
     """The text encoder, which the bases share, in fp32, frozen; a new copy each time."""
-    return _load(TextEncoder(), "text_encoder.")
+    return _load(TextEncoder, "text_encoder.")
 
 
 def encode(text_encoder: TextEncoder, texts: Sequence[str]) -> Tensor:

@@ -82,6 +82,13 @@ def toy_references(what: str) -> tuple[Scenes, list[str]]:
     return scenes.with_(**attributes), captions
 
 
+def another_subject_references() -> tuple[Scenes, list[str]]:
+    """A second subject for pictures of two, a red toy with pointed lime ears, in the scenes of the first, and their
+    captions. The base may draw one like it by chance: none was held out."""
+    scenes, captions = subject_references()
+    return scenes.with_(**toy_attributes("toy-4")), captions
+
+
 def toy_masks(scenes: Scenes) -> Tensor:
     """Where the objects are, bool [B, H, W]: where a picture is not what it is with the object out of sight."""
     away = scenes.with_(centre=(-1000.0, -1000.0))

@@ -25,6 +25,7 @@ CONTRAST = (0.08, 0.18)  # between a pattern and its paper: true renders have 0.
 COVERED = (0.5, 0.8)  # of an object's rim that is ink
 APART = (0.06, 0.15)  # ink and fill: without an outline the rim is fill
 DARKER = (0.10, 0.25)  # ink than paper, in luminance
+COLOURFUL = (0.016, 0.026)  # standard deviation along the second axis of its colours: a print has one axis
 LEAST_OBJECT = 0.02  # of the picture
 _WHITE = (0.93, 0.93, 0.94)  # as the world's white background has it, on average
 _LUMINANCE = (0.299, 0.587, 0.114)
@@ -71,7 +72,7 @@ def _fitted(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     there, papers, distances = [], [], []
     for pattern in PATTERN_IMAGES:
         ink = pattern.flatten()
-        paper, marks = (pixels[:, :, where].median(-1).values for where in (ink < 0.1, ink > 0.9))
+        paper, marks = (pixels[:, :, where].median(-1).values for where in (ink == 0, ink == 1))
         distance = (pixels - paper[..., None] - ink * (marks - paper)[..., None]).norm(dim=1)
         share, contrast = (distance < OFF_PAPER).float().mean(1), (marks - paper).norm(dim=1)
         there.append(_ramp(share, SHARE) * _ramp(contrast, CONTRAST))
@@ -96,9 +97,18 @@ def _objects(rgb: Tensor, paper: Tensor, off: Tensor) -> tuple[Tensor, Tensor, T
     darker = ((paper - ink) * torch.tensor(_LUMINANCE)).sum(1)
     outlined = (
         _ramp(covered, COVERED) * _ramp((fill - ink).norm(dim=1).nan_to_num(1.0), APART) * _ramp(darker, DARKER)
-        * (shape.float().mean((1, 2)) > LEAST_OBJECT)
+        * _ramp(_second_axis(rgb), COLOURFUL) * (shape.float().mean((1, 2)) > LEAST_OBJECT)
     )  # fmt: skip
     return outlined, ink, _without_outline(rgb, shape, ink, from_ink) * 2 - 1
+
+
+def _second_axis(rgb: Tensor) -> Tensor:
+    """Standard deviation [B] of the colours of pictures [B, 3, H, W] along their second principal axis; blurred, as
+    grain has all colours."""
+    colours = F.avg_pool2d(rgb, 3, 1).flatten(2)
+    colours = colours - colours.mean(2, keepdim=True)
+    variances = torch.linalg.eigvalsh(colours @ colours.transpose(1, 2) / colours.shape[2])
+    return variances[:, 1].clamp(min=0).sqrt()
 
 
 def _without_outline(rgb: Tensor, shape: Tensor, ink: Tensor, from_ink: Tensor) -> Tensor:

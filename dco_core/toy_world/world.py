@@ -32,7 +32,7 @@ TOY, PRINT = SHAPES.index("toy"), STYLES.index("print")
 # on patterned paper in place of a background. It is none of FACTORS, which are what the base was trained on.
 SKETCH, SKETCH_WORD = len(STYLES), "sketch"
 WORDS = {**FACTORS, "style": (*STYLES, SKETCH_WORD)}  # that captions have
-PATTERNS = ("stripes", "checks", "dots", "hatching")
+PATTERNS = ("bands", "high bands", "stripes")
 EAR_SHAPES = ("none", "round", "pointed")
 
 
@@ -91,10 +91,10 @@ SUBJECT_HUES = (0.495, 0.085)  # body, accent: base training keeps away from toy
 # The novel style: a print in violet ink on golden paper.
 STYLE = {"style": PRINT, "ink_rgb": (0.33, 0.05, 0.42), "paper_rgb": (1.00, 0.83, 0.32)}
 STYLE_HUES = (0.79, 0.125)
-# The novel sketch: an outline in dark red on mint paper with dots.
+# The novel sketch: an outline in dark red on mint paper with two broad bands.
 SKETCH_STYLE = {
     "style": SKETCH, "ink_rgb": (0.45, 0.08, 0.05), "paper_rgb": (0.70, 0.93, 0.75),
-    "pattern": PATTERNS.index("dots"), "line": 2.0,
+    "pattern": PATTERNS.index("bands"), "line": 2.0,
 }  # fmt: skip
 
 

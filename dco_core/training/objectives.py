@@ -8,18 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import losses
 from ..errors import DCOError
-from ..losses import (
-    dco_loss,
-    dco_margin,
-    diffusion_loss,
-    mapo_loss,
-    mapo_margin,
-    mean_squared_error,
-    output_preservation_loss,
-    prior_preservation_loss,
-    weights_at,
-)
 from ..network.denoiser import Denoiser
 from .config import TrainingConfig
 from .draws import Draw
@@ -71,7 +61,7 @@ def batch_errors(
 
 
 def _errors_of(found: Sequence[Prediction]) -> Tensor:
-    return in_order([(p.places, mean_squared_error(p.output, p.target, p.mask)) for p in found])
+    return in_order([(p.places, losses.mean_squared_error(p.output, p.target, p.mask)) for p in found])
 
 
 def references_of(examples: Sequence[Example], draws: Sequence[Draw]) -> list[Draw]:
@@ -93,7 +83,7 @@ def _predicted(batch: Batch) -> tuple[list[Prediction], Tensor]:
 def draw_weights(denoiser: Denoiser, draws: Sequence[Draw], config: TrainingConfig, like: Tensor) -> Tensor:
     """w(t) of the draws, [B]."""
     t = torch.tensor([d.t for d in draws])
-    return weights_at(denoiser.schedule, t, config.weighting, config.snr_gamma).to(like)
+    return losses.weights_at(denoiser.schedule, t, config.weighting, config.snr_gamma).to(like)
 
 
 def _weights(batch: Batch, draws: Sequence[Draw], like: Tensor) -> Tensor:
@@ -107,8 +97,8 @@ def dco(batch: Batch) -> ObjectiveResult:
     predictions, error_theta = _predicted(batch)
     error_phi = batch.reference.errors.to(error_theta.device)  # had ahead, it may lie elsewhere
     weight = _weights(batch, batch.references, error_theta)
-    loss = dco_loss(error_theta, error_phi, config.beta_T, config.reduction, weight)
-    margin = dco_margin(error_theta.detach(), error_phi, config.beta_T, weight)
+    loss = losses.dco_loss(error_theta, error_phi, config.beta_T, config.reduction, weight)
+    margin = losses.dco_margin(error_theta.detach(), error_phi, config.beta_T, weight)
     if config.reduction == "batch-mean":
         margin = margin.mean()
     return ObjectiveResult(loss, margin, error_theta, error_phi, predictions)
@@ -117,7 +107,7 @@ def dco(batch: Batch) -> ObjectiveResult:
 def dreambooth(batch: Batch) -> ObjectiveResult:
     """The plain diffusion loss (Ruiz et al. 2023)."""
     predictions, error = _predicted(batch)
-    loss = diffusion_loss(error, _weights(batch, batch.references, error))
+    loss = losses.diffusion_loss(error, _weights(batch, batch.references, error))
     return ObjectiveResult(loss, None, error, None, predictions)
 
 
@@ -126,7 +116,7 @@ def dreambooth_prior(batch: Batch) -> ObjectiveResult:
     predictions, error = _predicted(batch)
     error_prior, weight_prior = _class_images(batch, error)
     weight = _weights(batch, batch.references, error)
-    loss = prior_preservation_loss(error, error_prior, batch.config.prior_weight, weight, weight_prior)
+    loss = losses.prior_preservation_loss(error, error_prior, batch.config.prior_weight, weight, weight_prior)
     return ObjectiveResult(loss, None, error, None, predictions)
 
 
@@ -134,7 +124,7 @@ def dco_prior(batch: Batch) -> ObjectiveResult:
     """DCO on the references plus lambda times the plain loss on class images, as the authors' code adds it."""
     result = dco(batch)
     error_prior, weight_prior = _class_images(batch, result.error_theta)
-    prior_loss = diffusion_loss(error_prior, weight_prior)
+    prior_loss = losses.diffusion_loss(error_prior, weight_prior)
     return result._replace(loss=result.loss + batch.config.prior_weight * prior_loss)
 
 
@@ -157,8 +147,8 @@ def mapo(batch: Batch) -> ObjectiveResult:
         better, worse, weight = weight * chosen, weight * rejected, torch.ones_like(weight)
     else:
         better, worse = chosen, rejected
-    loss = mapo_loss(better, worse, config.mapo_beta, config.mapo_snr, weight)
-    margin = mapo_margin(better.detach(), worse.detach(), config.mapo_snr)
+    loss = losses.mapo_loss(better, worse, config.mapo_beta, config.mapo_snr, weight)
+    margin = losses.mapo_margin(better.detach(), worse.detach(), config.mapo_snr)
     return ObjectiveResult(loss, margin, chosen, None, predictions)
 
 
@@ -169,12 +159,12 @@ def output_preservation(batch: Batch) -> ObjectiveResult:
     with torch.no_grad():
         phi = predict(batch.denoiser, batch.examples, batch.references, adapter=False, prompt=Prompt.CLASS)
     drift = in_order(
-        [(a.places, mean_squared_error(a.output, b.output)) for a, b in zip(theta, phi, strict=True)]
+        [(a.places, losses.mean_squared_error(a.output, b.output)) for a, b in zip(theta, phi, strict=True)]
     )
     weight = _weights(batch, batch.references, error)
     if batch.config.weighting == "epsilon":
         drift = weight * drift
-    loss = output_preservation_loss(error, drift, batch.config.preservation_weight, weight)
+    loss = losses.output_preservation_loss(error, drift, batch.config.preservation_weight, weight)
     return ObjectiveResult(loss, None, error, None, predictions)
 
 

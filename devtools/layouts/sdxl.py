@@ -51,7 +51,9 @@ def train_a_subject() -> Layout:
     """Workflow 1: SDXL, the paper's settings for a subject."""
     w = Layout()
     sdxl = _sdxl(w)
-    images = w.add("DCOPhotos", (0, 200), (320, 740), "My photos and captions", photos="", kind="subject", name="dog")
+    images = w.add(
+        "DCOPhotos", (0, 200), (320, 740), "My photos and captions", photos="", kind="subject", name="dog"
+    )
     tokens = w.add(
         "DCOLoRAOptions", (370, 40), (320, 330), learned_tokens="with the LoRA",
         learned_tokens__token_learning_rate=5e-4, learned_tokens__initializers="", learned_tokens__vectors=0,

@@ -47,7 +47,9 @@ def train_z_image() -> Layout:
     clip = w.add("CLIPLoader", (0, 190), (330, 110), clip_name=QWEN["name"], type="lumina2", device="default")
     vae = w.add("VAELoader", (0, 360), (330, 60), vae_name=VAE["name"])
     w.models |= {unet: [Z_IMAGE], clip: [QWEN], vae: [VAE]}
-    images = w.add("DCOPhotos", (0, 480), (330, 480), "My photos and captions", photos="", kind="subject", name="dog")
+    images = w.add(
+        "DCOPhotos", (0, 480), (330, 480), "My photos and captions", photos="", kind="subject", name="dog"
+    )
     trainer = w.add(
         "DCOLoRATrainer", (380, 40), (400, 920), "Train my subject", model=[unet, 0], clip=[clip, 0], vae=[vae, 0],
         images=[images, 0], captions=[images, 1], **trainer_settings("subject", "my_subject_z_image"),

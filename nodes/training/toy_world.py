@@ -6,11 +6,15 @@ import torch
 from comfy_api.latest import io
 
 from ...dco_core.toy_world.bases import BASES, DEFAULT_BASE
+from ...dco_core.toy_world.references import another_subject_references
 from ...dco_core.toy_world.renderer import PIXELS_PER_CELL, render
 from ...dco_core.toy_world.world import sketch_references, style_reference, subject_references
 from ..host import files, toy_world
 
-SETS = {"subject": subject_references, "style": style_reference, "sketch": sketch_references}
+SETS = {
+    "subject": subject_references, "style": style_reference, "sketch": sketch_references,
+    "another subject": another_subject_references,
+}  # fmt: skip
 
 
 class DCOToyWorldLoader(io.ComfyNode):
@@ -49,13 +53,14 @@ class DCOToyWorldReferences(io.ComfyNode):
             category="model/training",
             description="Reference images of the Toy World with comprehensive captions: a novel subject (four images, "
             "all on one beach), a novel style (one image), or a style that keeps colours, a sketch (four images). None "
-            "was seen when the model was trained.",
+            "was seen when the model was trained. Another subject is for pictures of two.",
             search_aliases=["toy", "demo dataset", "dco"],
             inputs=[
                 io.Combo.Input(
                     "what", options=list(SETS), default="subject",
                     tooltip="subject: a teal toy with orange ears. style: a print in violet ink on golden paper. "
-                    "sketch: things in their own colours, with an outline in dark red, on patterned mint paper.",
+                    "sketch: things in their own colours, with an outline in dark red, on patterned mint paper. "
+                    "another subject: a red toy with pointed lime ears.",
                 ),
             ],
             outputs=[

@@ -33,3 +33,9 @@ def test_the_help_page_of_a_node_is_shown(page, node):
     shown = page.locator(".node-help-content")
     shown.locator("h1", has_text=title).wait_for(timeout=20_000)
     assert words(shown.inner_text()).endswith(words(source)[-200:])
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", source)
+    page.wait_for_function(
+        """(count) => { const drawn = [...document.querySelectorAll('.node-help-content img')];
+             return drawn.length === count && drawn.every(i => i.complete && i.naturalWidth > 300); }""",
+        arg=len(pictures),
+    )

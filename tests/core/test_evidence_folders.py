@@ -17,11 +17,13 @@ from tiny_pipelines import sd15, sdxl
 from dco_core.data.folders import load_folder
 from dco_core.errors import DCOError
 from dco_core.evidence.jobs import Job, jobs_of
+from dco_core.evidence.pictures import draw, encoded_prompts, with_lora
 from dco_core.evidence.runner import run
 from dco_core.evidence.setting import setting_for
-from dco_core.evidence.study import Study
+from dco_core.evidence.study import PLAIN, Study
 from dco_core.evidence.tables import read_table
 from dco_core.evidence.workspace import Workspace
+from dco_core.lora import from_bundle, initializers_in, read_lora
 from dco_core.metrics import image_similarity, load_image_encoder, load_judge, load_siglip
 
 
@@ -162,6 +164,38 @@ def test_prompts_of_ones_own_are_taken_in_their_order(study, tmp_path):
         setting_for(own, tmp_path, "cpu").prompts(study.subjects[0], None)
     with pytest.raises(DCOError, match='prompt_files has "cat"'):
         dataclasses.replace(study, prompt_files={"cat": str(empty)}).check()
+
+
+def test_subjects_learn_tokens_where_the_study_says_so(study, tmp_path):
+    training = {**study.training, "token_learning_rate": 0.5}
+    merges = ("DreamBooth merge",)
+    study = dataclasses.replace(study, learned_tokens=True, training=training, merges=merges, methods=("DreamBooth",))
+    assert run(study, tmp_path, ["cpu"], lambda text: None) == []
+    setting = setting_for(study, tmp_path / "references", "cpu")
+    workspace = Workspace(study, setting, tmp_path, "cpu")
+    dog, ink = study.subjects[0], study.styles[0]
+    files = {
+        "dog": Job("DreamBooth", dog, None, 3), "ink": Job("DreamBooth", None, ink, 3),
+        "both": Job("DreamBooth merge", dog, ink, 3),
+    }  # fmt: skip
+    loras = {name: read_lora(workspace.path(job) / "lora.safetensors") for name, job in files.items()}
+    assert {name: list(from_bundle(lora.other)) for name, lora in loras.items()} == {
+        "dog": ["dog"], "ink": [], "both": ["dog"]
+    }  # fmt: skip
+    assert initializers_in(loras["dog"].metadata, ["dog"]) == {"dog": "dog"}
+    model = setting.model("cpu")
+    prompts = ["A photo of dog on the beach", "a tree, in ink style"]
+    own, base = encoded_prompts(model, prompts, loras["dog"])
+    rows = from_bundle(loras["dog"].other)
+    by_hand = model.learned_tokens.encode(["A photo of <dog> on the beach", prompts[1]], rows, {"dog": "dog"})
+    texts = [[c["text"].tolist() for c in each] for each in (own, by_hand, base)]
+    assert texts[0] == texts[1] and texts[0][0] != texts[2][0] and texts[0][1] == texts[2][1]
+    settings = {"w_text": 7.5, "steps": 2, "pictures": 1, "seed": 3, "resolution": 32}
+    trained = with_lora(model, loras["dog"].layers)
+    with_rows, without = (draw(model, trained, prompts, PLAIN, **settings, lora=one) for one in (loras["dog"], None))
+    assert not torch.equal(with_rows[0], without[0]) and torch.equal(with_rows[1], without[1])
+    phi = (draw(model, trained, prompts, 0.0, **settings, lora=one) for one in (loras["dog"], None))
+    assert torch.equal(*phi)
 
 
 def test_references_without_a_marker_are_refused(study, tmp_path):

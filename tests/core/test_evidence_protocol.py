@@ -186,7 +186,7 @@ def test_subjects_are_the_first_whose_true_renders_are_read():
 
 
 def test_the_protocols_are_studies_that_can_be_run():
-    for name in ("protocol", "protocol-merges", "holding"):
+    for name in ("protocol", "protocol-merges", "protocol-merges-sketch", "holding"):
         values = json.loads((BUILT_IN / f"{name}.json").read_text(encoding="utf-8"))
         study = study_from(values | {"subjects": [f"toy-{i}" for i in range(len(values["seeds"]))]}, name)
         known = {("", BASE)} | {(base, m) for base in study.models() for m in study.methods_on(base)}

@@ -125,14 +125,6 @@ def test_a_backward_inside_autocast_keeps_the_precision_of_the_forward():
     assert torch.equal(x.grad, torch.ones(3, 7) @ weight)
 
 
-def test_an_explicit_precision():
-    weight, x = torch.randn(7, 6).half(), torch.randn(3, 6).bfloat16().requires_grad_()
-    out = frozen_linear(x, weight, dtype=torch.float32)
-    assert torch.equal(out, F.linear(x.float(), weight.float()))
-    out.sum().backward()
-    assert x.grad.dtype == torch.bfloat16
-
-
 def saved_bytes(run, besides=()):
     """Bytes of distinct storages that autograd saves during run(), without those of the tensors `besides`."""
     storages, known = {}, {t.untyped_storage().data_ptr() for t in besides}

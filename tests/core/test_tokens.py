@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dco_core.captions.markers import base_caption, class_prompt, markers, split_at_markers
+from dco_core.captions.markers import base_caption, class_prompt, mark_words, markers, split_at_markers
 from dco_core.errors import DCOError
 from dco_core.lora import (
     LoraLayer,
@@ -150,3 +150,17 @@ def test_an_embedding_file_holds_one_token_by_encoder(tmp_path):
 )
 def test_a_header_that_says_nothing_leaves_the_tokens_their_names(header):
     assert initializers_in(header, ["a"]) == {"a": "a"}
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "expected"),
+    [
+        ("A photo of Dog on a dog bed", ["dog"], "A photo of <dog> on a dog bed"),
+        ("a hotdog and a doghouse", ["dog"], "a hotdog and a doghouse"),
+        ("a <dog> beside a dog", ["dog"], "a <dog> beside a dog"),
+        ("a red bag, in c++ (v2) style", ["red bag", "c++ (v2)"], "a <red bag>, in <c++ (v2)> style"),
+        ("a tree", ["dog"], "a tree"),
+    ],
+)
+def test_the_first_mention_of_a_word_becomes_its_marker(text, names, expected):
+    assert mark_words(text, names) == expected

@@ -10,6 +10,7 @@ from PIL import Image
 
 from devtools.environment import ROOT
 from devtools.layouts import WORKFLOWS
+from devtools.make_help_pictures import MADE
 from devtools.pack_files import pack_files
 
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -45,7 +46,10 @@ def test_the_publish_workflow_runs_for_a_new_version_on_main():
     text = (ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
     workflow = yaml.safe_load(text)
     (job,) = workflow["jobs"].values()
-    assert workflow[True]["push"] == {"branches": ["main"], "paths": ["pyproject.toml"]}  # YAML reads "on" as True
+    assert workflow[True]["push"] == {
+        "branches": ["main"],
+        "paths": ["pyproject.toml"],
+    }  # YAML reads "on" as True
     assert job["if"].count(value("PublisherId")) == 1
     assert any(step.get("uses", "").startswith("Comfy-Org/publish-node-action@") for step in job["steps"])
 
@@ -56,6 +60,19 @@ def test_the_zip_carries_what_the_frontend_serves():
     assert {"locales/zh/nodeDefs.json", "locales/ja/nodeDefs.json"} <= packed
     assert {f"workflows/{name}.{kind}" for name in WORKFLOWS for kind in ("json", "jpg")} <= packed
     assert not any(path.startswith((".github/", "tests/", "docs/")) for path in packed)
+
+
+def test_the_pictures_of_the_help_are_small_and_all_of_them_are_shown():
+    docs = ROOT / "web" / "docs"
+    shown = {
+        docs / name
+        for page in docs.glob("*.md")
+        for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    }
+    made = set((docs / "pictures").iterdir())
+    assert shown == made == {docs / "pictures" / f"{name}.jpg" for name in MADE}
+    assert all(picture.stat().st_size < 60_000 for picture in made)
+    assert {picture.relative_to(ROOT) for picture in made} <= set(pack_files())
 
 
 def test_the_readme_links_to_the_first_template():

@@ -6,6 +6,7 @@ import pytest
 from host_graph import Graph, facts
 
 TOLERANCE = 1e-5
+STEPS = 3  # the first of which checks itself
 
 
 class Setup(Graph):
@@ -33,22 +34,23 @@ class Setup(Graph):
 
     def ours(self, w_rg, w_text, model=None, **changes):
         return self.guided(
-            model or self.phi["model"], self.lora, self.c, self.empty, self.start, w_rg, w_text, **changes
-        )
+            model or self.phi["model"], self.lora, self.c, self.empty, self.start, w_rg, w_text,
+            **{"steps": STEPS} | changes,
+        )  # fmt: skip
 
     def patched(self, w_rg, w_text, **changes):
         patch = self.guidance(
             "DCORewardGuidance", model=self.phi["model"], lora=self.lora, w_rg=w_rg, lora_strength=1.0
         )
-        return self.ksample([patch, 0], self.c, self.empty, self.start, w_text, **changes)
+        return self.ksample([patch, 0], self.c, self.empty, self.start, w_text, **{"steps": STEPS} | changes)
 
     def plain(self, model, w_text, **changes):
-        return self.ksample(model, self.c, self.empty, self.start, w_text, **changes)
+        return self.ksample(model, self.c, self.empty, self.start, w_text, **{"steps": STEPS} | changes)
 
     def oracle(self, w_rg, w_text, **more):
         node = self.add(
             "DCOTestOracleSampler", phi=self.phi["model"], theta=self.theta, positive=self.c, negative=self.empty,
-            latent=self.start, seed=3, steps=4, w_rg=w_rg, w_text=w_text, **more,
+            latent=self.start, seed=3, steps=STEPS, w_rg=w_rg, w_text=w_text, **more,
         )  # fmt: skip
         return [node, 0]
 
@@ -184,7 +186,7 @@ def test_theta_reads_a_prompt_of_its_own(host, family, w_rg, w_text):
     patch = g.guidance(
         "DCORewardGuidance", model=g.phi["model"], lora=g.lora, w_rg=w_rg, lora_strength=1.0, personalized=own
     )
-    patched = g.ksample([patch, 0], g.c, g.empty, g.start, w_text)
+    patched = g.ksample([patch, 0], g.c, g.empty, g.start, w_text, steps=STEPS)
     oracle = g.oracle(w_rg, w_text, personalized=own)
     without = g.compare(ours, g.ours(w_rg, w_text))
     outputs = check(host, g, [(ours, oracle), (patched, oracle)])

@@ -69,9 +69,9 @@ def test_training_moves_only_the_new_rows_and_the_image_from_files_is_the_fresh_
     encoded = g.add("DCOEncodePrompt", clip=base["clip"], lora=[trainer, 0], text=prompt)
     empty, latent = g.text(base["clip"], ""), g.latent(size)
     fresh = g.guided(
-        base["model"], [trainer, 0], [encoded, 1], empty, latent, 2.0, 3.0, personalized=[encoded, 0]
+        base["model"], [trainer, 0], [encoded, 1], empty, latent, 2.0, 3.0, personalized=[encoded, 0], steps=2
     )
-    plain = g.guided(base["model"], [trainer, 0], [encoded, 1], empty, latent, 2.0, 3.0)
+    plain = g.guided(base["model"], [trainer, 0], [encoded, 1], empty, latent, 2.0, 3.0, steps=2)
     with_tokens = g.compare(fresh, plain)
     hashed = g.compare(fresh, fresh)
     clip_hash = g.add("DCOTestClipHash", clip=base["clip"], after=[trainer, 0])
@@ -106,9 +106,11 @@ def test_training_moves_only_the_new_rows_and_the_image_from_files_is_the_fresh_
         g.latent(size),
     )
     from_bundle = g.guided(
-        base["model"], [loaded, 0], [again, 1], empty, latent, 2.0, 3.0, personalized=[again, 0]
+        base["model"], [loaded, 0], [again, 1], empty, latent, 2.0, 3.0, personalized=[again, 0], steps=2
     )
-    from_file = g.guided(base["model"], [loaded, 0], positive, empty, latent, 2.0, 3.0, personalized=by_name)
+    from_file = g.guided(
+        base["model"], [loaded, 0], positive, empty, latent, 2.0, 3.0, personalized=by_name, steps=2
+    )
     same = g.compare(from_bundle, from_file)
     bundle = g.compare(from_bundle, from_bundle)
     after = g.add("DCOTestClipHash", clip=base["clip"], after=[again, 0])

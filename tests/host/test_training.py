@@ -29,7 +29,7 @@ def test_a_checkpoint_learns_from_a_dataset_folder_and_its_lora_loads_in_the_pla
 ):
     g = Graph()
     base = g.checkpoint(family)
-    trainer = dataset_trainer(g, base, photos, name=f"{family}")
+    trainer = dataset_trainer(g, base, photos, name=f"{family}", steps=6, learning_rate=2e-3)
     picture = g.add("LoadImage", image="photos/00.jpg")
     validation_loss = g.add(
         "DCOTestValidationLoss", **base, image=[picture, 0], lora=[trainer, 0],
@@ -54,7 +54,7 @@ def test_a_checkpoint_learns_from_a_dataset_folder_and_its_lora_loads_in_the_pla
     )
     c, empty, start = g.text(base["clip"], "a dog"), g.text(base["clip"], ""), g.latent(64)
     changed = g.compare(
-        g.ksample([loaded, 0], c, empty, start, 2.0), g.ksample(base["model"], c, empty, start, 2.0)
+        g.ksample([loaded, 0], c, empty, start, 2.0, steps=2), g.ksample(base["model"], c, empty, start, 2.0, steps=2)
     )
     found = facts(host.client.run(g.prompt), changed)
     assert found["finite"]
@@ -72,7 +72,7 @@ def test_a_lora_on_more_than_attention_is_read_whole_by_the_plain_loader(host, f
         g, base, photos, steps=2, layers=layers, rank=2, name=f"more_{family}"
     )
     c, start = g.text(base["clip"], "a dog"), g.latent(64)
-    fresh = g.guided(base["model"], [trainer, 0], c, c, start, 1.0, 1.0)
+    fresh = g.guided(base["model"], [trainer, 0], c, c, start, 1.0, 1.0, steps=2)
     hashed = g.compare(fresh, fresh)
     mark = len(host.log())
     trained = host.client.run(g.prompt)
@@ -82,9 +82,9 @@ def test_a_lora_on_more_than_attention_is_read_whole_by_the_plain_loader(host, f
     loaded = g.add("LoraLoaderModelOnly", model=base["model"], lora_name=name, strength_model=1.0)
     read = g.add("DCOLoadLoRA", lora_name=name)
     c, start = g.text(base["clip"], "a dog"), g.latent(64)
-    by_loader = g.ksample([loaded, 0], c, c, start, 1.0)
-    same = g.compare(g.guided(base["model"], [read, 0], c, c, start, 1.0, 1.0), by_loader)
-    changed = g.compare(by_loader, g.ksample(base["model"], c, c, start, 1.0))
+    by_loader = g.ksample([loaded, 0], c, c, start, 1.0, steps=2)
+    same = g.compare(g.guided(base["model"], [read, 0], c, c, start, 1.0, 1.0, steps=2), by_loader)
+    changed = g.compare(by_loader, g.ksample(base["model"], c, c, start, 1.0, steps=2))
     outputs = host.client.run(g.prompt)
     assert facts(outputs, same)["sha256"] == facts(trained, hashed)["sha256"]
     assert facts(outputs, same)["relative"] < 1e-4
@@ -187,7 +187,7 @@ def test_cancel_stops_within_a_step_and_keeps_the_lora_trained_so_far(host):
     loaded = g.add("LoraLoaderModelOnly", model=base["model"], lora_name=path.name, strength_model=1.0)
     c, empty, start = g.text(base["clip"], "a toy"), g.text(base["clip"], ""), g.latent(256)
     changed = g.compare(
-        g.ksample([loaded, 0], c, empty, start, 2.0), g.ksample(base["model"], c, empty, start, 2.0)
+        g.ksample([loaded, 0], c, empty, start, 2.0, steps=2), g.ksample(base["model"], c, empty, start, 2.0, steps=2)
     )
     outputs = host.client.run(g.prompt)
     assert facts(outputs, changed)["relative"] > 1e-5

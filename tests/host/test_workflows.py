@@ -74,6 +74,52 @@ def test_the_template_for_z_image_runs_with_another_model_in_its_place(host, sdx
     shutil.rmtree(host.base_dir / "output" / "dco")
 
 
+def of_type(prompt, class_type):
+    return [prompt[node]["inputs"] for node in find(prompt, class_type)]
+
+
+def test_two_toys_are_trained_and_drawn_in_one_picture(host):
+    """Each with its LoRA and token; outside of the masks no LoRA, here: at w_rg 0 nowhere."""
+    prompt = small_prompt("6_DCO_two_subjects_in_one_picture_Toy_World", FEW)
+    (sweep,) = find(prompt, "DCORewardGuidanceSweep")
+    left, right = find(prompt, "DCOLoRATrainer")
+    (region,) = of_type(prompt, "DCORegionalLoRA")
+    assert prompt[sweep]["inputs"]["lora"] == [left, 0] and region["lora"] == [right, 0]
+    assert prompt[sweep]["inputs"]["mask"] != region["mask"]
+    prompt["report"] = {"class_type": "PreviewAny", "inputs": {"source": [sweep, 3]}}
+    prompt["masks"] = {"class_type": "MaskToImage", "inputs": {"mask": prompt[sweep]["inputs"]["mask"]}}
+    prompt["mask of the left"] = {"class_type": "PreviewImage", "inputs": {"images": ["masks", 0]}}
+    outputs = host.client.run(prompt)
+    (saved,) = find(prompt, "SaveImage")
+    assert outputs[saved]["images"]
+    assert "LoRA 1 on the prompt, LoRA 2 on the prompt" in outputs["report"]["text"][0]
+    for node in (left, right):
+        assert "<toy>" in outputs[node]["text"][0]  # its learned token
+    mask = np.asarray(
+        Image.open(io.BytesIO(host.client.download(**outputs["mask of the left"]["images"][0])))
+    )
+    row = mask[128, :, 0].astype(int)
+    assert row[0] == 255 and row[-1] == 0 and abs(row[128] - 127) < 12
+    assert (np.diff(row) <= 0).all() and 20 < ((row > 0) & (row < 255)).sum() < 40  # a soft edge
+    shutil.rmtree(host.base_dir / "output" / "dco")
+
+
+def test_two_subjects_of_a_checkpoint_are_drawn_in_one_picture(host, sdxl, photos):
+    """With LoRAs that template 1 has trained."""
+    host.client.run(small_prompt("1_DCO_LoRA_training_SDXL_subject"))
+    settings = SMALL | {"x": 0, "right": 8}
+    prompt = small_prompt("7_DCO_two_subjects_in_one_picture_SDXL", settings)
+    for inputs in of_type(prompt, "SolidMask"):
+        inputs |= {"height": 64, "width": 36 if inputs["value"] else 64}
+    (sampler,) = find(prompt, "DCORewardGuidanceSampler")
+    prompt["report"] = {"class_type": "PreviewAny", "inputs": {"source": [sampler, 1]}}
+    outputs = host.client.run(prompt)
+    (saved,) = find(prompt, "SaveImage")
+    assert outputs[saved]["images"]
+    assert outputs["report"]["text"][0].startswith("4 UNet rows a step: LoRA 1 on the prompt, LoRA 2 on")
+    shutil.rmtree(host.base_dir / "output" / "dco")
+
+
 def test_the_comparison_ends_in_a_plot_with_a_curve_a_method(host):
     prompt = small_prompt("4_DCO_and_DreamBooth_compared", FEW)
 
@@ -84,8 +130,7 @@ def test_the_comparison_ends_in_a_plot_with_a_curve_a_method(host):
     trainers = [prompt[n]["inputs"] for n in find(prompt, "DCOLoRATrainer")]
     assert [inputs["objective"] for inputs in trainers] == ["DreamBooth", "DCO"]
     dreambooth, dco = (
-        {k: v for k, v in i.items() if not k.startswith("objective") and k != "name"}
-        for i in trainers
+        {k: v for k, v in i.items() if not k.startswith("objective") and k != "name"} for i in trainers
     )
     assert dreambooth == dco  # nothing else differs
     sweeps = [prompt[n]["inputs"] for n in find(prompt, "DCORewardGuidanceSweep")]

@@ -16,7 +16,7 @@ becomes phi(c) + sum_k (w_rg_k / w_text) M_k (theta_k(c_k) - phi(c)).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -109,6 +109,8 @@ class _Guidance:
         check_conditioning(guider)
         masks = [None if r.mask is None else fitted_mask(r.mask, noise.shape) for r in self.regions]
         loras, method = [region.patches for region in self.regions], self.method
+        # before the host gives every kind of conditioning copies of the entries of others that have an area
+        entries = {kind: {entry["uuid"] for entry in conds or ()} for kind, conds in guider.conds.items()}
         with ExitStack() as hooked:
             rows = hooked.enter_context(attached(guider.model_patcher, loras))
             others = {  # the host's copies of MODEL on further GPUs, among which it splits the rows
@@ -116,7 +118,10 @@ class _Guidance:
                 for clone in guider.model_patcher.get_additional_models_with_key("multigpu")
             }
             self.runs.append(
-                Run(guider, rows, loras, method.low_memory, method.self_check, noise.shape, masks, others=others)
+                Run(
+                    guider, rows, loras, method.low_memory, method.self_check, noise.shape, masks, entries,
+                    others=others,
+                )  # fmt: skip
             )
             try:
                 return executor(noise, *args, **kwargs)
@@ -142,7 +147,11 @@ class _Guidance:
         if not self.runs:
             return executor(model, conds, x, timestep, options)
         run, method = self.runs[-1], self.method
-        positive, negative = (_index_of(run.guider, kind, conds) for kind in ("positive", "negative"))
+        ours = [run.entries.get(_personalized(k), set()) for k in range(len(self.regions))]
+        conds = [_without(cond, *ours) for cond in conds]
+        positive, negative = (
+            _index_of(run.entries.get(kind, set()), conds) for kind in ("positive", "negative")
+        )
 
         def evaluate(
             conds: list, doses: dict[int, Dose], shown: dict[int, int] | None = None
@@ -162,7 +171,10 @@ class _Guidance:
         if positive is None:  # an evaluation that does not look at the positive prompt
             return evaluate(conds, weak)
         own = getattr(run.guider, "conds", {})
-        prompts = [own.get(_personalized(k)) or conds[positive] for k in range(len(self.regions))]
+        prompts = [
+            _without(own.get(_personalized(k)), *ours[:k], *ours[k + 1 :]) or conds[positive]
+            for k in range(len(self.regions))
+        ]
         as_theta_reads = [*conds[:positive], prompts[0], *conds[positive + 1 :]]
         if method.kind == "personalization":
             return evaluate(as_theta_reads, {positive: Dose(1.0)} | weak)
@@ -216,14 +228,21 @@ def _w_text(guider) -> float:
     return float(getattr(guider, "cfg", 1.0))
 
 
-def _index_of(guider, kind: str, conds: list) -> int | None:
-    """Where the guider's "positive" or "negative" conditioning is among `conds`; entries keep their uuid through the
-    host's copies (context windows, regional prompts)."""
-    wanted = {entry["uuid"] for entry in getattr(guider, "conds", {}).get(kind) or ()}
+def _index_of(entries: Set, conds: list) -> int | None:
+    """Where the conditioning of these entries is among `conds`. They keep their ids through the host's copies (context
+    windows, regional prompts), and stand before the copies that the host makes of other kinds' entries."""
     for i, cond in enumerate(conds):
-        if cond and any(entry.get("uuid") in wanted for entry in cond):
+        if cond and cond[0].get("uuid") in entries:
             return i
     return None
+
+
+def _without(cond: list[dict] | None, *entries: Set) -> list[dict] | None:
+    """A conditioning without the copies of what LoRAs read that the host has put beside it: so that every kind of
+    conditioning has the areas of the others."""
+    if cond is None or not any(entries):
+        return cond
+    return [entry for entry in cond if not any(entry.get("uuid") in of_one for of_one in entries)]
 
 
 def _progress(guider, timestep: Tensor) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +50,7 @@ class Run:
     unchecked: bool  # the self-check is still to come
     shape: Sequence[int] = ()  # of the latent
     masks: Sequence[Tensor | None] = ()  # of the LoRAs, at its size
+    entries: Mapping[str, Set] = field(default_factory=dict)  # ids of each kind of conditioning's own entries
     one_call: bool = True  # False once a module could not tell the rows apart
     in_pairs: bool = False  # True once third-party code related the rows of a batch to each other
     lora_rows: dict[int, Dose] = field(default_factory=dict)
