@@ -71,11 +71,11 @@ def two_toys() -> Layout:
     world = w.add("DCOToyWorldLoader", (0, 40), (310, 100))
     subjects = [
         w.add(
-            "DCOToyWorldReferences", (0, 195 + 165 * i), (310, 110), f"The {side} toy: 4 pictures", what=what
+            "DCOToyWorldReferences", (0, 220 + 180 * i), (310, 110), f"The {side} toy: 4 pictures", what=what
         )
         for i, (side, what) in enumerate((("left", "subject"), ("right", "another subject")))
     ]
-    options = w.add("DCOLoRAOptions", (0, 530), (310, 330), "Of both: a token each", **TOY_LORA, **_TOKENS)
+    options = w.add("DCOLoRAOptions", (0, 580), (310, 330), "Of both: a token each", **TOY_LORA, **_TOKENS)
     trainers = [
         w.add(
             "DCOLoRATrainer", (345 + 305 * i, 40), (290, 900), f"Train the {side} toy", model=[world, 0],
