@@ -17,13 +17,14 @@ from torch.nn import functional as F
 from .renderer import PATTERN_IMAGES
 
 # Distances of colours are of RGB in 0..1. Between the two numbers of a pair a score rises from 0 to 1.
-OFF_PAPER = 0.15  # a pixel this far from the fitted paper belongs to the object
+OFF_PAPER = 0.20  # a pixel this far from the fitted paper belongs to the object
 NEAR_INK = 0.25
 ON_A_LINE = 0.12  # a pixel this near to the line between ink and fill is a mixture of the two
 SHARE = (0.40, 0.55)  # of the picture that is paper: true renders have 0.54 and more
 CONTRAST = (0.08, 0.18)  # between a pattern and its paper: true renders have 0.2 and more
 COVERED = (0.5, 0.8)  # of an object's rim that is ink
 APART = (0.06, 0.15)  # ink and fill: without an outline the rim is fill
+AGREED = (0.70, 0.82)  # 1 less the sine of the angle, at the paper, between the inks of outline and pattern
 DARKER = (0.10, 0.25)  # ink than paper, in luminance
 COLOURFUL = (0.016, 0.026)  # standard deviation along the second axis of its colours: a print has one axis
 LEAST_OBJECT = 0.02  # of the picture
@@ -50,14 +51,14 @@ class Sketches:
 def read_sketches(images: Tensor) -> Sketches:
     """images [B, 3, 32, 32] in about -1..1."""
     rgb = (images.detach().float().cpu().clamp(-1, 1) + 1) / 2
-    patterned, paper, off = _fitted(rgb)
+    patterned, paper, marks, off = _fitted(rgb)
     best = patterned.argmax(0)
     rows = torch.arange(len(rgb))
-    paper, off = paper[best, rows], off[best, rows]
+    paper, marks, off = (fitted[best, rows] for fitted in (paper, marks, off))
     outlined, ink, plain = torch.zeros(len(rgb)), torch.zeros(len(rgb), 3), images.detach().float().cpu().clone()
     some = (patterned.amax(0) > 0).nonzero()[:, 0]
     if len(some):
-        outlined[some], ink[some], plain[some] = _objects(rgb[some], paper[some], off[some])
+        outlined[some], ink[some], plain[some] = _objects(rgb[some], paper[some], marks[some], off[some])
     return Sketches(patterned, outlined, paper, ink, plain)
 
 
@@ -65,11 +66,11 @@ def _ramp(x: Tensor, ends: tuple[float, float]) -> Tensor:
     return ((x - ends[0]) / (ends[1] - ends[0])).clamp(0, 1)
 
 
-def _fitted(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each pattern fitted to pictures [B, 3, H, W]: how much it is there [K, B], the colour of its paper [K, B, 3], and
-    how far each pixel is from paper and pattern [K, B, H, W]."""
+def _fitted(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Each pattern fitted to pictures [B, 3, H, W]: how much it is there [K, B], the colours of its paper and of its
+    marks [K, B, 3], and how far each pixel is from both [K, B, H, W]."""
     pixels = rgb.flatten(2)
-    there, papers, distances = [], [], []
+    there, papers, inked, distances = [], [], [], []
     for pattern in PATTERN_IMAGES:
         ink = pattern.flatten()
         paper, marks = (pixels[:, :, where].median(-1).values for where in (ink == 0, ink == 1))
@@ -77,13 +78,14 @@ def _fitted(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         share, contrast = (distance < OFF_PAPER).float().mean(1), (marks - paper).norm(dim=1)
         there.append(_ramp(share, SHARE) * _ramp(contrast, CONTRAST))
         papers.append(paper)
+        inked.append(marks)
         distances.append(distance.view(-1, *rgb.shape[2:]))
-    return torch.stack(there), torch.stack(papers), torch.stack(distances)
+    return torch.stack(there), torch.stack(papers), torch.stack(inked), torch.stack(distances)
 
 
-def _objects(rgb: Tensor, paper: Tensor, off: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of pictures [B, 3, H, W] on paper [B, 3], off which each pixel is so far [B, H, W]: how well the object is
-    outlined [B], in which ink [B, 3], and the object without its outline on white [B, 3, H, W] in -1..1."""
+def _objects(rgb: Tensor, paper: Tensor, marks: Tensor, off: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of pictures [B, 3, H, W] on paper with marks [B, 3], off which each pixel is so far [B, H, W]: how well the
+    object is outlined [B], in which ink [B, 3], and the object without its outline on white [B, 3, H, W] in -1..1."""
     shape = ~_from_the_frame(~_grown(_shrunk(off >= OFF_PAPER)))  # specks go, holes fill
     luminance = (rgb * torch.tensor(_LUMINANCE)[:, None, None]).sum(1)
     rim = torch.where(shape & ~_shrunk(shape, 2), luminance, torch.nan)
@@ -94,12 +96,19 @@ def _objects(rgb: Tensor, paper: Tensor, off: Tensor) -> tuple[Tensor, Tensor, T
     edge = shape & ~_shrunk(shape)
     covered = (edge & _grown(near)).sum((1, 2)) / edge.sum((1, 2)).clamp(min=1)
     fill = _median(rgb, _shrunk(shape, 3))
+    agreed = 1 - _sine(marks - paper, ink - paper)  # a rim of fill is seldom on the way from paper to marks
     darker = ((paper - ink) * torch.tensor(_LUMINANCE)).sum(1)
     outlined = (
         _ramp(covered, COVERED) * _ramp((fill - ink).norm(dim=1).nan_to_num(1.0), APART) * _ramp(darker, DARKER)
-        * _ramp(_second_axis(rgb), COLOURFUL) * (shape.float().mean((1, 2)) > LEAST_OBJECT)
+        * _ramp(agreed, AGREED) * _ramp(_second_axis(rgb), COLOURFUL) * (shape.float().mean((1, 2)) > LEAST_OBJECT)
     )  # fmt: skip
     return outlined, ink, _without_outline(rgb, shape, ink, from_ink) * 2 - 1
+
+
+def _sine(a: Tensor, b: Tensor) -> Tensor:
+    """Of the angle between vectors [B, 3], [B]; 1 where they point apart."""
+    cosine = F.cosine_similarity(a, b)
+    return torch.where(cosine > 0, (1 - cosine.square()).clamp(min=0).sqrt(), 1.0)
 
 
 def _second_axis(rgb: Tensor) -> Tensor:
