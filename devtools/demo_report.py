@@ -39,7 +39,7 @@ def _scores(
     """Mean scores of images [B, 3, 32, 32] of prompts: against the true attributes of what is named."""
     found = {"prompt_alignment": scorer.prompt_alignment(images, texts)}
     if subject:
-        found["subject_likeness"] = scorer.subject_likeness(images, subject)
+        found["subject_likeness"] = scorer.subject_likeness(images, subject, style)
     if style:
         in_style = scorer.style_scores(images, style)
         found |= {"style_likeness": in_style["colour"], "style_form": in_style["form"]}

@@ -135,7 +135,7 @@ class ToySetting:
             "factors": scorer.factors_obeyed(cells, prompts),
         }
         if subject:
-            found["likeness"] = scorer.subject_likeness(cells, subject)
+            found["likeness"] = scorer.subject_likeness(cells, subject, style)
         if style:
             in_style = scorer.style_scores(cells, style)
             found |= {"style_likeness": in_style["colour"], "style_form": in_style["form"]}

@@ -10,7 +10,8 @@ kind of ears, and only a little its build. Where one of them alone is wrong, thi
     body 0     accent 0.3     kind of ears 0.4     build 0.85
 
 Colours are compared in OKLab (Ottosson 2020), where distances are about those that people see. A print hides them in
-its two inks: there only ears and build can be told, and other toys have them too.
+its two inks: there only ears and build can be told, and other toys have them too. A sketch shows them; it is read by
+its pixels, and its object by the network on white (sketches.py).
 
 Measured with: python tools/train_toy_scorer.py --evaluate (1536 new scenes; 400k training images, seed 0). "Degraded"
 renders are blurred, tinted and grainy. "Same" is the subject (the style) in random scenes, against its true attributes;
@@ -32,6 +33,11 @@ renders are blurred, tinted and grainy. "Same" is the subject (the style) in ran
     print (form alone)          .982  .532   .953               .984  .520   .953
     objects that are no toy            .001                            .002
 
+Sketches, which the network has never seen: true renders of "toy" in sketch-101 to 110 (48 of each) are found to be
+sketches in 99 of 100 cases, have a style score of .98 to 1.00 (degraded .91 to .99), against another sketch .00, a
+likeness of .90 to .94 (to toy-101 .01), and obey all of their prompt; things in them obey .92 to 1.00 (degraded .83 to
+1.00). Of 10000 other renders none was taken for a sketch, of as many degraded ones 1.
+
 The ceiling of a subject, its true renders of a study's prompts, is .93 for "toy" and .92 on average over numbered ones;
 of the least read it is .5, which is why studies choose theirs by it (evidence/toy_prompts.py).
 """
@@ -47,7 +53,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import DCOError
-from .references import toy_attributes
+from .references import kind_of, toy_attributes
 from .scorer_network import ATTRIBUTES, readings
 from .sketches import Sketches, read_sketches
 from .world import EAR_SHAPES, FACTORS, PATTERNS, PRINT, SHAPES, SKETCH_WORD, STYLES, TOY, WORDS
@@ -207,12 +213,16 @@ def _truth(what: str | Tensor, categories: dict[str, int]) -> dict[str, Tensor]:
     return truth
 
 
-def subject_likeness(images: Tensor, subject: str | Tensor) -> Tensor:
+def subject_likeness(images: Tensor, subject: str | Tensor, style: str | None = None) -> Tensor:
     """How much images [B, 3, 32, 32] show the subject, [B] in 0..1. In prints it is a likeness of form alone.
 
-    subject: its name, such as "toy" or "toy-101", for the true attributes; or reference pictures [R, 3, 32, 32]."""
+    subject: its name, such as "toy" or "toy-101", for the true attributes; or reference pictures [R, 3, 32, 32]. style:
+    the name of the style that was asked for; with a sketch colours count in every picture, also in one that has come
+    out as a print."""
     out, truth = _readings(images)[0], _truth(subject, {"ears": len(EAR_SHAPES)})
     printed = out["style"][:, PRINT]
+    if style is not None and kind_of(style) == SKETCH_WORD:
+        printed = torch.zeros_like(printed)
     body, accent = (
         torch.lerp(_same_toy_colour(out, truth, name), torch.ones(len(images)), printed)
         for name in ("body_rgb", "accent_rgb")

@@ -20,7 +20,7 @@ from .renderer import PATTERN_IMAGES
 OFF_PAPER = 0.20  # a pixel this far from the fitted paper belongs to the object
 NEAR_INK = 0.25
 ON_A_LINE = 0.12  # a pixel this near to the line between ink and fill is a mixture of the two
-SHARE = (0.40, 0.55)  # of the picture that is paper: true renders have 0.54 and more
+SHARE = (0.49, 0.55)  # of the picture that is paper: true renders have 0.54 and more
 CONTRAST = (0.08, 0.18)  # between a pattern and its paper: true renders have 0.2 and more
 COVERED = (0.5, 0.8)  # of an object's rim that is ink
 APART = (0.06, 0.15)  # ink and fill: without an outline the rim is fill

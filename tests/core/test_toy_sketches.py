@@ -129,6 +129,11 @@ def test_the_subjects_colours_count_in_a_sketch():
     red = render(drawn(4, "sketch", **SUBJECT).with_(style=SKETCH, body_rgb=(0.8, 0.1, 0.1)))
     printed = render(scenes(4, **SUBJECT).with_(style=PRINT))
     assert subject_likeness(own, "toy").mean() > 0.85 and subject_likeness(red, "toy").mean() < 0.1
+    # a picture in print style hides them; where a sketch was asked for, that is no likeness
+    assert subject_likeness(printed, "toy").mean() > 0.85
+    assert subject_likeness(printed, "toy", "sketch").mean() < 0.3
+    assert (subject_likeness(own, "toy", "sketch-2") - subject_likeness(own, "toy")).abs().max() < 0.01
+    assert torch.equal(subject_likeness(printed, "toy", "print"), subject_likeness(printed, "toy"))
     assert style_likeness(printed, "sketch").max() < 0.3 and style_likeness(own, "print").max() < 0.3
 
 
