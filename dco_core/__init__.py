@@ -14,7 +14,7 @@ from .training.config import TrainingConfig
 from .training.draws import Draw, random_draws
 from .training.examples import Example
 from .training.step_report import StepReport
-from .training.trainer import Training, train
+from .training.trainer import Training, evaluate, train
 
 __all__ = [
     "AdapterConfig",
@@ -30,6 +30,7 @@ __all__ = [
     "dco_loss",
     "dco_margin",
     "diffusion_loss",
+    "evaluate",
     "mean_squared_error",
     "random_draws",
     "reward_guidance",

@@ -17,7 +17,7 @@ from pathlib import Path
 from . import environment, in_process_host
 from .environment import ROOT
 from .family_memory import RANK, measured
-from .real_sizes import REAL_SIZES
+from .real_sizes import NOT_COUNTED, REAL_SIZES
 
 PAGE = ROOT / "docs" / "families.md"
 COLUMNS = {
@@ -42,13 +42,11 @@ where tensors have sizes and no memory. In it are the weights in bf16 (streamed:
 the three largest blocks), a LoRA of rank {rank} on the attention with its gradient and AdamW's states in fp32, and
 whatever tensors the operations of a step with gradient checkpointing hold at once, in bf16, with attention as GPUs fuse
 it. Not in it are CUDA's own memory, the allocator's gaps, work space inside of operations, and the text encoders and
-the VAE, which leave the card before training. Weights in fp8 take half of the bytes of bf16.
+the VAE, which leave the card before training. The base model's look-ahead takes no more than the step. Weights in fp8
+take half of the bytes of bf16.
 
 | family | prediction | trains | its file loads | guidance | streams | tokens | checkpoint | smallest memory |
 |---|---|---|---|---|---|---|---|---|
-"""
-FOOT = """
-Rows without a checkpoint are block layouts of SD1.5 that the tests made up or took from a distilled model.
 """
 _CLIP = ("sd1_clip", "sdxl_clip", "text_encoders.sd2_clip")  # modules of the host with CLIP text encoders alone
 
@@ -68,7 +66,7 @@ def main() -> int:
         for family, (prediction, tokens), memory in zip(families, _facts(families), _memory(families), strict=True)
     ]
     version = (host / "comfyui_version.py").read_text(encoding="utf-8").split('"')[-2]
-    page = HEAD.format(version=version, rank=RANK) + "\n".join(rows) + "\n" + FOOT
+    page = HEAD.format(version=version, rank=RANK) + "\n".join(rows) + "\n" + _foot(families)
     PAGE.write_text(page, encoding="utf-8")
     print(f"Written {PAGE.relative_to(ROOT)}")
     return 0 if rows and all(passed.values()) else 1
@@ -88,6 +86,11 @@ def results_of(report: Path) -> dict[tuple[str, str], bool]:
             if name.endswith(f"::{test}"):
                 found[column, family] = found.get((column, family), True) and not bad
     return found
+
+
+def _foot(families: list[str]) -> str:
+    lines = [f"- {family}: {why}." for family, why in NOT_COUNTED.items() if family in families]
+    return "\nNot counted:\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def _memory(families: list[str]) -> list[str]:

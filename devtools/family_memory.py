@@ -107,7 +107,9 @@ def measured(supported: str, size: RealSize) -> tuple[int, int, int]:
             parameter.data = parameter.data.bfloat16()
         denoiser._base.model_sampling.timestep = torch.empty_like  # looks into the CPU's table
         denoiser.checkpoint_blocks()
-        prompt = [[torch.zeros(1, *size.text).bfloat16(), {"pooled_output": torch.zeros(1, size.pooled)}]]
+        beside = {"pooled_output": torch.zeros(1, size.pooled)}
+        beside |= {"attention_mask": torch.ones(1, size.text[0])} if size.mask else {}
+        prompt = [[torch.zeros(1, *size.text).bfloat16(), beside]]
         conditions = denoiser.model_conditions(prompt, torch.zeros(size.latent))
         known = {tensor.untyped_storage()._cdata for tensor in denoiser.network_tensors()}
         with _Living(known) as living:

@@ -12,9 +12,11 @@ from pathlib import Path
 from . import browser, environment
 from .environment import DEV, PASSIVE_WAITING, ROOT
 
-# Files of tests side by side, each process with a host of its own: small networks leave a second core idle.
-# Files are handed out in the order of tests/conftest.py (longest first), not by how many tests they hold.
-_SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder")
+# Files of tests side by side, each process with a host of its own: one more than there are cores, as a process that
+# waits for its host leaves one idle. Files are handed out in the order of tests/conftest.py (longest first), not by how
+# many tests they hold.
+_PROCESSES = min(4, (os.cpu_count() or 1) + 1)
+_SIDE_BY_SIDE = ("-n", str(_PROCESSES), "--dist", "loadfile", "--no-loadscope-reorder")
 _ONE_THREAD = {**PASSIVE_WAITING, "OMP_NUM_THREADS": "1"}
 
 

@@ -10,19 +10,11 @@ from dco_core.schedules import Schedule
 from dco_core.training.checkpoints import Checkpoints
 from dco_core.training.config import TrainingConfig
 from dco_core.training.learned_tokens import LearnedTokens
-from dco_core.training.objectives import OBJECTIVES, Batch
 from dco_core.training.reference_cache import ReferenceCache
 from dco_core.training.trainer import Training
 from tests.small_network import Denoiser, small_base, small_examples
 
 STEPS = 9
-
-
-def evaluate(denoiser, examples, config, draws):
-    """The training loss averaged over fixed batches of draws, without gradient."""
-    with torch.no_grad():
-        losses = [OBJECTIVES[config.objective](Batch(denoiser, examples, d, config)).loss.item() for d in draws]
-    return sum(losses) / len(losses)
 
 
 class Stop(BaseException):

@@ -102,6 +102,8 @@ class SideBySide:
     ):  # fmt: skip
         config.check()
         _refuse(config)
+        if device.type == "cpu":  # where convolutions then take an eighth less time
+            plain.network.to(memory_format=torch.channels_last)
         self.config, self.denoiser = config, StackedDenoiser(plain, loras, device)
         self._runs = [[_moved(e, device) for e in checked_examples(run, config)] for run in examples]
         if len({(len(run), sum(e.prior for e in run)) for run in self._runs}) != 1:

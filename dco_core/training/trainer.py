@@ -473,3 +473,12 @@ def _report(
         seconds=seconds,
         skipped=skipped,
     )
+
+
+def evaluate(
+    denoiser: Denoiser, examples: Sequence[Example], config: TrainingConfig, draws: Sequence[Sequence[Draw]]
+) -> float:
+    """The training loss averaged over fixed batches of draws, without gradient."""
+    with torch.no_grad():
+        batches = (Batch(denoiser, examples, batch, config) for batch in draws)
+        return _mean([OBJECTIVES[config.objective](batch).loss.item() for batch in batches])

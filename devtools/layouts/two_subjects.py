@@ -42,7 +42,7 @@ def _sides(w: Layout, x: int, y: int, width: int, size: int, prompts: tuple[str,
     right = row("InvertMask", "Mask of the right", mask=left)
     parts = [
         row(
-            "ConditioningSetMask", f"{side} prompt, in its mask", conditioning=[prompt, 1], mask=mask, strength=1.0,
+            "ConditioningSetMask", f"{side} prompt", conditioning=[prompt, 1], mask=mask, strength=1.0,
             set_cond_area="default",
         )
         for side, prompt, mask in zip(("Left", "Right"), prompts, (left, right), strict=True)
@@ -68,17 +68,17 @@ sampling does both. Where the soft edges of the masks meet, both act a little.
 def two_toys() -> Layout:
     """Workflow 6: two subjects of the Toy World side by side."""
     w = Layout()
-    world = w.add("DCOToyWorldLoader", (0, 40), (280, 100))
+    world = w.add("DCOToyWorldLoader", (0, 40), (310, 100))
     subjects = [
         w.add(
-            "DCOToyWorldReferences", (0, 195 + 165 * i), (280, 110), f"The {side} toy: 4 pictures", what=what
+            "DCOToyWorldReferences", (0, 220 + 180 * i), (310, 110), f"The {side} toy: 4 pictures", what=what
         )
         for i, (side, what) in enumerate((("left", "subject"), ("right", "another subject")))
     ]
-    options = w.add("DCOLoRAOptions", (0, 530), (280, 330), "Of both: a token each", **TOY_LORA, **_TOKENS)
+    options = w.add("DCOLoRAOptions", (0, 580), (310, 330), "Of both: a token each", **TOY_LORA, **_TOKENS)
     trainers = [
         w.add(
-            "DCOLoRATrainer", (320 + 330 * i, 40), (300, 900), f"Train the {side} toy", model=[world, 0],
+            "DCOLoRATrainer", (345 + 305 * i, 40), (290, 900), f"Train the {side} toy", model=[world, 0],
             clip=[world, 1], vae=[world, 2], images=[subject, 0], captions=[subject, 1], options=[options, 0],
             **trainer_settings("custom", f"toy_{side}", **TOY_TRAINING),
         )
@@ -86,36 +86,36 @@ def two_toys() -> Layout:
     ]  # fmt: skip
     left, right = (
         w.add(
-            "DCOEncodePrompt", (1000, 40 + 220 * i), (300, 170), f"The {side} toy's prompt", clip=[world, 1],
+            "DCOEncodePrompt", (975, 40 + 220 * i), (240, 170), f"The {side} toy's prompt", clip=[world, 1],
             lora=[trainer, 0], text=f"a large <toy> on the {side}, on grass, in flat style",
         )
         for i, (side, trainer) in enumerate(zip(("left", "right"), trainers, strict=True))
     )  # fmt: skip
-    sides = _sides(w, 1000, 500, 300, 256, (left, right))
-    empty = w.add("CLIPTextEncode", (1000, 850), (300, 80), "Empty prompt", clip=[world, 1], text="")
-    latent = w.add("EmptyLatentImage", (1000, 890), (300, 110), width=256, height=256, batch_size=1)
+    sides = _sides(w, 975, 500, 240, 256, (left, right))
+    empty = w.add("CLIPTextEncode", (975, 850), (240, 80), "Empty prompt", clip=[world, 1], text="")
+    latent = w.add("EmptyLatentImage", (975, 890), (240, 110), width=256, height=256, batch_size=1)
     w.collapsed |= {empty, latent}
     region = w.add(
-        "DCORegionalLoRA", (1340, 40), (300, 190), "The right toy, on the right", lora=[trainers[1], 0],
+        "DCORegionalLoRA", (1250, 40), (280, 190), "The right toy, on the right", lora=[trainers[1], 0],
         mask=sides.masks[1], personalized=sides.personalized[1], w_rg_factor=1.0, lora_strength=1.0,
     )  # fmt: skip
     sweep = w.add(
-        "DCORewardGuidanceSweep", (1340, 290), (300, 480), "The left toy, on the left, and both",
+        "DCORewardGuidanceSweep", (1250, 290), (280, 480), "The left toy, on the left, and both",
         model=[world, 0], lora=[trainers[0], 0], positive=sides.positive, negative=[empty, 0],
         latent_image=[latent, 0], vae=[world, 2], w_rg_values="0, 1.6, 3", across="w_rg alone", seed=7, steps=20,
         w_text=2.0, sampler_name="euler", scheduler="simple", denoise=1.0, personalized=sides.personalized[0],
         mask=sides.masks[0], regions=[region, 0],
     )  # fmt: skip
     picture = w.add(
-        "SaveImage", (1690, 40), (520, 400), "Base model, my two toys, too much", images=[sweep, 1],
+        "SaveImage", (1560, 40), (390, 340), "Base model, my two toys, too much", images=[sweep, 1],
         filename_prefix="dco/two_toys",
     )  # fmt: skip
-    w.notes += [(1690, 500, 520, 440, _TOYS)]
+    w.notes += [(1560, 430, 390, 510, _TOYS)]
     w.groups += [
-        ("1. Model and pictures", -20, -40, 320, 1060, _BLUE),
-        ("2. Train: a LoRA each", 310, -40, 660, 1060, _GREEN),
-        ("3. What, where", 980, -40, 340, 1060, _PURPLE),
-        ("4. Look", 1330, -40, 900, 1060, _YELLOW),
+        ("1. Model and pictures", -20, -40, 345, 1060, _BLUE),
+        ("2. Train: a LoRA each", 335, -40, 615, 1060, _GREEN),
+        ("3. What, where", 960, -40, 270, 1060, _PURPLE),
+        ("4. Look", 1240, -40, 720, 1060, _YELLOW),
     ]
     w.app_inputs += [(left, "text"), (right, "text"), (sweep, "w_rg_values"), (sweep, "seed")]
     w.app_outputs += [picture]

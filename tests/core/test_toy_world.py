@@ -18,8 +18,7 @@ from dco_core.toy_world.world import (
     subject_references,
     training_captions,
 )
-from dco_core.training.trainer import Example, TrainingConfig, random_draws, train
-from tests.small_runs import evaluate
+from dco_core.training.trainer import Example, TrainingConfig, evaluate, random_draws, train
 from tests.toy_sampler import toy_sample
 
 

@@ -17,9 +17,8 @@ from dco_core.training.draws import random_draws
 from dco_core.training.examples import Example, Prompt
 from dco_core.training.learned_tokens import LearnedTokens
 from dco_core.training.objectives import batch_errors
-from dco_core.training.trainer import train
+from dco_core.training.trainer import evaluate, train
 from tests.small_network import Denoiser, Network
-from tests.small_runs import evaluate
 
 RANK, LR, STEPS = 3, 1e-3, 12
 

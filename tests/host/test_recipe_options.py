@@ -171,6 +171,21 @@ def test_looking_ahead_learns_the_same(host, baselines):
         torch.testing.assert_close(ahead[key], tensor, rtol=1e-3, atol=1e-4)
 
 
+def test_the_base_model_looks_ahead_on_a_device_of_its_own(host):
+    """The CPU stands in for a second GPU: a thread of its own, and the same LoRA."""
+    common = DCO | {"look_ahead": 2}
+    alone = run(host, **common, steps=5)[0]
+    beside, _, report = run(host, **common, steps=5, reference_device="cpu", reference_cache=False)
+    assert same(alone, beside)
+    assert "The base model looks ahead on cpu." in report
+    with pytest.raises(HostError, match="reference_device is cuda:3, and this machine has"):
+        run(host, **common, reference_device="cuda:3")
+
+
+def test_streamed_weights_have_nothing_to_do_without_a_gpu(host):
+    assert "No weights are streamed: the model trains in main memory." in run(host, **DCO, stream_weights="on")[2]
+
+
 def test_the_same_options_train_the_same_lora(host, baselines):
     assert same(baselines(**DCO)[0], run(host, **DCO, name="option_again")[0])
 

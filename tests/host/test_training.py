@@ -29,7 +29,7 @@ def test_a_checkpoint_learns_from_a_dataset_folder_and_its_lora_loads_in_the_pla
 ):
     g = Graph()
     base = g.checkpoint(family)
-    trainer = dataset_trainer(g, base, photos, name=f"{family}", steps=6, learning_rate=2e-3)
+    trainer = dataset_trainer(g, base, photos, name=f"{family}")
     picture = g.add("LoadImage", image="photos/00.jpg")
     validation_loss = g.add(
         "DCOTestValidationLoss", **base, image=[picture, 0], lora=[trainer, 0],
