@@ -44,13 +44,13 @@ def compare_methods() -> Layout:
     )  # fmt: skip
     lora = w.add("DCOLoRAOptions", (0, 635), (250, 230), "Of both", **TOY_LORA)
     options = w.add(
-        "DCOTrainingOptions", (0, 860), (250, 80), f"Of both: batch {_BATCH}", batch_size=_BATCH, options=[lora, 0]
+        "DCOTrainingOptions", (0, 895), (250, 80), f"Of both: batch {_BATCH}", batch_size=_BATCH, options=[lora, 0]
     )
     positive = w.add(
-        "CLIPTextEncode", (0, 900), (250, 80), "Each prompt in turn", clip=[world, 1], text=[prompts, 0]
+        "CLIPTextEncode", (0, 930), (250, 80), "Each prompt in turn", clip=[world, 1], text=[prompts, 0]
     )
-    empty = w.add("CLIPTextEncode", (0, 940), (250, 80), "Empty prompt", clip=[world, 1], text="")
-    latent = w.add("EmptyLatentImage", (0, 980), (250, 110), width=256, height=256, batch_size=1)
+    empty = w.add("CLIPTextEncode", (0, 965), (250, 80), "Empty prompt", clip=[world, 1], text="")
+    latent = w.add("EmptyLatentImage", (0, 1000), (250, 110), width=256, height=256, batch_size=1)
     w.collapsed |= {options, positive, empty, latent}
     scores = []
     for i, method in enumerate(_METHODS):
