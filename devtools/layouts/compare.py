@@ -39,7 +39,7 @@ def compare_methods() -> Layout:
     world = w.add("DCOToyWorldLoader", (0, 40), (250, 100))
     subject = w.add("DCOToyWorldReferences", (0, 205), (250, 110), "My subject: 4 pictures", what="subject")
     prompts = w.add(
-        "DCOEvaluationPrompts", (0, 360), (250, 190), "What is asked for", kind="customization", category="toy world",
+        "DCOEvaluationPrompts", (0, 360), (250, 190), "What is asked for", kind="stylization", category="toy world",
         word="toy", count=0, style="",
     )  # fmt: skip
     lora = w.add("DCOLoRAOptions", (0, 635), (250, 230), "Of both", **TOY_LORA)
