@@ -77,7 +77,7 @@ def compare_methods() -> Layout:
         scores.append(both)
     plot = w.add(
         "DCOParetoPlot", (1560, 40), (390, 250), "Which method has more of both?", names="\n".join(_METHODS),
-        title="Toy World: the subject in new places", x="alignment", y="likeness",
+        title="Toy World: the subject in other styles", x="alignment", y="likeness",
         **{f"curves__scores_{i}": [table, 0] for i, table in enumerate(scores)},
     )  # fmt: skip
     picture = w.add(

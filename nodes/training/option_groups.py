@@ -142,8 +142,9 @@ def data() -> list[Any]:
         io.Float.Input(
             "mask_prior", default=0.0, min=0.0, max=100000.0, step=1.0, round=0.001, optional=True,
             tooltip="How strongly the LoRA is held to the base model outside of the masks, so that the background is "
-            "not learned and does not drift. 0: it is free there. 500 (beta*T/2) holds as strongly as DCO's open gate "
-            "learns at beta 1; for DreamBooth 1.",
+            "not learned and does not drift. 0: it is free there. Try small weights: 500 (beta*T/2), "
+            "as strong as DCO's open gate at beta 1, left too little of the subject in a study; 1 with DreamBooth cost "
+            "nothing.",
         ),
     ]  # fmt: skip
 
