@@ -21,7 +21,7 @@ def add_command(commands: Any) -> None:
         "--study",
         default="toy-world",
         help="protocol, protocol-merges or protocol-merges-sketch (docs/evidence/protocol.md), toy-world, "
-        "toy-world-frontier, -defaults, -quick, sdxl (docs/real-models.md), or a JSON file",
+        "holding, two-subjects, toy-world-frontier, -defaults, -quick, sdxl (docs/real-models.md), or a JSON file",
     )
     parser.add_argument("--model", default=None, help="in place of the study's, as for train")
     parser.add_argument(
@@ -30,6 +30,10 @@ def add_command(commands: Any) -> None:
         "object/03",
     )  # fmt: skip
     parser.add_argument("--live-subjects", nargs="+", default=None, metavar="FOLDER", help="persons and animals")
+    parser.add_argument(
+        "--loras", type=Path, default=None, metavar="FOLDER",
+        help="for --study two-subjects: the output of --study holding, whose LoRAs it puts into one picture",
+    )  # fmt: skip
     parser.add_argument("--judge", default=None, metavar="MODEL", help="a vision-language model that scores too")
     parser.add_argument(
         "--dreambench-plus", type=Path, default=None, metavar="DATA",
@@ -59,6 +63,8 @@ def _evidence(values: dict[str, Any]) -> int:
 
     if values["dreambench_plus"]:
         return _prepare(values)
+    if values["study"] == "two-subjects":
+        return _two_subjects(values)
     from ..evidence.report import write_report
     from ..evidence.runner import devices, run
     from ..evidence.setting import setting_for
@@ -98,6 +104,15 @@ def _told(values: dict[str, Any]) -> str:
             given = [given] if isinstance(given, str) else given
             words += [f"--{option.replace('_', '-')}", *(shlex.quote(str(one)) for one in given)]
     return "".join(f" {word}" for word in words)
+
+
+def _two_subjects(values: dict[str, Any]) -> int:
+    from ..evidence.two_subjects import run
+
+    if values["loras"] is None:
+        raise DCOError("--study two-subjects needs --loras, the output folder of --study holding.")
+    _print_line(f"Written {run(values['loras'].resolve(), values['output'].resolve(), _print_line)}")
+    return 0
 
 
 def _prepare(values: dict[str, Any]) -> int:

@@ -95,7 +95,12 @@ def _sketched(seed: int, toys: bool) -> list[str]:
 def true_renders(prompts: Sequence[str], subject: str | None, style: str | None, seed: int) -> Tensor:
     """What the prompts ask for, drawn by the renderer with the true subject and style: [B, 3, H, W] in -1..1. What a
     prompt leaves open is drawn from the seed."""
-    images = []
+    return torch.cat([render(scene) for scene in true_scenes(prompts, subject, style, seed)])
+
+
+def true_scenes(prompts: Sequence[str], subject: str | None, style: str | None, seed: int) -> list[Scenes]:
+    """The scene of each prompt."""
+    found = []
     for i, prompt in enumerate(prompts):
         scenes = sample_scenes(_POOL // 4, torch.Generator().manual_seed((seed << 10) + i))
         allowed = torch.ones(len(scenes), dtype=torch.bool)
@@ -113,8 +118,8 @@ def true_renders(prompts: Sequence[str], subject: str | None, style: str | None,
             if what is not None:
                 taught, _ = toy_references(what)
                 scene = scene.with_(**_own_fields(taught, kind))
-        images.append(render(scene)[0])
-    return torch.stack(images)
+        found.append(scene)
+    return found
 
 
 def _own_fields(taught: Scenes, kind: int) -> dict[str, object]:
