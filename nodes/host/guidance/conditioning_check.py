@@ -10,7 +10,7 @@ from ....dco_core.errors import DCOError
 # what the families' configurations call the width of the text they read, and the layers that read it
 _TEXT_WIDTHS = (
     "context_dim", "context_in_dim", "cap_feat_dim", "joint_attention_dim", "text_dim", "caption_channels",
-    "text_in_dim",
+    "text_in_dim", "crossattn_emb_channels",
 )  # fmt: skip
 _TEXT_LAYERS = ("txt_in", "context_embedder", "text_embedding.0")
 _SIZES = 6 * 256  # SDXL's embeddings of size and crop, beside the pooled output

@@ -59,13 +59,13 @@ class Pictures:
         with_taesd = self._with_taesd(model, x0, preview)
         facts = {
             "shape": list(pictures[0].shape),
-            "image": list(image.shape[1:]),
+            "image": list(image.shape),
             "dtype": str(pictures[0].dtype),
             "spread": float(pictures[0].std()),
             "methods": max(_difference(p, pictures[0]) for p in pictures),
             "methods_kept": kept == list(LatentPreviewMethod),
             "host": _difference(pictures[0], np.asarray(rgb)),
-            "to_image": _difference(pictures[0], image[0].numpy() * 255),
+            "to_image": _difference(pictures[0], image.numpy() * 255),
             "decoded": _difference(decoded, expected),
             "decoded_dtype": str(decoded.dtype),
             "taesd": with_taesd,
