@@ -146,7 +146,10 @@ def mask_prior(maker: Maker) -> Section:
 
 def preservation(maker: Maker) -> Section:
     """Pictures without the subject, LoRA on."""
-    prompts = ("a small star on the right, on grass", "a large heart on the left, on the beach")
+    prompts = (
+        "a small star on the right, on grass, in flat style",
+        "a large heart on the left, on the beach, in flat style",
+    )
     models = [maker.model, maker.with_lora("dreambooth"), maker.with_lora("preserved")]
     rows = [Row([maker.draw(m, maker.read(text)) for m in models], text) for text in prompts]
     return Section(rows, ("base model", "DreamBooth", "prompts preserved"))
