@@ -45,7 +45,7 @@ LORAS: dict[str, tuple[str, str, bool, list[str]]] = {
     "right": ("toy-4", "comprehensive", False, _TWO_TOYS),
     "free": ("toy", "compact", False, []),
     "masks": ("toy", "compact", True, []),
-    "mask_prior": ("toy", "compact", True, ["--mask-prior", "500"]),
+    "mask_prior": ("toy", "compact", True, ["--mask-prior", "50"]),
     "dreambooth": ("toy", "comprehensive", False, ["--objective", "dreambooth"]),
     "preserved": (
         "toy", "comprehensive", False,
