@@ -86,11 +86,11 @@ def compare_methods() -> Layout:
     )  # fmt: skip
     w.notes += [(1560, 690, 390, 300, _READ_ME)]
     w.groups += [
-        ("1. What is taught and asked", -20, -40, 290, 1040, "#3f789e"),
-        ("2. Train: one thing differs", 280, -40, 650, 1000, "#8A8"),
-        ("3. Sample", 940, -40, 310, 1040, "#b58b2a"),
-        ("4. Score", 1260, -40, 280, 1040, "#a1309b"),
-        ("5. Compare", 1550, -40, 410, 1040, "#a1309b"),
+        ("1. What is taught and asked", -20, -40, 290, 1080, "#3f789e"),
+        ("2. Train: one thing differs", 280, -40, 650, 1080, "#8A8"),
+        ("3. Sample", 940, -40, 310, 1080, "#b58b2a"),
+        ("4. Score", 1260, -40, 280, 1080, "#a1309b"),
+        ("5. Compare", 1550, -40, 410, 1080, "#a1309b"),
     ]
     w.app_inputs += [(prompts, "word"), (latent, "batch_size")]
     w.app_outputs += [picture]
