@@ -17,7 +17,7 @@ from .pack_files import copy_pack
 
 PACK_FOLDER = "ComfyUI-DCO"
 SCRATCH_FOLDERS = ("models", "input", "output", "temp", "user", "custom_nodes")
-START_LIMIT_S = 180
+START_LIMIT_S = 300
 STOP_LIMIT_S = 20
 
 
@@ -31,7 +31,7 @@ class HostServer:
 
     extra_nodes: folders or files of further custom nodes, copied beside the pack.
     Attributes: base_dir, port, address ("127.0.0.1:PORT"), client (devtools.api.Client), log_path.
-    Raises HostStartError when the host does not answer within 180 s.
+    Raises HostStartError when the host does not answer within 300 s.
     """
 
     def __init__(
