@@ -65,6 +65,8 @@ def _evidence(values: dict[str, Any]) -> int:
         return _prepare(values)
     if values["study"] == "two-subjects":
         return _two_subjects(values)
+    if values["loras"]:
+        raise DCOError("--loras is for --study two-subjects: leave it out.")
     from ..evidence.report import write_report
     from ..evidence.runner import devices, run
     from ..evidence.setting import setting_for

@@ -292,6 +292,8 @@ def load_study(name: str, changes: Mapping[str, Any] | None = None) -> Study:
         raise DCOError(f"--study {name} is no file and none of {known}.") from None
     except ValueError as error:
         raise DCOError(f"{path} is no JSON file ({error}).") from None
+    if isinstance(values, dict) and values.get("bases") and "model" in (changes or {}):
+        raise DCOError(f"{path.stem} is a study of {', '.join(values['bases'])}: leave --model out.")
     return study_from(values | dict(changes or {}) if isinstance(values, dict) else values, str(path))
 
 

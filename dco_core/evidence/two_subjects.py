@@ -46,9 +46,14 @@ PRIMARY = (("likeness", "above"), ("swapped", "below"))
 
 @functools.cache
 def halves() -> tuple[Tensor, Tensor]:
-    """1 on the left, on the right: [1, 1, 32, 32]."""
-    left = (torch.arange(SIZE) < SIZE // 2).float().expand(1, 1, SIZE, SIZE)
-    return left, 1 - left
+    """What is left, and what is right: bool [1, 1, 32, 32]."""
+    left = (torch.arange(SIZE) < SIZE // 2).expand(1, 1, SIZE, SIZE)
+    return left, ~left
+
+
+def joined(left: Tensor, right: Tensor) -> Tensor:
+    """The left half of one [..., 32, 32] beside the right half of the other."""
+    return torch.where(halves()[0].to(left.device), left, right)
 
 
 @functools.cache
@@ -79,8 +84,8 @@ class TwoPlaces(Denoiser):
         return regional_guidance(thetas, phi, self._masks, [1.0] * len(thetas))
 
     def _joined(self, network: NetworkDenoiser, x_t: Tensor, t: Tensor, texts: Sequence[Any], adapter: bool) -> Tensor:
-        sides = [network.predict(x_t, t, [pair[side] for pair in texts], adapter=adapter) for side in range(2)]
-        return sum(half.to(x_t) * one for half, one in zip(halves(), sides, strict=True))  # type: ignore[return-value]
+        left, right = zip(*texts, strict=True)
+        return joined(*(network.predict(x_t, t, side, adapter=adapter) for side in (left, right)))
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         return {}
@@ -90,6 +95,7 @@ class TwoPlaces(Denoiser):
 
 
 def prompts(side: str) -> list[str]:
+    """Of a side of the picture, one a background."""
     return [f"a large toy on the {side}, {background}, in flat style" for background in BACKGROUNDS]
 
 
@@ -111,8 +117,8 @@ def draw(model: ImageModel, loras: Sequence[LoraWeights], method: str, seed: int
 
 def true_pictures(subjects: Sequence[str], seed: int) -> Tensor:
     """What a perfect model would draw, [4, 3, 32, 32]."""
-    drawn = [true_renders(prompts(side), what, None, seed) for side, what in zip(SIDES, subjects, strict=True)]
-    return sum(half * one for half, one in zip(halves(), drawn, strict=True))  # type: ignore[return-value]
+    drawn = (true_renders(prompts(side), what, None, seed) for side, what in zip(SIDES, subjects, strict=True))
+    return joined(*drawn)
 
 
 def scores(pictures: Tensor, subjects: Sequence[str], seed: int) -> Row:
@@ -122,7 +128,7 @@ def scores(pictures: Tensor, subjects: Sequence[str], seed: int) -> Row:
         texts = prompts(SIDES[side])
         scenes = true_scenes(texts, subjects[side], None, seed)
         empty = torch.cat([render(scene.with_(centre=(-1000.0, -1000.0))) for scene in scenes])
-        one = half * pictures + (1 - half) * empty
+        one = torch.where(half, pictures, empty)
         found["likeness"].append(scorer.subject_likeness(one, subjects[side]))
         found["swapped"].append(scorer.subject_likeness(one, subjects[1 - side]))
         found["obeyed"].append(scorer.prompt_alignment(one, texts))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -9,6 +11,9 @@ from dco_core.cli.commands import main
 from dco_core.errors import DCOError
 from dco_core.evidence import two_subjects
 from dco_core.evidence.pictures import with_lora
+from dco_core.evidence.runner import run
+from dco_core.evidence.study import load_study
+from dco_core.evidence.tables import read_table
 from dco_core.evidence.two_subjects import BACKGROUNDS, CEILING, EVERYWHERE, FLOOR, REGIONS, TwoPlaces
 from dco_core.lora import LoraLayer, LoraWeights
 from dco_core.network.lora_layers import AdapterConfig
@@ -92,6 +97,32 @@ def test_the_page_has_floor_ceiling_and_intervals(tmp_path):
     assert "| base model | 0.020 | 0.500 | 1.000 |" in page and "| true renders | 0.920 |" in page
     assert "+0.260 [+0.221, +0.299], n = 5" in page and page.count("holds here") == 2
     assert (tmp_path / "figures" / "two_subjects.png").is_file() and (tmp_path / "tables" / "units.csv").is_file()
+
+
+def test_it_runs_on_what_the_study_before_it_has_left(tmp_path, monkeypatch, capsys):
+    study = dataclasses.replace(
+        load_study("holding"), subjects=SUBJECTS, seeds=(1, 2), methods=("DCO",), contrasts=(), side_by_side=2,
+        training={"steps": 2, "batch_size": 1, "learning_rate": 0.01, "beta": 1.0, "weighting": "epsilon"},
+        checkpoints=(), checkpoint=2, prompts=2, others=1, sampling_steps=1, distance_timesteps=1, distance_draws=1,
+    )  # fmt: skip
+    monkeypatch.setattr(two_subjects, "load_study", lambda name: study)
+    assert run(study, tmp_path / "before", ["cpu"], lambda text: None) == []
+    arguments = ["--loras", str(tmp_path / "before"), "--output", str(tmp_path / "after")]
+    assert main(["evidence", "--study", "two-subjects", *arguments]) == 0
+    assert "toy-1 and toy-2 done" in capsys.readouterr().out
+    rows = {row["method"]: row for row in read_table(tmp_path / "after" / "tables" / "units.csv")}
+    assert list(rows) == [FLOOR, EVERYWHERE, REGIONS, CEILING]
+    assert rows[CEILING]["likeness"] > 0.85 and rows[FLOOR]["likeness"] < 0.5
+    assert rows[FLOOR]["likeness"] == pytest.approx(rows[FLOOR]["swapped"])  # over both orders it is the same pictures
+    assert "too few units" in (tmp_path / "after" / "evidence.md").read_text()
+
+
+def test_options_that_would_have_no_effect(tmp_path, capsys):
+    output = ["--output", str(tmp_path), "--report-only"]
+    assert main(["evidence", "--study", "holding", "--loras", str(tmp_path), *output]) == 1
+    assert "--loras is for --study two-subjects" in capsys.readouterr().err
+    assert main(["evidence", "--study", "holding", "--model", "toy-world:flow", *output]) == 1
+    assert "is a study of epsilon: leave --model out" in capsys.readouterr().err
 
 
 def test_loras_that_are_not_there(tmp_path, capsys):
