@@ -19,7 +19,8 @@ from .jobs import DISTANCES, PICTURES, SCORES, Job, checkpoint_file, checkpoints
 from .pictures import draw, with_lora
 from .prompts import OTHERS
 from .setting import Setting
-from .snapshots import LORA, examples_of, prompt_examples
+from .side_by_side import convolve_faster
+from .snapshots import LORA, base_latents, examples_of, prompt_examples
 from .study import BASE, CEILING, PLAIN, Study
 from .tables import Row, write_table
 
@@ -29,8 +30,9 @@ class Scorer:
 
     def __init__(self, study: Study, setting: Setting):
         self._study, self._setting = study, setting
-        # of the unit at hand: one draw for all checkpoints
+        # of the unit at hand: one draw for all methods and checkpoints
         self._base_others: dict[tuple[str, int], Tensor] = {}
+        self._base_latents: dict[tuple[str, int, tuple[str, ...]], list[Tensor]] = {}
 
     def score(self, job: Job, folder: Path, model: ImageModel, callback: Callable[[], None]) -> None:
         """Score a job. folder: its own; model: its base; callback: called before every step of the sampler."""
@@ -38,21 +40,25 @@ class Scorer:
         if job.method == CEILING:
             pictures = self._setting.ceiling(job.subject, job.style, job.seed)
             rows += self._scored(job, pictures, None, CEILING)
-        elif job.method == BASE:
-            pictures = self._draw(model, model.denoiser(None), self._prompts(job), 0.0, job, callback)
-            self._keep_pictures(job, pictures, folder, "0.0")
-            rows += self._scored(job, pictures, 0, 0.0)
-            rows += self._others(job, model, model.denoiser(None), 0, 0.0, callback)
         else:
-            points: list[tuple[int | str, Path]] = [("merged", folder / LORA)]
-            if job.trains:
-                points = [
-                    (checkpoint, checkpoint_file(self._study, job, folder, checkpoint))
-                    for checkpoint in checkpoints_of(self._study, job)
-                ]
-            for checkpoint, file in points:
+            convolve_faster(model.denoiser(None).network)
+            if job.method == BASE:
+                pictures = self._draw(model, model.denoiser(None), self._prompts(job), 0.0, job, callback)
+                self._keep_pictures(job, pictures, folder, "0.0")
+                rows += self._scored(job, pictures, 0, 0.0)
+                rows += self._others(job, model, model.denoiser(None), 0, 0.0, callback)
+            for checkpoint, file in self._files(job, folder):
                 rows += self._checkpoint(job, folder, model, checkpoint, file, callback)
         write_table(folder / SCORES, rows)
+
+    def _files(self, job: Job, folder: Path) -> list[tuple[int | str, Path]]:
+        """The LoRAs of a job and what they are called in its tables."""
+        if job.method == BASE:
+            return []
+        if not job.trains:
+            return [("merged", folder / LORA)]
+        checkpoints = checkpoints_of(self._study, job)
+        return [(checkpoint, checkpoint_file(self._study, job, folder, checkpoint)) for checkpoint in checkpoints]
 
     def _checkpoint(
         self, job: Job, folder: Path, model: ImageModel, checkpoint: int | str, file: Path,
@@ -148,7 +154,10 @@ class Scorer:
         sets = {"references": examples_of(model, references, config, study, denoiser, lora)}
         if study.distance_prompts:
             prompts = self._prompts(job)[-study.distance_prompts :]
-            sets["prompts"] = prompt_examples(model, denoiser, prompts, study, job.seed, lora)
+            known = (job.base, job.seed, tuple(prompts))
+            if known not in self._base_latents:
+                self._base_latents = {known: base_latents(model, denoiser, prompts, study, job.seed)}
+            sets["prompts"] = prompt_examples(model, prompts, self._base_latents[known], study, lora)
         rows: list[Row] = []
         for on, examples in sets.items():
             found = noise_distance(

@@ -21,6 +21,7 @@ from .study import Study
 from .workspace import Workspace
 
 _SCHEDULER_ANSWERS_IN = 10  # seconds
+_WORKSPACES: dict[tuple[str, Path, str | None], Workspace] = {}  # one, that of the last job
 
 
 def devices(asked: str | None, workers: int | None) -> Sequence[str | None]:
@@ -139,8 +140,7 @@ def _with_free_device(
 def _one(study: Study, folder: Path, job: Job | Group, device: str | None) -> tuple[Job | Group, float, str]:
     """(the job, its seconds, what went wrong)."""
     try:
-        workspace = Workspace(study, setting_for(study, folder / "references", device), folder, device)
-        return job, workspace.do(job), ""
+        return job, _workspace(study, folder, device).do(job), ""
     except DCOError as error:
         return job, 0.0, str(error)
     except (torch.OutOfMemoryError, MemoryError):
@@ -150,6 +150,15 @@ def _one(study: Study, folder: Path, job: Job | Group, device: str | None) -> tu
         )
     _free_memory()  # here the failed job's tensors are gone
     return job, 0.0, message
+
+
+def _workspace(study: Study, folder: Path, device: str | None) -> Workspace:
+    """The Workspace of this process, which keeps what jobs of one unit share."""
+    key = (repr(study), folder, device)
+    if key not in _WORKSPACES:
+        _WORKSPACES.clear()
+        _WORKSPACES[key] = Workspace(study, setting_for(study, folder / "references", device), folder, device)
+    return _WORKSPACES[key]
 
 
 def _free_memory() -> None:

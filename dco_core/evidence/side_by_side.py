@@ -88,6 +88,12 @@ class StackedDenoiser(Denoiser):
         }
 
 
+def convolve_faster(network: torch.nn.Module) -> None:
+    """Lay out a network so that convolutions on a CPU take an eighth less time; the same values but for rounding."""
+    if next(network.parameters()).device.type == "cpu":
+        network.to(memory_format=torch.channels_last)
+
+
 class SideBySide:
     """R runs that differ in their examples, their start and their seed alone. examples: of each run, as many of each
     kind; seeds: of their draws; config: of all of them, its seed is not looked at, its beta is a number.
@@ -102,8 +108,7 @@ class SideBySide:
     ):  # fmt: skip
         config.check()
         _refuse(config)
-        if device.type == "cpu":  # where convolutions then take an eighth less time
-            plain.network.to(memory_format=torch.channels_last)
+        convolve_faster(plain.network)
         self.config, self.denoiser = config, StackedDenoiser(plain, loras, device)
         self._runs = [[_moved(e, device) for e in checked_examples(run, config)] for run in examples]
         if len({(len(run), sum(e.prior for e in run)) for run in self._runs}) != 1:

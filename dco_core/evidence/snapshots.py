@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..data.buckets import BucketedImage
 from ..errors import DCOError
@@ -66,16 +67,21 @@ def examples_of(
     return PreparedPictures(model, pictures, how, words).examples(denoiser)
 
 
-def prompt_examples(
-    model: ImageModel, denoiser: NetworkDenoiser, prompts: Sequence[str], study: Study, seed: int,
-    lora: LoraWeights | None = None,
-) -> list[Example]:  # fmt: skip
-    """Pictures that the base model draws of prompts beyond the references, as examples with these prompts. lora: whose
-    tokens theta reads."""
-    latents = draw_latents(
+def base_latents(
+    model: ImageModel, denoiser: NetworkDenoiser, prompts: Sequence[str], study: Study, seed: int
+) -> list[Tensor]:
+    """What the base model draws of the prompts, a latent each."""
+    return draw_latents(
         model, denoiser, prompts, 0.0, w_text=study.w_text, steps=study.sampling_steps, pictures=1, seed=seed,
         resolution=study.resolution, at_once=study.pictures_at_once,
     )  # fmt: skip
+
+
+def prompt_examples(
+    model: ImageModel, prompts: Sequence[str], latents: Sequence[Tensor], study: Study, lora: LoraWeights | None = None
+) -> list[Example]:
+    """Pictures that the base model has drawn of prompts beyond the references, as examples with these prompts. lora:
+    whose tokens theta reads."""
     side = study.resolution or model.default_resolution
     bucketed = BucketedImage(torch.zeros(side, side, 3), None, (side, side), (0, 0))
     read = zip(latents, *encoded_prompts(model, prompts, lora), strict=True)

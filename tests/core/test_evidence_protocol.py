@@ -13,10 +13,11 @@ from dco_core.captions.preservation import preservation_lines
 from dco_core.cli.commands import main
 from dco_core.data.folders import load_folder
 from dco_core.errors import DCOError
-from dco_core.evidence import toy_prompts
+from dco_core.evidence import pictures, snapshots, toy_prompts
 from dco_core.evidence.claims import FAILS, FEW, HOLDS, OPEN, Evidence
 from dco_core.evidence.contrasts import contrasts_from, findings
-from dco_core.evidence.jobs import Job, groups_of, jobs_of
+from dco_core.evidence.job_scores import Scorer
+from dco_core.evidence.jobs import DISTANCES, SCORES, Job, groups_of, jobs_of
 from dco_core.evidence.setting import setting_for
 from dco_core.evidence.study import BASE, BUILT_IN, CEILING, study_from
 from dco_core.evidence.tables import read_table
@@ -250,3 +251,26 @@ def test_a_method_that_holds_is_trained_and_measured(tmp_path, together):
         assert {r["checkpoint"] for r in rows} == {1, 2, 3} and all(np.isfinite(r["alignment"]) for r in rows)
         assert read_table(workspace.path(job) / "distances.csv")
     assert (tmp_path / "references" / "toy-4-compact-masks" / "masks" / "0.png").is_file()
+
+
+def test_jobs_of_one_unit_share_what_the_base_model_draws(finished, tmp_path, monkeypatch):
+    drawn = []
+
+    def counted(model, denoiser, prompts, guidance, **settings):
+        drawn.append(guidance)
+        return pictures.draw_latents(model, denoiser, prompts, guidance, **settings)
+
+    monkeypatch.setattr(snapshots, "draw_latents", counted)
+    study = study_from(STUDY, "")
+    setting = setting_for(study, finished / "references", None)
+    jobs = [job for job in jobs_of(study)[0] if job.base == "two" and job.trains][:2]
+    shared = Scorer(study, setting)
+    for job in jobs:
+        tables = []
+        for scorer in (shared, Scorer(study, setting)):
+            folder = tmp_path / f"{job.method} {len(tables)}"
+            shutil.copytree(Workspace(study, setting, finished).path(job), folder)
+            scorer.score(job, folder, setting.model("cpu", job.base), lambda: None)
+            tables.append([(folder / name).read_bytes() for name in (SCORES, DISTANCES)])
+        assert tables[0] == tables[1]
+    assert len(drawn) == 3  # once for both, and once for each by itself
