@@ -79,7 +79,7 @@ def prior_preservation_loss(
 
 
 def dco_margin(
-    error_theta: Tensor, error_phi: Tensor, beta_T: float = 1000.0, weight: Tensor | float = 1.0
+    error_theta: Tensor, error_phi: Tensor, beta_T: Tensor | float = 1000.0, weight: Tensor | float = 1.0
 ) -> Tensor:
     """d_t of Eq. (12): -beta_T * w(t) * (error_theta - error_phi), [B] -> [B]. Positive once theta beats phi;
     1 - sigmoid(margin) is the gate that scales the gradient of the diffusion loss."""
@@ -89,7 +89,7 @@ def dco_margin(
 def dco_loss(
     error_theta: Tensor,
     error_phi: Tensor,
-    beta_T: float = 1000.0,
+    beta_T: Tensor | float = 1000.0,
     reduction: str = "per-sample",
     weight: Tensor | float = 1.0,
 ) -> Tensor:
@@ -98,8 +98,8 @@ def dco_loss(
 
     error_theta, error_phi: [B], per-sample mean squared errors of the model with and without the adapter, on
         the same image, noise and timestep. error_phi is treated as a constant (phi is frozen).
-    beta_T: beta * T. The user-facing beta = 1.0 is beta_T = 1000 on the element mean of the squared error, as
-        the authors run it; the paper's text has the squared norm, which is larger by the number of elements.
+    beta_T: beta * T, a number or [B]. The user-facing beta = 1.0 is beta_T = 1000 on the element mean of the squared
+        error, as the authors run it; the paper's text has the squared norm, which is larger by the number of elements.
     reduction: "per-sample" takes the mean of the log-sigmoids (the paper's expectation); "batch-mean" takes the
         log-sigmoid of the mean margin (the authors' code). They agree for B = 1.
     weight: w(t), [B] or a number; it multiplies both errors inside the sigmoid.

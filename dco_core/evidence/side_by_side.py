@@ -96,24 +96,31 @@ def convolve_faster(network: torch.nn.Module) -> None:
 
 class SideBySide:
     """R runs that differ in their examples, their start and their seed alone. examples: of each run, as many of each
-    kind; seeds: of their draws; config: of all of them, its seed is not looked at, its beta is a number.
-    Raises DCOError for what only a run alone can do.
+    kind; seeds: of their draws; config: of all of them, its seed is not looked at; betas: of each, where they are not
+    the configuration's. Raises DCOError for what only a run alone can do.
 
     stopped: {name: values [R, ...]} of the adapters with the highest validation margin so far, stopped_at: the steps
     they were scored at; both empty unless the configuration says validation_steps."""
 
     def __init__(
         self, plain: NetworkDenoiser, loras: Sequence[Mapping[str, LoraLayer]], examples: Sequence[Sequence[Example]],
-        seeds: Sequence[int], config: TrainingConfig, device: torch.device,
+        seeds: Sequence[int], config: TrainingConfig, device: torch.device, betas: Sequence[float] = (),
     ):  # fmt: skip
         config.check()
         _refuse(config)
+        if config.is_dco and config.beta is None and not betas:
+            raise DCOError("Runs side by side with an automatic beta need that of each: find them first.")
         convolve_faster(plain.network)
         self.config, self.denoiser = config, StackedDenoiser(plain, loras, device)
         self._runs = [[_moved(e, device) for e in checked_examples(run, config)] for run in examples]
         if len({(len(run), sum(e.prior for e in run)) for run in self._runs}) != 1:
             raise DCOError("Runs side by side need as many pictures each: train them alone.")
-        self._seeds, self._all = list(seeds), [e for run in self._runs for e in run]
+        own: Sequence[float | None] = betas or [config.beta] * len(examples)
+        self._configs = [dataclasses.replace(config, seed=seed, beta=b) for seed, b in zip(seeds, own, strict=True)]
+        self._betas: Tensor | None = None
+        if betas:  # of a batch's references, of which every run has as many
+            self._betas = torch.tensor(betas, device=device).repeat_interleave(config.batch_size)
+        self._all = [e for run in self._runs for e in run]
         self._parameters = list(self.denoiser.trainable().values())
         self._optimizer = make_optimizer(
             config.optimizer, [(self._parameters, config.learning_rate)], config.weight_decay
@@ -153,17 +160,16 @@ class SideBySide:
     def _batches(self) -> Iterator[Batch]:
         stream = self._draws()
         if not self.config.reads_phi:
-            return (Batch(self.denoiser, self._all, draws, self.config) for draws in stream)
+            return (Batch(self.denoiser, self._all, draws, self.config, None, self._betas) for draws in stream)
         window = max(1, _PHI_ROWS // (len(self._runs) * self.config.batch_size))
         pairs = reference_pass.with_reference(self.denoiser, self._all, stream, self.config, window)
-        return (Batch(self.denoiser, self._all, draws, self.config, found) for draws, found in pairs)
+        return (Batch(self.denoiser, self._all, draws, self.config, found, self._betas) for draws, found in pairs)
 
     def _draws(self) -> Iterator[list[Draw]]:
         """A batch of every run, one after the other, with the numbers of their examples among all."""
         levels = noise_levels(self.denoiser, self.config)
         streams = [
-            random_draws(run, levels, dataclasses.replace(self.config, seed=seed))
-            for run, seed in zip(self._runs, self._seeds, strict=True)
+            random_draws(run, levels, config) for run, config in zip(self._runs, self._configs, strict=True)
         ]
         while True:
             yield [d for run, stream in enumerate(streams) for d in self._numbered(run, next(stream))]
@@ -175,8 +181,7 @@ class SideBySide:
     def _validation_draws(self) -> tuple[list[Draw], Tensor, Tensor]:
         """The draws that `Validation` has for each run, their beta*T w(t) and phi's errors on them, both [R, draws]."""
         made = [
-            Validation(self.denoiser, run, dataclasses.replace(self.config, seed=seed))
-            for run, seed in zip(self._runs, self._seeds, strict=True)
+            Validation(self.denoiser, run, config) for run, config in zip(self._runs, self._configs, strict=True)
         ]
         # its draws are of the references alone, which come first in a run
         draws = [d for run, one in enumerate(made) for d in self._numbered(run, one.draws)]
@@ -219,10 +224,6 @@ def _refuse(config: TrainingConfig) -> None:
     if config.preservation_prompts and config.preservation_share < 1:
         raise DCOError(
             f"preservation_share {config.preservation_share:g} is for a run alone: side_by_side 1, or in every batch."
-        )
-    if config.is_dco and config.beta is None:
-        raise DCOError(
-            "A beta that may be found on the images is for a run alone: give a number, or side_by_side 1."
         )
 
 

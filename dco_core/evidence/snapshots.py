@@ -20,6 +20,7 @@ from ..pipeline.examples import Preparation, PreparedPictures
 from ..pipeline.generation import GenerationConfig
 from ..pipeline.pictures import FolderPictures
 from ..pipeline.vocabulary import Vocabulary, kept_vocabulary
+from ..training.calibration import with_beta
 from ..training.config import TrainingConfig
 from ..training.examples import Example
 from .pictures import draw_latents, encoded_prompts
@@ -107,10 +108,15 @@ def train_together(
         examples_of(model, folder, config, study, plain)
         for folder, config in zip(folders, configs, strict=True)
     ]
-    starts = [model.denoiser(adapter).lora() for adapter in adapters]
+    starts, settled = [], []
+    for adapter, config, own in zip(adapters, configs, examples, strict=True):
+        denoiser = model.denoiser(adapter)
+        starts.append(denoiser.lora())
+        settled.append(with_beta(config, denoiser, own))
     seeds = [config.seed for config in configs]
-    device = examples[0][0].latent.device
-    runs = SideBySide(plain, starts, examples, seeds, configs[0], device)
+    betas = [config.beta for config in settled if config.beta is not None] if configs[0].beta is None else []
+    plain, device = model.denoiser(None), examples[0][0].latent.device
+    runs = SideBySide(plain, starts, examples, seeds, configs[0], device, betas)
     last = configs[0].steps
 
     def on_step(step: int) -> None:
@@ -128,5 +134,5 @@ def train_together(
             "beta": config.beta if config.is_dco else None,
             "stopped_at": at if runs.stopped else None,
         }
-        for config, at in zip(configs, runs.stopped_at, strict=True)
+        for config, at in zip(settled, runs.stopped_at, strict=True)
     ]  # fmt: skip

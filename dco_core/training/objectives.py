@@ -20,13 +20,18 @@ from .predictions import Prediction, in_order, predict
 
 class Batch(NamedTuple):
     """One micro-batch and the network that looks at it. reference: phi on its references, where it was had
-    ahead."""
+    ahead. betas: [B] of its references, where they are not the configuration's."""
 
     denoiser: Denoiser
     examples: Sequence[Example]
     draws: Sequence[Draw]
     config: TrainingConfig
     reference: Reference | None = None
+    betas: Tensor | None = None
+
+    @property
+    def beta_T(self) -> Tensor | float:
+        return self.config.beta_T if self.betas is None else self.betas * losses.T
 
     @property
     def references(self) -> list[Draw]:
@@ -97,8 +102,8 @@ def dco(batch: Batch) -> ObjectiveResult:
     predictions, error_theta = _predicted(batch)
     error_phi = batch.reference.errors.to(error_theta.device)  # had ahead, it may lie elsewhere
     weight = _weights(batch, batch.references, error_theta)
-    loss = losses.dco_loss(error_theta, error_phi, config.beta_T, config.reduction, weight)
-    margin = losses.dco_margin(error_theta.detach(), error_phi, config.beta_T, weight)
+    loss = losses.dco_loss(error_theta, error_phi, batch.beta_T, config.reduction, weight)
+    margin = losses.dco_margin(error_theta.detach(), error_phi, batch.beta_T, weight)
     if config.reduction == "batch-mean":
         margin = margin.mean()
     return ObjectiveResult(loss, margin, error_theta, error_phi, predictions)

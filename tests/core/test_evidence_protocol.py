@@ -274,3 +274,20 @@ def test_jobs_of_one_unit_share_what_the_base_model_draws(finished, tmp_path, mo
             tables.append([(folder / name).read_bytes() for name in (SCORES, DISTANCES)])
         assert tables[0] == tables[1]
     assert len(drawn) == 3  # once for both, and once for each by itself
+
+
+def test_side_by_side_each_has_the_beta_that_it_finds_alone(tmp_path):
+    found = {"training": {"beta": None, "automatic_beta": "images"}}
+    values = STUDY | {"bases": {}, "methods": ["found"], "own_methods": {"found": found}, "contrasts": []}
+    betas = []
+    for together in (1, 2):
+        study = study_from(values | {"w_rg_at": [], "w_rg_methods": [], "side_by_side": together}, "")
+        folder = tmp_path / str(together)
+        workspace = Workspace(study, setting_for(study, folder / "references", None), folder)
+        jobs = [job for job in jobs_of(study)[0] if job.trains]
+        assert len(groups_of(study)) == together - 1
+        for one in groups_of(study) or jobs:
+            workspace.do(one)
+        betas.append([read_table(workspace.path(job) / "training.csv")[0]["beta"] for job in jobs])
+    assert betas[0] == pytest.approx(betas[1], rel=1e-4)
+    assert abs(betas[0][0] / betas[0][1] - 1) > 0.01

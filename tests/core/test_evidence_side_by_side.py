@@ -11,6 +11,7 @@ from dco_core.errors import DCOError
 from dco_core.evidence.side_by_side import SideBySide, possible
 from dco_core.network.lora_layers import AdapterConfig
 from dco_core.toy_world.image_model import ToyWorldModel
+from dco_core.training.calibration import with_beta
 from dco_core.training.config import TrainingConfig
 from dco_core.training.examples import Example
 from dco_core.training.objectives import OBJECTIVES
@@ -49,6 +50,7 @@ CASES = {
     },
     "DCO": {"beta": 0.02},
     "DCO, epsilon weighting": {"beta": 1.0, "weighting": "epsilon"},
+    "DCO, a beta for each": {"beta": None, "automatic_beta": "images"},
     "prior": {"objective": "dreambooth-prior", "prior_weight": 0.7},
     "DCO, prior": {"objective": "dco-prior", "beta": 0.02, "prior_weight": 0.7, "weighting": "min-snr"},
     "scored": {"objective": "dreambooth", "validation_steps": 2},
@@ -62,7 +64,13 @@ def test_each_run_ends_as_it_does_alone(model, case):
     adapters = [AdapterConfig(rank=3, layers="all linear", seed=seed) for seed in seeds]
     examples = [examples_of(model, seed, prior) for seed in seeds]
     starts = [model.denoiser(adapter).lora() for adapter in adapters]
-    together = SideBySide(model.denoiser(None), starts, examples, seeds, config, CPU)
+    betas = []
+    if config.beta is None:
+        settled = (dataclasses.replace(config, seed=seed) for seed in seeds)
+        each = zip(settled, map(model.denoiser, adapters), examples, strict=True)
+        betas = [with_beta(own, denoiser, pictures).beta for own, denoiser, pictures in each]
+        assert abs(betas[0] / betas[1] - 1) > 0.01
+    together = SideBySide(model.denoiser(None), starts, examples, seeds, config, CPU, betas)
     seen: list[int] = []
     together.run(seen.append)
     assert seen == [1, 2, 3, 4]
@@ -106,7 +114,7 @@ def test_runs_differ_from_one_another(model):
     ("changes", "message"),
     [({"ema_decay": 0.9}, "ema_decay"), ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps"),
      ({"reduction": "batch-mean"}, "reduction"),
-     ({"beta": None}, "found on the images")],
+     ({"beta": None}, "need that of each")],
 )  # fmt: skip
 def test_what_only_a_run_alone_can_do_is_refused(model, changes, message):
     starts = [model.denoiser(AdapterConfig(rank=2)).lora()]
