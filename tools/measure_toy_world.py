@@ -4,6 +4,13 @@
 
 Comprehensive captions of random scenes, a picture each, 10 steps at w_text 2, as studies sample; read by scorer.py, and
 beside each number that of true renders of the same scenes, which is as much as the scorer lets a picture have.
+
+Measured (1536 pictures; shares of all that prompts name, and of whole prompts):
+
+                   all          small toys   large toys   small others  large others
+    true renders   .999 .997    .999 .995    .999 .995    .999 .996     1.000 .998
+    epsilon        .998 .989    .999 .995    .999 .995    .995 .973     1.000 1.000
+    flow           .997 .986    .999 .995    .999 .995    .994 .966     1.000 .998
 """
 
 from __future__ import annotations
