@@ -43,6 +43,7 @@ class TrainedHeader:
         alpha = one_or_dynamic({layer.rank * layer.scale for layer in trained} or {self.alpha})
         everything = {
             **self.config.as_dict(),
+            "weighting": self.config.settled_weighting,
             **self.other,
             "rank": rank,
             "alpha": alpha,

@@ -1,8 +1,8 @@
 """The automatic beta.
 
-The paper gives beta for epsilon prediction (1.0), which is right for every model whose errors are weighted to be those
-of the noise (weighting "epsilon"). Errors of v and flow predictions have another size: at beta*T = 1000 their gate
-closes at once and nothing is learned. The automatic beta is found where it acts: train a
+The paper gives beta for errors of the noise (1.0), which are what DCO compares by default, whatever the model predicts
+(weighting "epsilon"). The errors of v and flow predictions themselves have another size: at beta*T = 1000 their gate
+closes at once and nothing is learned. There, and where it is asked for, beta is found where it acts: train a
 moment with the plain loss, look at how far theta got ahead of phi, and take the beta at which the gates would
 stand open to the wanted share there.
 """
@@ -36,10 +36,11 @@ def with_beta(
     tokens: LearnedTokens | None = None,
     callback: Callable[[], None] = lambda: None,
 ) -> TrainingConfig:
-    """The configuration with a number for beta: as it is where there is one, the paper's for epsilon prediction
-    or epsilon weighting (unless automatic_beta is "images"), else calibrated on the examples, in the weighted space
-    where it acts. What is trained is left exactly as it was
-    found. callback: called after every step of the calibration; whatever it raises ends it."""
+    """The configuration with a settled weighting and a number for beta: as it is where there is one, the paper's for
+    errors of the noise (unless automatic_beta is "images"), else calibrated on the examples, in the weighted space
+    where it acts. What is trained is left exactly as it was found. callback: called after every step of the
+    calibration; whatever it raises ends it."""
+    config = dataclasses.replace(config, weighting=config.settled_weighting)
     if config.beta is not None or not config.is_dco:
         return config
     if not is_calibrated(config, denoiser):
@@ -51,7 +52,7 @@ def with_beta(
 def is_calibrated(config: TrainingConfig, denoiser: Denoiser) -> bool:
     """Whether beta is to be found on the examples."""
     automatic = config.beta is None and config.is_dco
-    of_the_paper = denoiser.schedule.prediction == "epsilon" or config.weighting == "epsilon"
+    of_the_paper = denoiser.schedule.prediction == "epsilon" or config.settled_weighting == "epsilon"
     return automatic and (config.automatic_beta == "images" or not of_the_paper)
 
 
@@ -62,7 +63,7 @@ def probe_steps(config: TrainingConfig) -> int:
 
 def identity(config: TrainingConfig, denoiser: Denoiser) -> dict[str, Any]:
     """The configuration as far as steps depend on it: a run may be asked for more of them and stays the same run."""
-    values = config.as_dict()
+    values = config.as_dict() | {"weighting": config.settled_weighting}
     if config.lr_scheduler == "constant" and not config.validation_steps:
         del values["steps"]
         if is_calibrated(config, denoiser):

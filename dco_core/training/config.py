@@ -13,6 +13,7 @@ from .optimizers import LR_SCHEDULERS, OPTIMIZERS
 OBJECTIVE_NAMES = ("dco", "dreambooth", "dreambooth-prior", "mapo", "output-preservation", "dco-prior")
 KEPT = ("last", "best")
 AUTOMATIC_BETA = ("paper", "images")
+AUTO_WEIGHTING = "auto"
 _SILENT = ("mask_prior", "preservation_prompts", "preservation_share")
 TIMESTEP_SAMPLINGS = ("uniform", "logit-normal", "sigmoid", "shifted", "family")
 
@@ -22,8 +23,8 @@ class TrainingConfig:
     """objective: one of OBJECTIVE_NAMES. The optimiser is the authors': AdamW (0.9, 0.999), weight decay 1e-4,
     constant rate, gradients clipped at norm 1 over all trainable values.
 
-    beta: 1.0 is beta*T = 1000, which suits epsilon prediction; v and flow errors are larger and saturate the gate
-        there. None: automatic (calibration.py).
+    beta: 1.0 is beta*T = 1000, which suits errors of the noise; errors of v and flow predictions are larger and
+        saturate the gate there. None: automatic (calibration.py).
     automatic_beta: "paper" takes the paper's 1.0 for epsilon prediction and for epsilon weighting, and finds beta on
         the images elsewhere; "images" always finds it.
     target_gate: the share of full rate that a beta found on the images aims at.
@@ -31,7 +32,7 @@ class TrainingConfig:
     token_learning_rate: of learned tokens; the paper has 5e-4, the authors' code 5e-6.
     weighting: w(t): "uniform"; "min-snr" with snr_gamma, which weighs references alone, not class images; "epsilon",
         with which every objective compares errors of the noise whatever the model predicts, as the paper does, and beta
-        means what it means there.
+        means what it means there. "auto": see settled_weighting.
     prior_weight: lambda of prior preservation; beside DCO, whose loss follows errors up to beta*T (1000) times as
         strongly, 1 is little. preservation_weight: of output preservation and of preservation prompts.
     mapo_beta, mapo_snr: of MaPO, the values of its authors.
@@ -60,7 +61,7 @@ class TrainingConfig:
     seed: int = 0
     gradient_accumulation_steps: int = 1
     token_learning_rate: float = 5e-4
-    weighting: str = "uniform"
+    weighting: str = "auto"
     snr_gamma: float = 5.0
     caption_dropout: float = 0.0
     target_gate: float = 0.3
@@ -86,7 +87,7 @@ class TrainingConfig:
         for name, known in (
             ("objective", OBJECTIVE_NAMES),
             ("reduction", REDUCTIONS),
-            ("weighting", WEIGHTINGS),
+            ("weighting", (AUTO_WEIGHTING, *WEIGHTINGS)),
             ("optimizer", OPTIMIZERS),
             ("lr_scheduler", LR_SCHEDULERS),
             ("keep", KEPT),
@@ -144,6 +145,15 @@ class TrainingConfig:
     def is_dco(self) -> bool:
         """Whether the loss is gated by a margin over phi, and beta counts."""
         return self.objective in ("dco", "dco-prior")
+
+    @property
+    def settled_weighting(self) -> str:
+        """The weighting that counts. "auto" is "epsilon" for DCO, whose beta then is the paper's on every model, and
+        "uniform" for a beta found on the images, in the space of the model's own errors, and for plain losses."""
+        if self.weighting != AUTO_WEIGHTING:
+            return self.weighting
+        found = self.beta is None and self.automatic_beta == "images"
+        return "epsilon" if self.is_dco and not found else "uniform"
 
     @property
     def with_prior(self) -> bool:

@@ -88,7 +88,7 @@ def _predicted(batch: Batch) -> tuple[list[Prediction], Tensor]:
 def draw_weights(denoiser: Denoiser, draws: Sequence[Draw], config: TrainingConfig, like: Tensor) -> Tensor:
     """w(t) of the draws, [B]."""
     t = torch.tensor([d.t for d in draws])
-    return losses.weights_at(denoiser.schedule, t, config.weighting, config.snr_gamma).to(like)
+    return losses.weights_at(denoiser.schedule, t, config.settled_weighting, config.snr_gamma).to(like)
 
 
 def _weights(batch: Batch, draws: Sequence[Draw], like: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ def _class_images(batch: Batch, like: Tensor) -> tuple[Tensor, Tensor]:
     and diffusers' DreamBooth scripts, which it comes from."""
     draws = [d for d in batch.draws if batch.examples[d.image].prior]
     error = _errors(batch, draws)
-    weight = torch.ones_like(error) if batch.config.weighting == "min-snr" else _weights(batch, draws, like)
+    weight = torch.ones_like(error) if batch.config.settled_weighting == "min-snr" else _weights(batch, draws, like)
     return error, weight
 
 
@@ -148,7 +148,7 @@ def mapo(batch: Batch) -> ObjectiveResult:
     predictions, chosen = _predicted(batch)
     rejected = _errors(batch, batch.references, rejected=True)
     weight = _weights(batch, batch.references, chosen)
-    if config.weighting == "epsilon":  # another space of the errors: of those in the margin too
+    if config.settled_weighting == "epsilon":  # another space of the errors: of those in the margin too
         better, worse, weight = weight * chosen, weight * rejected, torch.ones_like(weight)
     else:
         better, worse = chosen, rejected
@@ -167,7 +167,7 @@ def output_preservation(batch: Batch) -> ObjectiveResult:
         [(a.places, losses.mean_squared_error(a.output, b.output)) for a, b in zip(theta, phi, strict=True)]
     )
     weight = _weights(batch, batch.references, error)
-    if batch.config.weighting == "epsilon":
+    if batch.config.settled_weighting == "epsilon":
         drift = weight * drift
     loss = losses.output_preservation_loss(error, drift, batch.config.preservation_weight, weight)
     return ObjectiveResult(loss, None, error, None, predictions)
@@ -197,7 +197,7 @@ def _held(objective: Callable[[Batch], ObjectiveResult]) -> Callable[[Batch], Ob
 
 def _in_space(batch: Batch, draws: Sequence[Draw], drift: Tensor) -> Tensor:
     """Distances of the network's predictions in the space where the objective compares errors."""
-    return _weights(batch, draws, drift) * drift if batch.config.weighting == "epsilon" else drift
+    return _weights(batch, draws, drift) * drift if batch.config.settled_weighting == "epsilon" else drift
 
 
 OBJECTIVES: dict[str, Callable[[Batch], ObjectiveResult]] = {

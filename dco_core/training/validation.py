@@ -59,7 +59,7 @@ class Validation:
         spread = denoiser.schedule.even_timesteps(DRAWS)
         self._draws = [dataclasses.replace(d, t=t) for d, t in zip(draws, spread, strict=True)]
         t = torch.tensor(spread)
-        self._weights = weights_at(denoiser.schedule, t, config.weighting, config.snr_gamma).tolist()
+        self._weights = weights_at(denoiser.schedule, t, config.settled_weighting, config.snr_gamma).tolist()
         self._phi: list[tuple[Tensor, float]] | None = None
 
     @property

@@ -24,7 +24,7 @@ _READ_ME = """\
 
 Z-Image predicts flow. What differs from SDXL is set here:
 
-- **beta** **auto** is found on your images before training: errors of flow models are larger than the paper's.
+- **beta** **auto** is the paper's 1: DCO compares the noises that Z-Image's predictions imply.
 - **w_text** (cfg) 4 and **w_rg** 1.6: the paper's ratio of 0.4, at the guidance this model is made for. Try 1.2 \
 to 2.8.
 - Text encoders of this kind learn **no tokens**: **&lt;dog&gt;** in captions says what the subject is; in prompts \

@@ -59,13 +59,13 @@ def _beta() -> io.DynamicCombo.Input:
     )  # fmt: skip
     own = io.Float.Input(
         "value", default=1.0, min=0.0001, max=1000.0, step=0.01, round=0.0001,
-        tooltip="The paper's is 1 for SD1.5 and SDXL (beta*T = 1000 on the element mean).",
+        tooltip="The paper's is 1 (beta*T = 1000 on the element mean of the squared error of the noise).",
     )  # fmt: skip
     return dynamic(
         "beta", {BETA_AUTO: [], BETA_FOUND: [found], BETA_OWN: [own]}, optional=True,
-        tooltip="How strongly to stay close to the base model. auto: the paper's 1 for SD1.5 and SDXL, and for v and "
-        "flow models, whose errors are larger, a value found on your images before training. Or found on your images "
-        "always, or a value of your own.",
+        tooltip="How strongly to stay close to the base model. auto: the paper's 1, on errors of the noise, whatever "
+        "the model predicts. Or found on your images before training, on the model's own errors, or a value of your "
+        "own.",
     )  # fmt: skip
 
 

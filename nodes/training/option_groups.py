@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ...dco_core.losses import REDUCTIONS, WEIGHTINGS
 from ...dco_core.network.lora_layers import LAYERS
 from ...dco_core.network.weight_stream import STREAMING
-from ...dco_core.training.config import KEPT, TIMESTEP_SAMPLINGS
+from ...dco_core.training.config import AUTO_WEIGHTING, KEPT, TIMESTEP_SAMPLINGS
 from ...dco_core.training.optimizers import LR_SCHEDULERS, OPTIMIZERS
 from ...dco_core.training.reference_ahead import AUTO, OFF
 from ..host.training.network import TRAINING_PRECISIONS
@@ -52,11 +52,11 @@ def training() -> list[Any]:
             tooltip="Steps in which the learning rate rises to its value.",
         ),
         io.Combo.Input(
-            "weighting", options=list(WEIGHTINGS), default="uniform", optional=True,
-            tooltip="w(t), the weight of the noise levels. uniform: the model's own errors, all alike; min-snr (gamma "
-            "5): almost clean images count less (not of class images, as in the authors' code); epsilon: errors of the "
-            "noise, as in the paper, also for v and flow models (an automatic beta then is the paper's 1). The same as "
-            "uniform for SD1.5 and SDXL.",
+            "weighting", options=[AUTO_WEIGHTING, *WEIGHTINGS], default=AUTO_WEIGHTING, optional=True,
+            tooltip="w(t), the weight of the noise levels. uniform: the model's own errors, all alike; epsilon: errors "
+            "of the noise, as in the paper, also for v and flow models, and the same as uniform for SD1.5 and SDXL; "
+            "min-snr (gamma 5): almost clean images count less (not of class images, as in the authors' code). auto: "
+            "epsilon for DCO, uniform for the other objectives and where beta is found on your images.",
         ),
         io.Combo.Input(
             "reduction", options=list(REDUCTIONS), default="per-sample", optional=True,

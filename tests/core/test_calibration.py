@@ -54,7 +54,7 @@ def test_epsilon_prediction_gets_the_papers_value_and_a_given_beta_stays(example
 
 
 def test_a_flow_model_gets_a_beta_that_learns_and_nothing_else_changes(examples):
-    config = TrainingConfig(beta=None, steps=SHORT, learning_rate=1e-3, batch_size=2)
+    config = TrainingConfig(beta=None, weighting="uniform", steps=SHORT, learning_rate=1e-3, batch_size=2)
     denoiser = toy.ToyDenoiser(AdapterConfig(rank=4, layers="all linear"), base="flow")
     before = {name: p.detach().clone() for name, p in denoiser.trainable().items()}
     calls = []
@@ -89,5 +89,5 @@ def test_an_interrupt_of_the_calibration_leaves_everything_as_it_was(examples):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        with_beta(TrainingConfig(beta=None, learning_rate=0.1), denoiser, examples, callback=stop)
+        with_beta(TrainingConfig(beta=None, weighting="uniform", learning_rate=0.1), denoiser, examples, callback=stop)
     assert all(p.abs().max() == 0 for name, p in denoiser.trainable().items() if name.endswith("up"))

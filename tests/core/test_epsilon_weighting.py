@@ -91,7 +91,8 @@ HELD = [{}, {"preservation_prompts": "one; two", "preservation_weight": 5.0}]
 @pytest.mark.parametrize("reduction", ["per-sample", "batch-mean"])
 def test_loss_and_gradient_are_those_of_the_implied_noises(prediction, objective, masked, reduction, held):
     held = held | ({"mask_prior": 5.0} if held and masked else {})
-    config = TrainingConfig(objective=objective, beta=0.003, batch_size=3, reduction=reduction, **held)
+    own = {"objective": objective, "weighting": "uniform", "reduction": reduction}
+    config = TrainingConfig(**own, beta=0.003, batch_size=3, **held)
     like = examples(masked, prior=config.with_prior)
     weighted = TrainingConfig(**config.as_dict() | {"weighting": "epsilon"})
     schedule = SCHEDULES[prediction]
@@ -134,6 +135,24 @@ def test_validation_margins_are_weighted_as_the_loss_is(prediction):
     native = Validation(Small(schedule, as_epsilon=False), like, config).score(1).margin
     expected = Validation(Small(schedule, as_epsilon=True), like, TrainingConfig()).score(1).margin
     assert native == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("prediction", list(SCHEDULES))
+def test_left_alone_dco_compares_noises_and_plain_losses_and_a_found_beta_the_models_own_errors(prediction):
+    like, network = examples(masked=False), Small(SCHEDULES[prediction], as_epsilon=False)
+    spaces = {"dco": "epsilon", "dco-prior": "epsilon", "dreambooth": "uniform", "mapo": "uniform"}
+    for objective, space in spaces.items():
+        left = TrainingConfig(objective=objective, beta=0.003, batch_size=3)
+        said = dataclasses.replace(left, weighting=space)
+        own = examples(masked=False, prior=left.with_prior)
+        assert torch.equal(*(loss_and_gradient(network, own, config)[1] for config in (left, said)))
+        assert with_beta(left, network, own) == said
+    left = TrainingConfig(beta=None, batch_size=2, steps=90, learning_rate=1e-2)
+    assert with_beta(left, network, like) == dataclasses.replace(left, beta=1.0, weighting="epsilon")
+    found = with_beta(dataclasses.replace(left, automatic_beta="images"), network, like)
+    assert found == with_beta(dataclasses.replace(left, weighting="uniform", automatic_beta="images"), network, like)
+    assert found.weighting == "uniform" and found.beta != 1.0
+    assert is_calibrated(dataclasses.replace(left, weighting="uniform"), network)
 
 
 def test_an_unknown_weighting_names_the_known_ones():

@@ -33,10 +33,10 @@ def test_defaults_are_the_papers_and_its_authors():
         1,
         1,
     )
-    assert (config.offset_noise, config.caption_dropout, config.weighting, config.ema_decay) == (
+    assert (config.offset_noise, config.caption_dropout, config.settled_weighting, config.ema_decay) == (
         0.0,
         0.0,
-        "uniform",
+        "epsilon",  # errors of the noise, whatever the model predicts
         0.0,
     )
     assert (config.prior_weight, config.snr_gamma) == (1.0, 5.0)

@@ -123,7 +123,7 @@ def replay(world, draws, config, start, start_rows, n_prior, masked, class_ids):
         return (squared * mask).sum() / (mask.sum() * len(squared))
 
     def weight(d):
-        if config.weighting == "uniform":
+        if config.weighting != "min-snr":
             return 1.0
         snr = float(signal[d.t] / (1 - signal[d.t]))
         return min(snr, config.snr_gamma) / snr

@@ -216,13 +216,18 @@ def test_the_choice_of_layers_is_what_the_file_holds(host, sdxl, photos, changes
     assert all(t.ndim == 4 for t in convolution)
 
 
-def test_the_automatic_beta_is_the_papers_for_epsilon_and_its_own_for_flow(host, sd15, photos):
+def test_the_automatic_beta_is_the_papers_on_errors_of_the_noise_and_found_on_the_models_own(host, sd15, photos):
     assert "beta 1." in run(host, "sd15", objective__beta=0.0, steps=1)[2]
     on_images = run(host, "sd15", **FOUND, steps=1)[1]["dco.beta"]
     assert 0 < float(on_images) != 1.0
-    tensors, header, report = run(host, objective__beta=0.0)
-    assert 0 < float(header["dco.beta"]) != 1.0
-    assert f"beta {float(header['dco.beta']):.4g}" in report
+    _, header, report = run(host, objective__beta=0.0)
+    assert float(header["dco.beta"]) == 1.0 and "beta 1." in report
+    assert json.loads(header["dco.config"])["weighting"] == "epsilon"
+    for options in (FOUND, {"objective__beta": 0.0, "weighting": "uniform"}):
+        _, header, report = run(host, **options)
+        assert 0 < float(header["dco.beta"]) != 1.0
+        assert f"beta {float(header['dco.beta']):.4g}" in report
+        assert json.loads(header["dco.config"])["weighting"] == "uniform"
 
 
 def test_the_rank_and_the_resolution_are_the_ones_asked_for(host, sd15, photos):
