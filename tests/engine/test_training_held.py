@@ -38,10 +38,10 @@ def test_the_loss_is_the_objectives_and_the_distances_by_hand(family, objective)
     shape = FAMILIES[family].latent
     adapter = host.pack("dco_core.network.lora_layers").AdapterConfig(rank=2)
     config = pack("config").TrainingConfig
-    plain = config(objective=objective, beta=0.05, batch_size=2, seed=4)
+    plain = config(objective=objective, beta=0.05, weighting="uniform", batch_size=2, seed=4)
     held = config(
-        objective=objective, beta=0.05, batch_size=2, seed=4, mask_prior=3.0, preservation_weight=2.0,
-        preservation_prompts="a; b; c",
+        objective=objective, beta=0.05, weighting="uniform", batch_size=2, seed=4, mask_prior=3.0,
+        preservation_weight=2.0, preservation_prompts="a; b; c",
     )  # fmt: skip
     with host.pack("nodes.host.training.network").training_session(small_model(family), adapter) as denoiser:
         denoiser.text_family = family
