@@ -40,8 +40,8 @@ class DCOLoRAArithmeticMerge(io.ComfyNode):
             node_id="DCOLoRAArithmeticMerge", display_name="LoRA Arithmetic Merge (DCO)",
             category="model/merging",
             description="dW = weight_1 dW_1 + weight_2 dW_2 + ...: the exact weighted sum of any number of LoRAs, "
-            "of any rank and alpha, as one LoRA. LoRAs trained with DCO stay close to the base model, so that a "
-            "subject and a style merge without further training (Sec. 5.3).",
+            "of any rank and alpha, as one LoRA. The paper so adds a subject and a style, both trained with DCO, "
+            "without further training (Sec. 5.3).",
             search_aliases=[
                 "merge lora", "lora merge", "combine lora", "resize lora", "my subject in my style",
                 "ziplora", "ties", "dare", "dco",
