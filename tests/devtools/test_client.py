@@ -54,11 +54,23 @@ class StubHost(BaseHTTPRequestHandler):
         for byte in range(0, len(self.frames), 7):  # in crumbs, as a network may deliver them
             self.wfile.write(self.frames[byte : byte + 7])
             self.wfile.flush()
-        while self.rfile.read(1) not in (b"", b"\x88"):  # until the client goes, or says that it will
+        while self._opcode() not in (None, 8):  # until the client goes, or says that it will
             pass
         self.wfile.write(b"\x88\x00")  # whose farewell is answered: it waits for that
         self.wfile.flush()
         self.close_connection = True
+
+    def _opcode(self) -> int | None:
+        """Of the client's next frame, which is read whole: what it hides behind its mask may be any bytes. None at the
+        end."""
+        head = self.rfile.read(2)
+        if len(head) < 2:
+            return None
+        length = head[1] & 0x7F
+        if length > 125:
+            length = int.from_bytes(self.rfile.read(2 if length == 126 else 8), "big")
+        self.rfile.read(4 + length)  # mask and payload
+        return head[0] & 0x0F
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass
