@@ -12,6 +12,7 @@ from PIL import Image
 
 from dco_core.cli.commands import main
 from dco_core.errors import DCOError
+from dco_core.evidence import runner as runner_module
 from dco_core.evidence import setting as setting_module
 from dco_core.evidence import workspace as workspace_module
 from dco_core.evidence.job_scores import Scorer
@@ -20,7 +21,7 @@ from dco_core.evidence.pictures import draw, with_lora
 from dco_core.evidence.runner import devices, run
 from dco_core.evidence.setting import setting_for
 from dco_core.evidence.snapshots import LORA
-from dco_core.evidence.study import METHODS, PLAIN, load_study, study_from
+from dco_core.evidence.study import BASE, METHODS, PLAIN, load_study, study_from
 from dco_core.evidence.tables import read_table
 from dco_core.evidence.workspace import Workspace
 from dco_core.lora import LoraLayer, read_lora
@@ -385,3 +386,17 @@ def test_references_that_another_job_has_written_are_taken_as_they_are(tmp_path)
     assert setting.references("toy", "comprehensive") == folder
     assert (folder / "0.txt").read_text(encoding="utf-8") == "a <toy>, by the other job"
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+def test_jobs_of_a_study_that_one_process_does_share_what_a_unit_has(tmp_path, monkeypatch):
+    scorers = []
+
+    def noted(self, job, *rest):
+        scorers.append(self)
+
+    monkeypatch.setattr(Scorer, "score", noted)
+    study, (one, two) = small(), [job for job in jobs_of(small())[0] if job.method == BASE][:2]
+    for job in (one, two):
+        runner_module._one(study, tmp_path, job, None)
+    runner_module._one(small(w_text=3.0), tmp_path, one, None)
+    assert scorers[0] is scorers[1] is not scorers[2]
